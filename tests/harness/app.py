@@ -1,0 +1,50 @@
+"""The Celery app that the tests' workers run. Its configuration comes as JSON by environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from celery import Celery, Task
+
+CONFIGURATION = "WORKER_GUARD_TEST_CONFIGURATION"
+UNGUARDED = "WORKER_GUARD_TEST_UNGUARDED"
+
+app = Celery("harness")
+app.conf.update(
+    broker_connection_retry_on_startup=True,
+    worker_send_task_events=False,
+    task_default_queue="work",
+    broker_transport_options={"visibility_timeout": 3600},
+    **json.loads(os.environ.get(CONFIGURATION, "{}")),
+)
+
+if not os.environ.get(UNGUARDED):
+    from worker_guard import WorkerGuard
+
+    app.steps["worker"].add(WorkerGuard)
+
+
+@app.task(name="harness.add")
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task(name="harness.sleep")
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+@app.task(name="harness.retry_once", bind=True, max_retries=1)
+def retry_once(self: Task, value: Any) -> Any:
+    if not self.request.retries:
+        raise self.retry(countdown=0.1)
+    return value
+
+
+@app.task(name="harness.pid")
+def pid() -> int:
+    return os.getpid()

@@ -1,0 +1,105 @@
+"""The bootstep: what ``app.steps["worker"].add(WorkerGuard)`` puts into a worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+from celery.utils.log import get_logger
+
+from worker_guard import remote as _remote  # noqa: F401 - registers the remote commands
+from worker_guard.errors import SettingError
+from worker_guard.settings import read_settings
+
+if TYPE_CHECKING:
+    from worker_guard.guard import Guard
+
+logger = get_logger(__name__)
+
+
+class WorkerGuard(bootsteps.StartStopStep):
+    """Lets the worker heal itself. Add it to ``app.steps["worker"]``; settings are optional.
+
+    Raises:
+        SettingError: at worker start, on a bad ``worker_guard_*`` setting.
+    """
+
+    label = "WorkerGuard"
+
+    # After the statedb was read; and started before, so stopped after, the consumer alone: by
+    # then no message is consumed any more, and the statedb is not yet written.
+    requires = ("celery.worker.components:StateDB", "celery.worker.components:Pool")
+
+    def __init__(self, worker: Any, guard_dry_run: bool = False, **kwargs: Any) -> None:
+        from worker_guard.reporting import structlog_is_configured
+
+        self.settings = read_settings(
+            worker.app.conf,
+            dry_run=bool(guard_dry_run),
+            structlog_configured=structlog_is_configured(),
+        )
+        self.enabled = self.settings.enabled
+        if guard_dry_run and not self.enabled:
+            raise SettingError(
+                "--guard-dry-run was given, but worker_guard_enabled is False; "
+                "remove the one or the other"
+            )
+        self.guard: Guard | None = None
+        super().__init__(worker, **kwargs)
+        if self.enabled:
+            worker.app.steps["consumer"].add(GuardTimer)
+
+    def start(self, worker: Any) -> None:
+        """Start the guard. Its own failure is logged, and the worker runs without it."""
+        from worker_guard import __version__
+        from worker_guard.guard import Guard
+
+        try:
+            guard = Guard(worker, self.settings, version=__version__)
+            guard.start()
+        except Exception:
+            logger.exception("worker_guard could not start; the worker runs without it")
+        else:
+            self.guard = guard
+
+    def stop(self, worker: Any) -> None:
+        """Stop the guard at a warm shutdown."""
+        self._stop(worker, cold=False)
+
+    def terminate(self, worker: Any) -> None:
+        """Stop the guard at a cold shutdown."""
+        self._stop(worker, cold=True)
+
+    def _stop(self, worker: Any, *, cold: bool) -> None:
+        guard, self.guard = self.guard, None
+        worker.app.steps["consumer"].discard(GuardTimer)
+        if guard is not None:
+            guard.stop(cold=cold)
+
+
+class GuardTimer(bootsteps.StartStopStep):
+    """Arms the guard's timers for each broker connection.
+
+    A worker step can't: in Celery 5.3 to 5.6 its timers die with the connection.
+    """
+
+    label = "WorkerGuardTimer"
+    requires = ("celery.worker.consumer.mingle:Mingle",)
+
+    def start(self, consumer: Any) -> None:
+        """A connection was made."""
+        guard = guard_of(consumer.controller)
+        if guard is not None:
+            guard.arm(consumer)
+
+    def stop(self, consumer: Any) -> None:
+        """The connection is lost or given up."""
+        guard = guard_of(consumer.controller)
+        if guard is not None:
+            guard.disarm()
+
+
+def guard_of(worker: Any) -> Guard | None:
+    """The guard that runs in this worker, or None."""
+    step = worker.blueprint.steps.get(WorkerGuard.name)
+    return step.guard if isinstance(step, WorkerGuard) else None

@@ -1,0 +1,265 @@
+"""The one module that touches what Celery, kombu and billiard do not document.
+
+Read and run against Celery 5.3.6, 5.4.0, 5.5.3, 5.6.3 and 5.7.0. Each function says what it
+relies on. Where something is missing on another release the function raises
+:exc:`MissingInternalError`, and the part that needs it stays off and says so.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from typing import Any, Protocol
+
+from celery import concurrency
+from celery.backends.base import BaseKeyValueStoreBackend
+from celery.worker import control, request, state
+from kombu.utils.encoding import bytes_to_str
+
+from worker_guard.errors import WorkerGuardError
+from worker_guard.revoked.ledger import Source
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_source: contextvars.ContextVar[Source] = contextvars.ContextVar(
+    "worker_guard_source", default=Source.OPERATOR
+)
+
+#: The key under which operators' ids stand in the statedb, beside Celery's own keys.
+STATEDB_KEY = "worker_guard"
+
+#: No heap has this overload, so that no discard rebuilds it.
+_NEVER = float("inf")
+
+
+class MissingInternalError(WorkerGuardError):
+    """This Celery release lacks an attribute that a part of the guard builds on.
+
+    That part is off; the others work. Report the release to the project.
+    """
+
+
+class RevokedSet(Protocol):
+    """What the guard uses of ``celery.worker.state.revoked``, a ``LimitedSet``."""
+
+    expires: float
+
+    def __contains__(self, task_id: object) -> bool: ...
+    def __len__(self) -> int: ...
+    def add(self, item: str, now: float | None = None) -> None: ...
+    def discard(self, item: str) -> None: ...
+    def as_dict(self) -> dict[str, float]: ...
+
+
+class _Namespace(MutableMapping[str, Any]):
+    """The attributes that stand on an object or class itself, as a mapping."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self._owner)[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self._owner, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self._owner, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self._owner))
+
+    def __len__(self) -> int:
+        return len(vars(self._owner))
+
+
+class Hook:
+    """A function wrapped where it stands, and put back by :meth:`undo`.
+
+    Where somebody wrapped it again meanwhile, the hook stays in their chain and only passes on.
+    """
+
+    def __init__(self, place: MutableMapping[str, Any], name: str, wrap: Wrap) -> None:
+        self._place, self._name = place, name
+        self._owned = name in place
+        before = place.get(name)
+        if before is None and isinstance(place, _Namespace):
+            before = getattr(place._owner, name, None)
+        if before is None:
+            raise MissingInternalError(f"this Celery release has no {name!r} to hook into")
+        self._before = before
+        self._active = True
+        wrapped = wrap(before)
+
+        @functools.wraps(before)
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            return (wrapped if self._active else before)(*args, **kwargs)
+
+        self._hooked = hooked
+        place[name] = hooked
+
+    def undo(self) -> None:
+        """Put back what was there before."""
+        self._active = False
+        if self._place.get(self._name) is not self._hooked:
+            return
+        if self._owned:
+            self._place[self._name] = self._before
+        else:
+            del self._place[self._name]
+
+
+def _coming_from(source: Source) -> Wrap:
+    """Make a wrapper under which whatever is added to the set is said to come from ``source``."""
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            # A context variable, not a flag: with gevent another greenlet can run an operator's
+            # revoke while this call waits for the network or for a log handler's lock.
+            token = _source.set(source)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _source.reset(token)
+
+        return wrapper
+
+    return wrap
+
+
+def watch_revoked_set(
+    worker: Any, on_added: Callable[[str, Source, float | None], None]
+) -> list[Hook]:
+    """Have ``on_added(task_id, source, stamp)`` called for each id added to the revoked set.
+
+    Relies on: ``state.revoked`` being a ``LimitedSet`` whose ``update`` calls ``self.add``;
+    ``Request.maybe_expire`` adding the expired id; the remote command ``hello`` and the consumer
+    step Mingle adding what peers sent. An id added while none of these three runs counts as an
+    operator's, which is the safe side when a release adds a way in.
+    """
+
+    def wrap_add(add: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_add(item: str, now: float | None = None) -> Any:
+            added = add(item, now)
+            on_added(item, _source.get(), now)
+            return added
+
+        return watched_add
+
+    hooks: list[Hook] = []
+    try:
+        hooks.append(Hook(_Namespace(state.revoked), "add", wrap_add))
+        expiry = _coming_from(Source.EXPIRY)
+        hooks.append(Hook(_Namespace(request.Request), "maybe_expire", expiry))
+        hooks.append(Hook(control.Panel.data, "hello", _coming_from(Source.FOREIGN)))
+        mingle = _consumer_step(worker, "celery.worker.consumer.mingle.Mingle")
+        if mingle is not None:
+            hooks.append(Hook(_Namespace(mingle), "sync", _coming_from(Source.FOREIGN)))
+    except MissingInternalError:
+        for hook in reversed(hooks):
+            hook.undo()
+        raise
+    return hooks
+
+
+def _consumer_step(worker: Any, name: str) -> Any:
+    """An included step of the consumer's blueprint, or None."""
+    step = worker.consumer.blueprint.steps.get(name)
+    return step if step in worker.consumer.steps else None
+
+
+class Discarding:
+    """Takes ids out of the set, in place, without rebuilding its heap for each few of them.
+
+    Relies on ``LimitedSet.max_heap_percent_overload`` and ``_refresh_heap``. One rebuild for all
+    (:meth:`finish`) is cheaper; and it must come: in 5.6.3 and before an entry that ``discard``
+    left in the heap takes an id that was added again with it when its own time is over.
+    """
+
+    def __init__(self, revoked: Any) -> None:
+        self._revoked = revoked
+        self._refresh = getattr(revoked, "_refresh_heap", None)
+        if not hasattr(revoked, "max_heap_percent_overload"):
+            self._refresh = None
+        self._held = False
+
+    def clear(self, task_ids: Iterable[str]) -> None:
+        """Take these ids out."""
+        if self._refresh is not None and not self._held:
+            self._held = True
+            self._revoked.max_heap_percent_overload = _NEVER
+        discard = self._revoked.discard
+        for task_id in task_ids:
+            discard(task_id)
+
+    def finish(self) -> None:
+        """Bring the heap in line with what is left; to be called once after the last clear."""
+        if self._held:
+            self._held = False
+            del self._revoked.max_heap_percent_overload
+            assert self._refresh is not None
+            self._refresh()
+
+
+def pool_name(worker: Any) -> str:
+    """The pool as ``-P`` names it: prefork, solo, threads, gevent …
+
+    Relies on ``celery.concurrency.ALIASES``; a pool of the user's own gets its class's path.
+    """
+    path = f"{worker.pool_cls.__module__}:{worker.pool_cls.__qualname__}"
+    aliases = getattr(concurrency, "ALIASES", {})
+    names = [alias for alias, target in aliases.items() if target == path]
+    return str(names[0]) if names else path
+
+
+def statedb(worker: Any) -> MutableMapping[str, Any] | None:
+    """The open statedb, or None where the worker has none.
+
+    Relies on ``worker._persistence.db``, a shelf that Celery writes at exit and from which it
+    takes only the keys that it knows.
+    """
+    persistence = getattr(worker, "_persistence", None)
+    return None if persistence is None else persistence.db
+
+
+def redis_client(backend: Any, timeout_s: float) -> Any:
+    """A Redis client of the guard's own for the server of this result backend.
+
+    Relies on ``RedisBackend.connparams`` and ``_create_client``, which serve Sentinel, TLS and
+    sockets as the backend is configured. The backend's own client waits for minutes.
+    """
+    from redis.backoff import NoBackoff
+    from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.retry import Retry
+
+    params = dict(backend.connparams, socket_timeout=timeout_s)
+    if "path" not in params:
+        params["socket_connect_timeout"] = timeout_s
+    params.pop("retry_on_timeout", None)
+    # Once more, at once: the pooled connection is stale after the server was restarted.
+    params["retry"] = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
+    return backend._create_client(**params)
+
+
+def key_prefix(backend: Any) -> str:
+    """The ``global_keyprefix`` of a key-value result backend, ``""`` where there is none.
+
+    Relies on ``task_keyprefix``: the class's value, behind the global prefix on an instance.
+    """
+    to_str: Callable[[Any], str] = bytes_to_str
+    return to_str(backend.task_keyprefix).removesuffix(to_str(type(backend).task_keyprefix))
+
+
+def is_key_value(backend: Any) -> bool:
+    """Whether the result backend stores values under keys that the guard can read and write."""
+    return isinstance(backend, BaseKeyValueStoreBackend)
+
+
+def is_redis(backend: Any) -> bool:
+    """Whether the result backend is Redis (Sentinel included)."""
+    return (
+        is_key_value(backend)
+        and hasattr(backend, "connparams")
+        and hasattr(backend, "_create_client")
+    )

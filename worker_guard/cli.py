@@ -1,0 +1,63 @@
+"""What worker_guard adds to the ``celery`` command. Every celery command imports this module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from celery.bin.base import CeleryOption
+from celery.bin.control import control, inspect
+from celery.bin.worker import worker
+
+from worker_guard.bootstep import WorkerGuard
+from worker_guard.remote import guard as guard_state
+from worker_guard.remote import guard_sweep
+
+_NO_STEP = (
+    "--guard-dry-run needs the guard, and this app has none. Add to the module of the app:\n\n"
+    "    from worker_guard import WorkerGuard\n"
+    '    app.steps["worker"].add(WorkerGuard)'
+)
+
+
+def _needs_the_step(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+    if value and WorkerGuard not in ctx.obj.app.steps["worker"]:
+        raise click.UsageError(_NO_STEP, ctx=ctx)
+    return value
+
+
+def _extend_worker() -> None:
+    """Give ``celery worker`` its option; its value reaches the step as ``guard_dry_run``."""
+    if all(option.name != "guard_dry_run" for option in worker.params):
+        worker.params.append(
+            CeleryOption(
+                ["--guard-dry-run"],
+                is_flag=True,
+                default=False,
+                callback=_needs_the_step,
+                help_group="Worker Guard Options",
+                help="The guard measures, decides and logs, but changes nothing.",
+            )
+        )
+
+
+def _extend_choices(command: Any, name: str) -> None:
+    """Let ``celery inspect`` and ``celery control`` accept a command of ours.
+
+    Celery 5.3 fixes the names that they accept when it is imported; later releases look each up.
+    """
+    for param in command.params:
+        choices = getattr(param.type, "choices", None)
+        if param.name == "action" and choices is not None and name not in choices:
+            param.type = click.Choice([*choices, name])
+
+
+_extend_worker()
+_extend_choices(inspect, guard_state.__name__)
+_extend_choices(control, guard_sweep.__name__)
+
+
+@click.group(name="guard", cls=click.Group)
+@click.pass_context
+def guard(ctx: click.Context) -> None:
+    """See what the guards of the workers do."""

@@ -1,0 +1,129 @@
+"""The catalogue: every event that worker_guard reports, with its fields.
+
+Durations end in ``_s`` (seconds), sizes in ``_bytes``. :mod:`worker_guard.reporting` adds the
+fields that all events share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+Level = Literal["debug", "info", "warning", "error"]
+Trigger = Literal["timer", "schedule", "control", "task", "cli"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that the guard saw or did."""
+
+    name: ClassVar[str]
+
+    @property
+    def level(self) -> Level:
+        """The level to log this event at."""
+        return "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """The guard runs; ``parts`` maps each part to ``"on"`` or to the reason why it is off."""
+
+    name: ClassVar[str] = "worker_guard.started"
+
+    version: str
+    celery_version: str
+    pool: str
+    concurrency: int
+    parts: Mapping[str, str]
+    settings: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevokedKept:
+    """Ids that a sweep left in the revoked set, by the reason why."""
+
+    operator: int = 0
+    unproven: int = 0
+    grace: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanupCompleted(Event):
+    """A sweep came to its end. In a dry run the counts are what it would have done."""
+
+    name: ClassVar[str] = "worker_guard.cleanup_completed"
+
+    revoked_tasks_cleared: int = 0
+    expired_results_deleted: int = 0
+    task_states_cleaned: int = 0
+    revoked_tasks_kept: RevokedKept = field(default_factory=RevokedKept)
+    keys_scanned: int = 0
+    keys_unreadable: int = 0
+    trigger: Trigger = "timer"
+    duration_s: float = 0.0
+
+    @property
+    def level(self) -> Level:
+        """``info`` where something was done or somebody asked, else ``debug``."""
+        did = self.revoked_tasks_cleared or self.expired_results_deleted or self.task_states_cleaned
+        return "info" if did or self.trigger != "timer" else "debug"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackfillCauses:
+    """Why tasks expired: they waited too long, or were sent with an ``expires`` in the past."""
+
+    waited_in_queue: int = 0
+    born_expired: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpiredBackfillDetected(Event):
+    """Many tasks expired since the last sweep: workers were down, or are behind.
+
+    ``waited_s_*`` are None where no message said when it was sent.
+    """
+
+    name: ClassVar[str] = "worker_guard.expired_backfill_detected"
+
+    expired_tasks: int
+    tasks: Mapping[str, int]
+    waited_s_p50: float | None
+    waited_s_max: float | None
+    causes: BackfillCauses
+
+    @property
+    def level(self) -> Level:
+        """Always ``warning``."""
+        return "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartFailed(Event):
+    """A part of the guard raised. The worker goes on; the part is tried again later."""
+
+    name: ClassVar[str] = "worker_guard.part_failed"
+
+    part: str
+    error: str
+    consecutive_failures: int
+    retry_in_s: float
+
+    @property
+    def level(self) -> Level:
+        """Always ``error``."""
+        return "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Event):
+    """The guard has stopped; the counts are totals since its start."""
+
+    name: ClassVar[str] = "worker_guard.stopped"
+
+    revoked_tasks_cleared: int
+    expired_results_deleted: int
+    task_states_cleaned: int
+    children_recycled: int

@@ -1,0 +1,225 @@
+"""The guard of one worker: its parts put together, started, armed and stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import celery
+from celery.worker import state
+
+from worker_guard import celery_internals
+from worker_guard.containment import Containment
+from worker_guard.events import CleanupCompleted, Event, Started, Stopped, Trigger
+from worker_guard.reporting import Reporter, open_log
+from worker_guard.revoked.backfill import Backfill
+from worker_guard.revoked.ledger import Origin
+from worker_guard.revoked.records import Records, open_records
+from worker_guard.revoked.sweeper import Actor, DryRun, Marker, Sweeper, Totals
+from worker_guard.revoked.watch import RevokedWatch
+from worker_guard.scheduler import SLICE_S, Later, Part, Scheduler, run_to_end
+from worker_guard.settings import Settings
+
+#: The last sweep takes no longer, so that a worker that is told to stop does.
+_LAST_SWEEP_S = 1.0
+
+_ON = "on"
+
+
+class Guard:
+    """All that runs inside one worker.
+
+    A part that can't run on this release, or with this configuration, is off, with its reason in
+    :attr:`parts`; the others run.
+    """
+
+    def __init__(self, worker: Any, settings: Settings, *, version: str) -> None:
+        self._worker = worker
+        self._settings = settings
+        self._version = version
+        self._monotonic: Callable[[], float] = time.monotonic
+        self.parts: dict[str, str] = {}
+        self._totals = Totals()
+        self._last_cleanup: CleanupCompleted | None = None
+
+        log, self._close_log = open_log(settings.log_format)
+        self._reporter = Reporter(log, worker=worker.hostname, dry_run=settings.dry_run)
+        self._compose()
+
+    def _compose(self) -> None:
+        settings = self._settings
+        records = self._open_records()
+        backfill = Backfill()
+        self._pending_marks: dict[str, None] = {}
+        self._watch = RevokedWatch(
+            backfill=backfill,
+            monotonic=self._monotonic,
+            on_operator=self._operator_revoked,
+            on_error=self._contained("revoked_watch"),
+        )
+        actor: Actor = DryRun() if settings.dry_run else celery_internals.Discarding(state.revoked)
+        self._sweeper = Sweeper(
+            interval_s=settings.interval,
+            grace_s=settings.revoked_grace,
+            ledger=self._watch.ledger,
+            revoked=state.revoked,
+            actor=actor,
+            records=records if settings.revoked_verify else None,
+            lookups=self._containment("revoked_verify"),
+            backfill=backfill,
+            totals=self._totals,
+            report=self._report,
+            monotonic=self._monotonic,
+        )
+        parts: list[Part] = [self._sweeper]
+        self._marker: Marker | None = None
+        if records is not None and not settings.dry_run:
+            self._marker = Marker(
+                interval_s=settings.interval, pending=self._pending_marks, store=records
+            )
+            parts.append(self._marker)
+        self._scheduler = Scheduler(parts, report=self._report, monotonic=self._monotonic)
+
+    def _open_records(self) -> Records | None:
+        off: str | None = None
+        records: Records | None = None
+        try:
+            records = open_records(
+                self._worker.app.backend, revoke_expires_s=float(state.revoked.expires)
+            )
+        except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
+            off = str(exc) or repr(exc)
+        self.parts["revoked_verify"] = off or _ON
+        if not self._settings.revoked_verify:
+            self.parts["revoked_verify"] = "worker_guard_revoked_verify is False"
+        self.parts["operator_marks"] = off or ("a dry run" if self._settings.dry_run else _ON)
+        return records
+
+    # -- the worker's life -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to watch, and report that the guard runs."""
+        try:
+            self._watch.start(self._worker)
+            self.parts["revoked"] = _ON
+        except celery_internals.MissingInternalError as exc:
+            self.parts["revoked"] = str(exc)
+        self._report(
+            Started(
+                version=self._version,
+                celery_version=celery.__version__,
+                pool=celery_internals.pool_name(self._worker),
+                concurrency=self._worker.concurrency,
+                parts=dict(sorted(self.parts.items())),
+                settings=self._settings.named(),
+            )
+        )
+
+    def arm(self, consumer: Any) -> None:
+        """The consumer has a connection: tick by its timer."""
+        timer = consumer.timer
+        later: Later = timer.call_after
+        if consumer.hub is None:
+            # Without an event loop the timer is a thread or a greenlet of its own, and the set
+            # is not made for two threads.
+            def later(delay_s: float, tick: Callable[[], None]) -> None:
+                timer.call_after(delay_s, consumer.call_soon, (tick,))
+
+        self._scheduler.arm(later)
+
+    def disarm(self) -> None:
+        """The consumer's connection is gone, and on some releases its timers with it."""
+        self._scheduler.disarm()
+
+    def stop(self, *, cold: bool = False) -> None:
+        """Sweep for the last time, before the statedb is written, and undo every hook.
+
+        A ``cold`` shutdown asks the result backend nothing.
+        """
+        self._scheduler.disarm()
+        try:
+            if self._marker is not None and not cold:
+                run_to_end(self._marker.round())
+            until = self._monotonic() + _LAST_SWEEP_S
+            last = replace(
+                self._sweeper,
+                grace_s=0.0,
+                records=None if cold else self._sweeper.records,
+            )
+            run_to_end(last.round(), until=lambda: self._monotonic() >= until)
+        except Exception as exc:  # noqa: BLE001 - reported; the worker goes on stopping
+            self._contained("last_sweep")(exc)
+        finally:
+            self._watch.stop(self._worker)
+            self._report(
+                Stopped(
+                    revoked_tasks_cleared=self._totals.revoked_tasks_cleared,
+                    expired_results_deleted=self._totals.expired_results_deleted,
+                    task_states_cleaned=self._totals.task_states_cleaned,
+                    children_recycled=self._totals.children_recycled,
+                )
+            )
+            self._close_log()
+
+    # -- remote commands -------------------------------------------------------------------
+
+    def sweep(self, *, dry_run: bool, trigger: Trigger = "control") -> CleanupCompleted | None:
+        """Sweep now; None: it takes more than one slice, and the log will say what came of it."""
+        sweeper = self._sweeper
+        if dry_run and not self._settings.dry_run:
+            preview = self._reporter.as_dry_run()
+            sweeper = sweeper.preview(lambda event: self._report(event, preview))
+        self._last_cleanup, before = None, self._last_cleanup
+        deadline = self._monotonic() + SLICE_S
+        slices = sweeper.round(trigger)
+        if not run_to_end(slices, until=lambda: self._monotonic() >= deadline):
+            self._scheduler.go_on(sweeper.name, slices)
+        done, self._last_cleanup = self._last_cleanup, self._last_cleanup or before
+        return done
+
+    def describe(self) -> dict[str, Any]:
+        """The state of this guard: counts, whatever the set's size, and never ids."""
+        count = self._watch.ledger.count
+        return {
+            "version": self._version,
+            "dry_run": self._settings.dry_run,
+            "parts": dict(sorted(self.parts.items())),
+            "consecutive_failures": self._scheduler.failures(),
+            "revoked": {
+                "total": len(state.revoked),
+                "operator": count(Origin.OPERATOR),
+                "expired": count(Origin.EXPIRED),
+                "foreign": count(Origin.FOREIGN) + count(Origin.EXPIRING),
+                "stamps": len(state.revoked_stamps),
+            },
+            "totals": asdict(self._totals),
+            "last_cleanup": asdict(self._last_cleanup) if self._last_cleanup else None,
+        }
+
+    # -- what the parts are given ----------------------------------------------------------
+
+    def _report(self, event: Event, reporter: Reporter | None = None) -> None:
+        if isinstance(event, CleanupCompleted):
+            self._last_cleanup = event
+        (reporter or self._reporter)(event)
+
+    def _containment(self, part: str) -> Containment:
+        return Containment(part, first_pause_s=self._settings.interval, report=self._report)
+
+    def _contained(self, part: str) -> Callable[[Exception], None]:
+        containment = self._containment(part)
+
+        def on_error(exc: Exception) -> None:
+            now = self._monotonic()
+            # One line for each pause, not one for each id.
+            if containment.ready(now):
+                containment.failed(exc, now)
+
+        return on_error
+
+    def _operator_revoked(self, task_id: str) -> None:
+        if self._marker is not None:
+            self._pending_marks[task_id] = None
+            self._scheduler.hasten(self._marker.name)

@@ -1,0 +1,139 @@
+"""Events to log lines: the one module that calls structlog and logging."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+from worker_guard.events import Event
+
+LOGGER = "worker_guard"
+
+#: The password in a URL, wherever an error's text quotes one.
+_PASSWORD = re.compile(r"(?<=://)([^\s:/@]*):[^\s@]+(?=@)")
+
+
+class Reporter:
+    """Logs events, each with the fields that all events share. Never raises."""
+
+    def __init__(self, log: Any, *, worker: str, dry_run: bool) -> None:
+        self._log = log
+        self._worker = worker
+        self._dry_run = dry_run
+
+    def __call__(self, event: Event) -> None:
+        """Log one event at its level."""
+        try:
+            method = getattr(self._log, event.level)
+            method(event.name, **self._shared(event.level), **_masked(asdict(event)))
+        except Exception:
+            # Not as an event: that way just failed. The worker's log still hears of it.
+            logging.getLogger(LOGGER).exception("%s could not be reported", event.name)
+
+    def as_dry_run(self) -> Reporter:
+        """A reporter whose events say that nothing was changed."""
+        return Reporter(self._log, worker=self._worker, dry_run=True)
+
+    def _shared(self, level: str) -> dict[str, Any]:
+        now = datetime.now(timezone.utc)
+        return {
+            "level": level,
+            "timestamp": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "logger": LOGGER,
+            "worker": self._worker,
+            "pid": os.getpid(),
+            "dry_run": self._dry_run,
+        }
+
+
+def _masked(value: Any) -> Any:
+    """The value with the passwords of URLs in it hidden."""
+    if isinstance(value, str):
+        return _PASSWORD.sub(r"\1:**", value)
+    if isinstance(value, Mapping):
+        return {key: _masked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(item) for item in value]
+    return value
+
+
+def _event_first(_log: Any, _method: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Begin each line with the event's name, for people who read them as they come."""
+    return {"event": fields.pop("event"), **fields}
+
+
+class _WorkersOwnDestination(logging.Handler):
+    """Writes a line, as it is, wherever the worker's own log goes.
+
+    It lends each of the root logger's handlers a bare formatter for the one line. So there is no
+    second file handle that a rotation would leave behind, and no lock but the handlers' own,
+    which :mod:`logging` renews in a forked child.
+    """
+
+    _bare = logging.Formatter("%(message)s")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's message without any prefix."""
+        last_resort = [logging.lastResort] if logging.lastResort else []
+        for handler in logging.getLogger().handlers or last_resort:
+            if record.levelno < handler.level:
+                continue
+            handler.acquire()
+            formatter = handler.formatter
+            try:
+                handler.formatter = self._bare
+                handler.handle(record)
+            finally:
+                handler.formatter = formatter
+                handler.release()
+
+    def createLock(self) -> None:  # noqa: N802
+        """Need no lock: the handlers that are written to have theirs."""
+        self.lock = None
+
+
+def structlog_is_configured() -> bool:
+    """Whether the application configured structlog."""
+    import structlog
+
+    return structlog.is_configured()
+
+
+def open_log(log_format: str) -> tuple[Any, Callable[[], None]]:
+    """A structlog logger for this ``worker_guard_log_format``, and what closes it again.
+
+    ``inherit`` is the application's own configuration. The other two write to the worker's own
+    log destination at the worker's own log level, and leave structlog's configuration alone.
+    """
+    import structlog
+
+    if log_format == "inherit":
+        return structlog.get_logger(LOGGER), lambda: None
+
+    logger = logging.getLogger(LOGGER)
+    propagate = logger.propagate
+    destination = _WorkersOwnDestination()
+    logger.addHandler(destination)
+    logger.propagate = False
+
+    def close() -> None:
+        logger.removeHandler(destination)
+        logger.propagate = propagate
+
+    renderer: Any = (
+        structlog.processors.JSONRenderer(default=str)
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    log = structlog.wrap_logger(
+        logger,
+        processors=[structlog.stdlib.filter_by_level, _event_first, renderer],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    return log, close

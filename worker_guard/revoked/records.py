@@ -1,0 +1,159 @@
+"""The result backend's records of revoked ids, and the marks of operators' revocations.
+
+A record alone is no proof. Where an operator revokes a task whose message expires as well, the
+expiry overwrites the record of the revoke (and before Celery 5.6 a revoke leaves none). So each
+guarded worker that hears an operator's revoke leaves a mark beside the results, and an id from
+elsewhere is proven only when its record says "expired" and no mark says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+from worker_guard import celery_internals
+from worker_guard.errors import WorkerGuardError
+from worker_guard.revoked.ledger import Verdict
+from worker_guard.revoked.record import judge
+
+MARK_PREFIX = "worker-guard-operator-"
+
+#: A record longer than this is no proof: that of an expired message is a few hundred bytes, and
+#: a batch of results of megabytes would hold the event loop.
+RECORD_LIMIT_BYTES = 64 * 1024
+
+#: A Redis that hangs costs a connect and an answer, so twice this at most.
+REDIS_TIMEOUT_S = 0.4
+
+
+class RecordsUnavailableError(WorkerGuardError):
+    """Ids from elsewhere can't be verified with this result backend; the message says why.
+
+    They stay in the set until Celery's ``REVOKE_EXPIRES``. To have them cleared on proof, use a
+    key-value result backend (Redis) with a serializer other than pickle.
+    """
+
+
+class Records(Protocol):
+    """Looks ids up, and marks them, in the result backend. Errors are the backend's own."""
+
+    def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
+        """What the records and marks say of each id; one round trip."""
+
+    def mark(self, task_ids: Collection[str]) -> None:
+        """Record that an operator revoked these ids."""
+
+
+class RedisRecords:
+    """Records in Redis, through a client of the guard's own with short timeouts."""
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        record_key: Callable[[str], str | bytes],
+        mark_prefix: str,
+        decode: Callable[[bytes], Any],
+        mark_ttl_s: float,
+    ) -> None:
+        self._client = client
+        self._record_key = record_key
+        self._mark_prefix = mark_prefix
+        self._decode = decode
+        self._mark_ttl_ms = int(mark_ttl_s * 1000)
+
+    def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
+        """What the records and marks say of each id; one round trip."""
+        # The record before the mark: read the other way round, a mark and an expiry that are
+        # written in between would look like an expiry alone.
+        with self._client.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.getrange(self._record_key(task_id), 0, RECORD_LIMIT_BYTES)
+            pipe.mget([self._mark_prefix + task_id for task_id in task_ids])
+            # A record of another type than string is an error of its own, and no proof.
+            *payloads, marks = pipe.execute(raise_on_error=False)
+        if isinstance(marks, Exception):
+            raise marks
+        return {
+            task_id: Verdict.OPERATOR if mark is not None else self._judge(payload)
+            for task_id, payload, mark in zip(task_ids, payloads, marks, strict=True)
+        }
+
+    def mark(self, task_ids: Collection[str]) -> None:
+        """Record that an operator revoked these ids."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.set(self._mark_prefix + task_id, b"1", px=self._mark_ttl_ms)
+            pipe.execute()
+
+    def _judge(self, payload: Any) -> Verdict:
+        if not isinstance(payload, bytes | str) or not 0 < len(payload) <= RECORD_LIMIT_BYTES:
+            return Verdict.UNPROVEN
+        return _judge_payload(payload, self._decode)
+
+
+class KeyValueRecords:
+    """Records in any other key-value backend, through Celery's own backend class."""
+
+    def __init__(self, backend: Any, *, mark_prefix: str) -> None:
+        self._backend = backend
+        self._mark_prefix = mark_prefix
+
+    def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
+        """What the records and marks say of each id; one round trip where there is ``mget``."""
+        backend = self._backend
+        payloads = self._get([backend.get_key_for_task(task_id) for task_id in task_ids])
+        marks = self._get([self._mark_key(task_id) for task_id in task_ids])
+        return {
+            task_id: Verdict.OPERATOR if mark else _judge_payload(payload, backend.decode)
+            for task_id, payload, mark in zip(task_ids, payloads, marks, strict=True)
+        }
+
+    def mark(self, task_ids: Collection[str]) -> None:
+        """Record that an operator revoked these ids."""
+        for task_id in task_ids:
+            self._backend.set(self._mark_key(task_id), b"1")
+
+    def _mark_key(self, task_id: str) -> Any:
+        return self._backend.key_t(self._mark_prefix + task_id)
+
+    def _get(self, keys: list[Any]) -> list[Any]:
+        try:
+            values = self._backend.mget(keys)
+        except NotImplementedError:
+            return [self._backend.get(key) for key in keys]
+        # memcached answers with a mapping of the keys that it has, the others with a list.
+        return [values.get(key) for key in keys] if hasattr(values, "get") else list(values)
+
+
+def _judge_payload(payload: Any, decode: Callable[[bytes], Any]) -> Verdict:
+    if not payload:
+        return Verdict.UNPROVEN
+    try:
+        return judge(decode(payload))
+    except Exception:  # noqa: BLE001 - whatever another program wrote there is no proof
+        return Verdict.UNPROVEN
+
+
+def open_records(backend: Any, *, revoke_expires_s: float) -> Records:
+    """The records of this result backend. Connects to nothing yet.
+
+    Raises:
+        RecordsUnavailableError: with the reason, for the start event.
+    """
+    kind = type(backend).__name__
+    if not celery_internals.is_key_value(backend):
+        raise RecordsUnavailableError(f"the result backend {kind} is not a key-value store")
+    if "pickle" in str(backend.serializer):
+        raise RecordsUnavailableError("results are pickled, and the guard unpickles nothing")
+    mark_prefix = celery_internals.key_prefix(backend) + MARK_PREFIX
+    if not celery_internals.is_redis(backend):
+        return KeyValueRecords(backend, mark_prefix=mark_prefix)
+    return RedisRecords(
+        celery_internals.redis_client(backend, REDIS_TIMEOUT_S),
+        record_key=backend.get_key_for_task,
+        mark_prefix=mark_prefix,
+        decode=backend.decode,
+        # A mark has to outlive both the revocation in any worker's set and the record beside it.
+        mark_ttl_s=max(2 * revoke_expires_s, backend.expires or 0, 86_400),
+    )

@@ -1,0 +1,222 @@
+"""The part that sweeps the revoked set, and the part that marks operators' revocations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import ClassVar, Protocol
+
+from worker_guard.containment import Containment
+from worker_guard.events import CleanupCompleted, Event, RevokedKept, Trigger
+from worker_guard.revoked.backfill import Backfill
+from worker_guard.revoked.ledger import Ledger, Origin, Verdict
+from worker_guard.scheduler import SLICE_S
+
+#: Ids decided on between two looks at the clock.
+_CHUNK = 100
+
+#: Ids looked up or marked in one round trip, which is one slice.
+LOOKUP_BATCH = 50
+
+
+class HeldIds(Protocol):
+    """The revoked set, to look at."""
+
+    expires: float
+
+    def __contains__(self, task_id: object) -> bool: ...
+
+
+class Actor(Protocol):
+    """What takes ids out of the set, or only says so."""
+
+    def clear(self, task_ids: Iterable[str]) -> None:
+        """Take these ids out."""
+
+    def finish(self) -> None:
+        """The last clear of this round is over."""
+
+
+class DryRun:
+    """Takes nothing out."""
+
+    def clear(self, task_ids: Iterable[str]) -> None:
+        """Leave these ids where they are."""
+
+    def finish(self) -> None:
+        """Nothing was taken out, so nothing is to be finished."""
+
+
+class RecordLookup(Protocol):
+    """Where ids from elsewhere are looked up."""
+
+    def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
+        """One round trip for all."""
+
+
+class MarkStore(Protocol):
+    """Where operators' revocations are marked."""
+
+    def mark(self, task_ids: Sequence[str]) -> None:
+        """One round trip for all."""
+
+
+@dataclass
+class Totals:
+    """What was done since the start of the guard."""
+
+    revoked_tasks_cleared: int = 0
+    expired_results_deleted: int = 0
+    task_states_cleaned: int = 0
+    children_recycled: int = 0
+    revoked_aged_out: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweeper:
+    """Takes out of the revoked set what only expiry put there.
+
+    ``records`` is None where ids from elsewhere can't be looked up: they are left to their age.
+    """
+
+    name: ClassVar[str] = "revoked"
+
+    interval_s: float
+    grace_s: float
+    ledger: Ledger
+    revoked: HeldIds
+    actor: Actor
+    records: RecordLookup | None
+    lookups: Containment
+    backfill: Backfill
+    totals: Totals
+    report: Callable[[Event], None]
+    monotonic: Callable[[], float]
+
+    def round(self, trigger: Trigger = "timer") -> Iterator[None]:
+        """Sweep the set once."""
+        started = self.monotonic()
+        cleared = 0
+        unsure: list[str] = []
+        slices = self._decide(unsure)
+        try:
+            for count in slices:
+                cleared += count
+                yield
+            for batch in _batches(unsure, LOOKUP_BATCH):
+                if self.records is None or not self.lookups.ready(self.monotonic()):
+                    break
+                cleared += self._look_up(self.records, batch)
+                yield
+        finally:
+            self.actor.finish()
+            self.totals.revoked_tasks_cleared += cleared
+        self._report(trigger, cleared, self.monotonic() - started)
+
+    def at_stop(self) -> Sweeper:
+        """The last sweep's sweeper: the worker leaves, so that no grace is waited for."""
+        return replace(self, grace_s=0.0)
+
+    def preview(self, report: Callable[[Event], None]) -> Sweeper:
+        """A sweeper that does the same without leaving a trace, and says so by ``report``."""
+        return replace(
+            self,
+            ledger=self.ledger.copy(),
+            actor=DryRun(),
+            backfill=Backfill(),
+            totals=Totals(),
+            report=report,
+        )
+
+    def _decide(self, unsure: list[str]) -> Iterator[int]:
+        """Clear what the ledger proves; yields how many, after at most a slice's time each."""
+        slice_started = self.monotonic()
+        cleared = 0
+        for chunk in _batches(self.ledger.ids(), _CHUNK):
+            now = self.monotonic()
+            if now - slice_started >= SLICE_S:
+                yield cleared
+                cleared = 0
+                slice_started = now = self.monotonic()
+            selection = self.ledger.select(
+                chunk,
+                now,
+                held=self.revoked,
+                grace_s=self.grace_s,
+                max_age_s=self.revoked.expires,
+            )
+            for leaving in (selection.clear, selection.age_out):
+                if leaving:
+                    self.actor.clear(leaving)
+                    self.ledger.forget(leaving)
+            self.ledger.forget(selection.gone)
+            unsure.extend(selection.look_up)
+            cleared += len(selection.clear)
+            self.totals.revoked_aged_out += len(selection.age_out)
+        yield cleared
+
+    def _look_up(self, records: RecordLookup, task_ids: Sequence[str]) -> int:
+        """Clear those that the result backend proves; a backend that fails is left alone."""
+        try:
+            verdicts = records.verdicts(task_ids)
+        except Exception as exc:  # noqa: BLE001 - contained: reported, and tried again later
+            self.lookups.failed(exc, self.monotonic())
+            return 0
+        self.lookups.succeeded()
+        now = self.monotonic()
+        proven = [
+            task_id
+            for task_id, verdict in verdicts.items()
+            if self.ledger.judged(task_id, verdict, now, self.grace_s)
+        ]
+        if proven:
+            self.actor.clear(proven)
+            self.ledger.forget(proven)
+        return len(proven)
+
+    def _report(self, trigger: Trigger, cleared: int, duration_s: float) -> None:
+        count = self.ledger.count
+        self.report(
+            CleanupCompleted(
+                revoked_tasks_cleared=cleared,
+                revoked_tasks_kept=RevokedKept(
+                    operator=count(Origin.OPERATOR),
+                    unproven=count(Origin.FOREIGN) + count(Origin.EXPIRING),
+                    grace=count(Origin.EXPIRED),
+                ),
+                trigger=trigger,
+                duration_s=round(duration_s, 6),
+            )
+        )
+        backfill = self.backfill.drain()
+        if backfill is not None:
+            self.report(backfill)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """Marks operators' revocations beside the results, for the guards of other workers.
+
+    ``pending`` is filled from outside; an id leaves it when its mark is written.
+    """
+
+    name: ClassVar[str] = "operator_marks"
+
+    interval_s: float
+    pending: dict[str, None]
+    store: MarkStore
+
+    def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
+        """Write the marks that are still to be written."""
+        while batch := list(islice(self.pending, LOOKUP_BATCH)):
+            self.store.mark(batch)
+            for task_id in batch:
+                self.pending.pop(task_id, None)
+            yield
+
+
+def _batches(ids: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(ids)
+    while batch := list(islice(rest, size)):
+        yield batch

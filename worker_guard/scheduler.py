@@ -1,0 +1,155 @@
+"""Runs the guard's parts on the worker's timer, in slices, so that tasks never wait for them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
+from worker_guard.containment import Containment
+from worker_guard.events import Event, Trigger
+
+#: A part gives the event loop back when it has held it for this long. The promise is 5 ms; the
+#: rest is room for the one step that was under way.
+SLICE_S = 0.002
+
+#: The event loop's own time between two slices of one round.
+PAUSE_S = 0.01
+
+Later = Callable[[float, Callable[[], None]], object]
+"""Calls a function after so many seconds, on the thread that runs the consumer."""
+
+
+class Part(Protocol):
+    """One job of the guard."""
+
+    @property
+    def name(self) -> str:
+        """How the part is called in the events."""
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between two rounds."""
+
+    def round(self, trigger: Trigger = "timer") -> Iterator[None]:
+        """Do the job once. Each ``yield`` gives the event loop back for a moment."""
+
+
+class _Run:
+    """A part with what the scheduler knows of it."""
+
+    def __init__(self, part: Part, containment: Containment, due_mono: float) -> None:
+        self.part = part
+        self.containment = containment
+        self.due_mono = due_mono
+        self.slices: Iterator[None] | None = None
+        self.ticket = 0
+
+
+class Scheduler:
+    """Starts each part's rounds on time, resumes their slices, and contains what they raise.
+
+    It survives the loss of the broker connection: :meth:`arm` is called for each new one.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        report: Callable[[Event], None],
+        monotonic: Callable[[], float],
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._monotonic = monotonic
+        self._uniform = uniform
+        self._later: Later | None = None
+        now = monotonic()
+        self._runs = {
+            part.name: _Run(
+                part,
+                Containment(part.name, first_pause_s=part.interval_s, report=report),
+                # A fleet that was started at once is spread over one interval.
+                now + uniform(0.1, 1.0) * part.interval_s,
+            )
+            for part in parts
+        }
+
+    def arm(self, later: Later) -> None:
+        """Tick from now on by this timer; a timer armed before ticks no more."""
+        self._later = later
+        for run in self._runs.values():
+            self._call(run, run.due_mono - self._monotonic())
+
+    def disarm(self) -> None:
+        """Tick no more until armed again; a round that is under way is resumed then."""
+        self._later = None
+        for run in self._runs.values():
+            run.ticket += 1
+
+    def hasten(self, name: str) -> None:
+        """Have a part's next round now instead of when it is due."""
+        run = self._runs.get(name)
+        if run is None or run.slices is not None:
+            return
+        now = self._monotonic()
+        if run.due_mono > now and run.containment.ready(now):
+            run.due_mono = now
+            self._call(run, 0.0)
+
+    def go_on(self, name: str, slices: Iterator[None]) -> None:
+        """Run the rest of a round of this part that was begun outside the schedule."""
+        run = self._runs[name]
+
+        def tick() -> None:
+            try:
+                next(slices)
+            except StopIteration:
+                return
+            except Exception as exc:  # noqa: BLE001 - contained, as in _tick
+                run.containment.failed(exc, self._monotonic())
+            else:
+                if self._later is not None:
+                    self._later(PAUSE_S, tick)
+
+        if self._later is not None:
+            self._later(PAUSE_S, tick)
+
+    def failures(self) -> dict[str, int]:
+        """Consecutive failures of each part."""
+        return {name: run.containment.consecutive_failures for name, run in self._runs.items()}
+
+    def _call(self, run: _Run, delay_s: float) -> None:
+        """Set the one next tick of this part.
+
+        A ticket tells it from those set before: timers of a lost connection are gone on some
+        Celery releases and go on ticking on others, and gevent's can't be cancelled.
+        """
+        run.ticket += 1
+        if self._later is not None:
+            self._later(max(0.0, delay_s), partial(self._tick, run, run.ticket))
+
+    def _tick(self, run: _Run, ticket: int) -> None:
+        """Run one slice; never raises, whatever a part does (a timer callback must not)."""
+        if ticket != run.ticket:
+            return
+        try:
+            if run.slices is None:
+                run.slices = run.part.round()
+            next(run.slices)
+        except StopIteration:
+            run.slices = None
+            run.containment.succeeded()
+            run.due_mono = self._monotonic() + run.part.interval_s * self._uniform(0.9, 1.1)
+        except Exception as exc:  # noqa: BLE001 - contained: reported, and tried again later
+            run.slices = None
+            run.due_mono = self._monotonic() + run.containment.failed(exc, self._monotonic())
+        else:
+            self._call(run, PAUSE_S)
+            return
+        self._call(run, run.due_mono - self._monotonic())
+
+
+def run_to_end(slices: Iterator[None], *, until: Callable[[], bool] = lambda: False) -> bool:
+    """Run a round without pauses, or for as long as ``until`` is false; True: it is done."""
+    return all(not until() for _ in slices)

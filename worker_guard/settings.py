@@ -1,0 +1,139 @@
+"""The settings: what they are, and the one place that reads, checks and converts them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+from worker_guard.errors import SettingError
+
+PREFIX = "worker_guard_"
+LOG_FORMATS = ("json", "console", "inherit")
+
+Parse = Callable[[Any], Any]
+
+#: What ``conf.get`` answers for a key that it lists but does not serve, such as an upper-case one.
+_UNREADABLE = object()
+
+
+class Configuration(Protocol):
+    """What is needed of ``app.conf``."""
+
+    prefix: str | None
+
+    def __iter__(self) -> Iterable[str]: ...
+    def get(self, key: str, default: Any = None) -> Any: ...
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("True or False")
+    return value
+
+
+def _seconds(*, above: float = 0.0, least: float | None = None) -> Parse:
+    allowed = f"seconds, {least:g} or more" if least is not None else f"seconds, above {above:g}"
+
+    def parse(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(allowed)
+        # The comparison is written so that it is false for a NaN too.
+        if not (value >= least if least is not None else value > above) or value == float("inf"):
+            raise ValueError(allowed)
+        return float(value)
+
+    return parse
+
+
+def _one_of(*choices: str) -> Parse:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(" or ".join(map(repr, choices)))
+        return str(value)
+
+    return parse
+
+
+def _setting(default: Any, parse: Parse) -> Any:
+    return field(default=default, metadata={"parse": parse})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of the guard, converted and checked.
+
+    The setting ``worker_guard_interval`` is the field ``interval``, and so on.
+    """
+
+    enabled: bool = _setting(True, _boolean)
+    dry_run: bool = _setting(False, _boolean)
+    interval: float = _setting(30.0, _seconds())
+    revoked_grace: float = _setting(60.0, _seconds(least=0.0))
+    revoked_verify: bool = _setting(True, _boolean)
+    log_format: str = _setting("json", _one_of(*LOG_FORMATS))
+
+    def named(self) -> dict[str, object]:
+        """Each value under the full name of its setting."""
+        return {PREFIX + f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def read_settings(
+    conf: Configuration, *, dry_run: bool = False, structlog_configured: bool = False
+) -> Settings:
+    """Read the settings from ``app.conf``.
+
+    ``dry_run`` is the command line's flag: it switches a dry run on, never off.
+    ``structlog_configured`` makes ``"inherit"`` the default log format.
+
+    Raises:
+        SettingError: a value is not allowed, or a ``worker_guard_*`` key is unknown.
+    """
+    parsers = {f.name: f.metadata["parse"] for f in fields(Settings)}
+    values: dict[str, Any] = {}
+    for name, given in _given(conf).items():
+        value = conf.get(PREFIX + name, _UNREADABLE)
+        if name not in parsers or value is _UNREADABLE:
+            raise SettingError(_unknown(given, parsers, shout=bool(conf.prefix)))
+        try:
+            values[name] = parsers[name](value)
+        except ValueError as exc:
+            raise SettingError(
+                f"{given} is {value!r}; allowed: {exc}. Correct it in the app's configuration."
+            ) from exc
+    if structlog_configured:
+        values.setdefault("log_format", "inherit")
+    if dry_run:
+        values["dry_run"] = True
+    return Settings(**values)
+
+
+def _given(conf: Configuration) -> Mapping[str, str]:
+    """The guard's keys that are set, without their prefix, with the name as the user wrote it.
+
+    Under a namespace (Django) ``app.conf`` answers for the plain name, but lists the key as it
+    stands in the source: ``CELERY_WORKER_GUARD_INTERVAL``.
+    """
+    namespace = (conf.prefix or "").lower()
+    given: dict[str, str] = {}
+    for key in conf:  # type: ignore[attr-defined]
+        lowered = str(key).lower()
+        plain = lowered.removeprefix(namespace)
+        # Without its namespace a key of the source is not one of Celery's settings, but a plain
+        # lower-case one can still have been set on app.conf itself.
+        if namespace and plain == lowered and key != lowered:
+            continue
+        if plain.startswith(PREFIX):
+            given[plain.removeprefix(PREFIX)] = str(key)
+    return given
+
+
+def _unknown(given: str, known: Iterable[str], *, shout: bool) -> str:
+    """Name the nearest setting, written the way this configuration has to write it."""
+    start = given.lower().find(PREFIX)
+    names = [PREFIX + name for name in known]
+    near = difflib.get_close_matches(given.lower()[start:], names, n=1, cutoff=0.0)[0]
+    if shout and given.isupper():
+        near = given[:start] + near.upper()
+    return f"{given} is not a setting of worker_guard; did you mean {near}?"
