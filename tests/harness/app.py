@@ -15,9 +15,7 @@ UNGUARDED = "WORKER_GUARD_TEST_UNGUARDED"
 app = Celery("harness")
 app.conf.update(
     broker_connection_retry_on_startup=True,
-    worker_send_task_events=False,
     task_default_queue="work",
-    broker_transport_options={"visibility_timeout": 3600},
     **json.loads(os.environ.get(CONFIGURATION, "{}")),
 )
 

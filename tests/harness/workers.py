@@ -54,6 +54,7 @@ class Worker:
         to_logfile: bool = False,
     ) -> None:
         self.app, self.name, self.log = app, f"{name}@test", log
+        self.fleet: Any = None
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CELERY")}
         environment |= {CONFIGURATION: json.dumps({**app.conf["harness"], **(conf or {})})}
         environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
@@ -71,8 +72,10 @@ class Worker:
             )
 
     def ready(self) -> Worker:
-        """Wait until it takes tasks."""
-        return self.logged(" ready.", "the worker to be ready")
+        """Wait until it takes tasks and remote commands (gevent's mailbox opens later)."""
+        self.logged(" ready.", "the worker to be ready")
+        self.ask("ping")
+        return self
 
     def logged(self, text: str, what: str = "") -> Worker:
         """Wait until its log holds this text."""
@@ -130,7 +133,12 @@ class Fleet:
     def __init__(self, directory: Path, **conf: Any) -> None:
         self.directory = directory
         self.app = Celery("client", set_as_current=False)
-        self.app.conf.update(conf, harness=conf, task_default_queue="work")
+        # Without results of its own: in Celery 5.3 a result that is collected while another is
+        # asked for deadlocks on the connection by which it unsubscribes.
+        ours = {k: v for k, v in conf.items() if k != "result_backend"}
+        self.app.conf.update(ours, harness=conf, task_default_queue="work")
+        self.results = Celery("results", set_as_current=False)
+        self.results.conf.update(conf)
         self.workers: list[Worker] = []
 
     def start(self, name: str, *options: str, **arguments: Any) -> Worker:
@@ -144,9 +152,22 @@ class Fleet:
         self.workers.append(worker)
         return worker
 
-    def send(self, task: str, *args: Any, **options: Any) -> Any:
-        """Publish a task by its name in the harness."""
-        return self.app.send_task(f"harness.{task}", args, **options)
+    def send(self, task: str, *args: Any, **options: Any) -> str:
+        """Publish a task by its name in the harness; returns its id."""
+        return str(self.app.send_task(f"harness.{task}", args, **options).id)
+
+    def succeeds(self, task: str, *args: Any, **options: Any) -> Any:
+        """Publish a task, wait until it has succeeded, and return what it returned.
+
+        Of a reused id the backend still has the record "expired", which is ready, too.
+        """
+        task_id = self.send(task, *args, **options)
+
+        def succeeded() -> Any:
+            record = self.results.backend.get_task_meta(task_id, cache=False)
+            return record if record["status"] == "SUCCESS" else None
+
+        return wait_for(succeeded, f"{task_id} to succeed")["result"]
 
     def expire(self, *task_ids: str, task: str = "add") -> None:
         """Publish tasks that will have expired by the time any worker looks at them."""
@@ -163,6 +184,7 @@ class Fleet:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.stop()
         self.app.close()
+        self.results.close()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ elsewhere is proven only when its record says "expired" and no mark says otherwi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
@@ -66,10 +67,14 @@ class RedisRecords:
         """What the records and marks say of each id; one round trip."""
         # The record before the mark: read the other way round, a mark and an expiry that are
         # written in between would look like an expiry alone.
+        keys = _keys(task_ids, self._record_key)
+        task_ids = list(keys)
+        if not task_ids:
+            return {}
         with self._client.pipeline(transaction=False) as pipe:
-            for task_id in task_ids:
-                pipe.getrange(self._record_key(task_id), 0, RECORD_LIMIT_BYTES)
-            pipe.mget([self._mark_prefix + task_id for task_id in task_ids])
+            for key in keys.values():
+                pipe.getrange(key, 0, RECORD_LIMIT_BYTES)
+            pipe.mget([_mark_key(self._mark_prefix, task_id) for task_id in task_ids])
             # A record of another type than string is an error of its own, and no proof.
             *payloads, marks = pipe.execute(raise_on_error=False)
         if isinstance(marks, Exception):
@@ -83,7 +88,7 @@ class RedisRecords:
         """Record that an operator revoked these ids."""
         with self._client.pipeline(transaction=False) as pipe:
             for task_id in task_ids:
-                pipe.set(self._mark_prefix + task_id, b"1", px=self._mark_ttl_ms)
+                pipe.set(_mark_key(self._mark_prefix, task_id), b"1", px=self._mark_ttl_ms)
             pipe.execute()
 
     def _judge(self, payload: Any) -> Verdict:
@@ -102,11 +107,12 @@ class KeyValueRecords:
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         """What the records and marks say of each id; one round trip where there is ``mget``."""
         backend = self._backend
-        payloads = self._get([backend.get_key_for_task(task_id) for task_id in task_ids])
-        marks = self._get([self._mark_key(task_id) for task_id in task_ids])
+        keys = _keys(task_ids, backend.get_key_for_task)
+        payloads = self._get(list(keys.values()))
+        marks = self._get([self._mark_key(task_id) for task_id in keys])
         return {
             task_id: Verdict.OPERATOR if mark else _judge_payload(payload, backend.decode)
-            for task_id, payload, mark in zip(task_ids, payloads, marks, strict=True)
+            for task_id, payload, mark in zip(keys, payloads, marks, strict=True)
         }
 
     def mark(self, task_ids: Collection[str]) -> None:
@@ -115,7 +121,7 @@ class KeyValueRecords:
             self._backend.set(self._mark_key(task_id), b"1")
 
     def _mark_key(self, task_id: str) -> Any:
-        return self._backend.key_t(self._mark_prefix + task_id)
+        return self._backend.key_t(_mark_key(self._mark_prefix, task_id))
 
     def _get(self, keys: list[Any]) -> list[Any]:
         try:
@@ -124,6 +130,20 @@ class KeyValueRecords:
             return [self._backend.get(key) for key in keys]
         # memcached answers with a mapping of the keys that it has, the others with a list.
         return [values.get(key) for key in keys] if hasattr(values, "get") else list(values)
+
+
+def _keys(task_ids: Sequence[str], key: Callable[[str], Any]) -> dict[str, Any]:
+    """The record's key for each id; without those that can have none, such as a number."""
+    keys = {}
+    for task_id in task_ids:
+        with contextlib.suppress(TypeError, ValueError):
+            keys[task_id] = key(task_id)
+    return keys
+
+
+def _mark_key(prefix: str, task_id: object) -> bytes:
+    """A key for whatever an operator gave for an id: not one of them may keep the others back."""
+    return f"{prefix}{task_id}".encode("utf-8", "surrogatepass")
 
 
 def _judge_payload(payload: Any, decode: Callable[[bytes], Any]) -> Verdict:

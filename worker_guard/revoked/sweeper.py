@@ -71,6 +71,7 @@ class Totals:
     task_states_cleaned: int = 0
     children_recycled: int = 0
     revoked_aged_out: int = 0
+    sweeps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ class Sweeper:
                 yield
         finally:
             self.actor.finish()
+            self.totals.sweeps += 1
             self.totals.revoked_tasks_cleared += cleared
         self._report(trigger, cleared, self.monotonic() - started)
 
@@ -167,8 +169,10 @@ class Sweeper:
         now = self.monotonic()
         proven = [
             task_id
-            for task_id, verdict in verdicts.items()
-            if self.ledger.judged(task_id, verdict, now, self.grace_s)
+            for task_id in task_ids
+            if self.ledger.judged(
+                task_id, verdicts.get(task_id, Verdict.UNPROVEN), now, self.grace_s
+            )
         ]
         if proven:
             self.actor.clear(proven)

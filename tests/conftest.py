@@ -1,0 +1,38 @@
+"""What every test can ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.redis_server import RedisServer
+from tests.harness.workers import Fleet, fleet
+
+#: Fast enough for a test, and each still many times the time that a step of it takes.
+FAST = {"worker_guard_interval": 0.3, "worker_guard_revoked_grace": 0.6}
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis of the test's own."""
+    with RedisServer() as server:
+        yield server
+
+
+MakeFleet = Callable[..., Fleet]
+
+
+@pytest.fixture
+def make_fleet(redis_server: RedisServer, tmp_path: Path) -> Iterator[MakeFleet]:
+    """Makes a fleet on this Redis, broker and results, with a fast guard; settings can differ."""
+    with ExitStack() as stack:
+
+        def make(**conf: Any) -> Fleet:
+            urls = {"broker_url": redis_server.url(0), "result_backend": redis_server.url(1)}
+            return stack.enter_context(fleet(tmp_path, **{**urls, **FAST, **conf}))
+
+        yield make

@@ -1,0 +1,322 @@
+"""The main job on real workers: expired ids go, operators' revocations stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+
+from tests.conftest import MakeFleet
+from tests.harness.redis_server import RedisServer
+from tests.harness.workers import Fleet, Worker, wait_for
+
+EXPIRED = {f"expired-{n}" for n in range(12)}
+
+needs_spawn = pytest.mark.skipif(
+    tuple(int(n) for n in celery.__version__.split(".")[:2]) < (5, 7),
+    reason="worker_pool_start_method came with Celery 5.7",
+)
+
+
+def healed(worker: Worker, *kept: str) -> None:
+    """Wait until only these ids are left in the worker's set."""
+    wait_for(lambda: worker.revoked() == set(kept), f"{worker.name} to hold only {kept}")
+
+
+def swept(worker: Worker, times: int = 3) -> None:
+    """Wait until the worker's guard has swept so often from now on."""
+    for _ in range(times):
+        seen = worker.ask("guard")["totals"]["sweeps"]
+        wait_for(lambda seen=seen: worker.ask("guard")["totals"]["sweeps"] > seen, "a sweep")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("pool", "conf"),
+    [
+        ("prefork", {}),
+        pytest.param("prefork", {"worker_pool_start_method": "spawn"}, marks=needs_spawn),
+        ("solo", {}),
+        ("threads", {}),
+        ("gevent", {}),
+    ],
+    ids=["prefork-fork", "prefork-spawn", "solo", "threads", "gevent"],
+)
+def test_heals_on_each_pool(make_fleet: MakeFleet, pool: str, conf: dict[str, Any]) -> None:
+    """Expired ids are cleared, an operator's stays, and an id can be used again."""
+    fleet = make_fleet(**conf)
+    fleet.expire(*EXPIRED)
+    worker = fleet.start("w", "-P", pool, "--without-mingle")
+    fleet.app.control.revoke("operators")
+
+    wait_for(lambda: worker.cleared() == len(EXPIRED), "the ids to be cleared")
+    healed(worker, "operators")
+    assert fleet.succeeds("add", 1, 2, task_id="expired-0") == 3
+    assert worker.events("started")[0]["pool"] == pool
+    assert worker.stop() == 0
+    assert worker.events("stopped")[0]["revoked_tasks_cleared"] == len(EXPIRED)
+    assert "Traceback" not in worker.text()
+
+
+def test_without_the_guard_a_reused_id_is_discarded(make_fleet: MakeFleet) -> None:
+    """The incident itself, so that the tests above say something."""
+    fleet = make_fleet()
+    fleet.expire(*EXPIRED)
+    worker = fleet.start("w", "--without-mingle", guarded=False)
+    wait_for(lambda: worker.revoked() == EXPIRED, "the ids to be kept")
+    fleet.send("add", 1, 2, task_id="expired-0")
+    wait_for(
+        lambda: worker.text().count("Discarding revoked task: harness.add[expired-0]") == 2,
+        "the reused id to be discarded",
+    )
+
+
+def test_a_retry_of_a_cleared_id_runs(make_fleet: MakeFleet) -> None:
+    """``retry()`` reuses the id, so it was hurt too."""
+    fleet = make_fleet()
+    fleet.expire("again", task="retry_once")
+    worker = fleet.start("w", "--without-mingle")
+    wait_for(lambda: worker.cleared() == 1, "the id to be cleared")
+    assert fleet.succeeds("retry_once", "done", task_id="again") == "done"
+
+
+def test_without_an_event_loop(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    """A transport without one: the timer is a thread, the sweep runs in the consumer's."""
+    folders = {name: tmp_path / name for name in ("queue", "control")}
+    for folder in folders.values():
+        folder.mkdir()
+    options = {
+        "data_folder_in": str(folders["queue"]),
+        "data_folder_out": str(folders["queue"]),
+        "control_folder": str(folders["control"]),
+    }
+    fleet = make_fleet(broker_url="filesystem://", broker_transport_options=options)
+    fleet.expire(*EXPIRED)
+    worker = fleet.start("w", "--without-mingle")
+    wait_for(lambda: worker.cleared() == len(EXPIRED), "the ids to be cleared")
+    assert fleet.succeeds("add", 1, 2, task_id="expired-0") == 3
+
+
+# -- an operator's revocation, by each way -------------------------------------------------
+
+
+def expires_at_worker(fleet: Fleet, task_id: str) -> None:
+    """Send a task that the running worker holds until after it has expired."""
+    fleet.send("add", 1, 2, task_id=task_id, countdown=2.5, expires=1.5)
+
+
+def discarded(worker: Worker, task_id: str) -> None:
+    """Wait until the worker has discarded this task."""
+    worker.logged(f"Discarding revoked task: harness.add[{task_id}]")
+
+
+@pytest.fixture
+def worker(make_fleet: MakeFleet, request: pytest.FixtureRequest) -> Worker:
+    """One guarded worker, with an expired id to tell that its sweeps work."""
+    fleet = make_fleet()
+    fleet.expire("plain")
+    running = fleet.start("w", "--without-mingle")
+    running.fleet = fleet
+    return running
+
+
+def test_revoked_before_it_expires(worker: Worker) -> None:
+    """An operator revokes; then the message expires."""
+    expires_at_worker(worker.fleet, "both")
+    worker.app.control.revoke("both")
+    discarded(worker, "both")
+    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    swept(worker)
+    assert worker.revoked() == {"both"}
+
+
+def test_revoked_after_it_expired(worker: Worker) -> None:
+    """The message expires; then, before the sweep, an operator revokes."""
+    discarded(worker, "plain")
+    worker.app.control.revoke("plain")
+    wait_for(lambda: worker.ask("guard")["revoked"]["operator"] == 1, "the revoke to arrive")
+    swept(worker)
+    assert worker.revoked() == {"plain"}
+
+
+def test_revoked_after_it_was_cleared(worker: Worker) -> None:
+    """The id was cleared; then an operator revokes it, and it expires again."""
+    wait_for(lambda: worker.cleared() == 1, "the id to be cleared")
+    worker.app.control.revoke("plain")
+    expires_at_worker(worker.fleet, "plain")
+    wait_for(lambda: worker.text().count("Discarding revoked task: harness.add[plain]") == 2, "")
+    swept(worker)
+    assert worker.revoked() == {"plain"}
+
+
+def test_terminated(worker: Worker) -> None:
+    """An operator terminates, by both commands; one of the messages expires, too."""
+    expires_at_worker(worker.fleet, "both")
+    worker.app.control.terminate("both")
+    worker.app.control.revoke("other", terminate=True)
+    discarded(worker, "both")
+    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    swept(worker)
+    assert worker.revoked() == {"both", "other"}
+
+
+def test_a_running_task_terminated(worker: Worker) -> None:
+    """A task is ended while it runs."""
+    worker.fleet.send("sleep", 60, task_id="running")
+    worker.logged("Task harness.sleep[running] received")
+    wait_for(lambda: worker.ask("active"), "the task to run")
+    worker.app.control.terminate("running", signal="SIGKILL")
+    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    swept(worker)
+    assert worker.revoked() == {"running"}
+
+
+def test_revoked_by_stamped_headers_is_only_reported(worker: Worker) -> None:
+    """``revoked_stamps`` is left alone, and its size is shown."""
+    worker.app.control.revoke_by_stamped_headers({"customer": ["17"]})
+    wait_for(lambda: worker.ask("guard")["revoked"]["stamps"] == 1, "the stamp to be shown")
+    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    swept(worker)
+    assert worker.ask("guard")["revoked"]["stamps"] == 1
+
+
+# -- mingle and hello ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded-peer", "unguarded-peer"])
+def test_ids_from_a_peer_by_mingle(make_fleet: MakeFleet, guarded: bool) -> None:
+    """A worker that starts later clears what expired, and keeps what an operator revoked."""
+    fleet = make_fleet()
+    fleet.expire(*EXPIRED)
+    slow = {"worker_guard_interval": 3600.0, "worker_guard_revoked_grace": 3600.0}
+    first = fleet.start("w1", "--without-mingle", guarded=guarded, conf=slow)
+    wait_for(lambda: first.revoked() == EXPIRED, "the ids to be kept")
+    fleet.app.control.revoke("operators")
+    wait_for(lambda: "operators" in first.revoked(), "the revoke to arrive")
+
+    second = fleet.start("w2")
+    assert "sync with 1 nodes" in second.text()
+    healed(second, "operators")
+    swept(second)
+    assert second.revoked() == {"operators"}
+    assert second.cleared() == len(EXPIRED)
+
+
+def test_ids_from_a_peer_by_hello(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    """A peer that starts later brings its ids; the guarded worker clears those that expired."""
+    fleet = make_fleet()
+    fleet.expire(*EXPIRED)
+    statedb = f"--statedb={tmp_path / 'state'}"
+    peer = fleet.start("peer", "--without-mingle", statedb, guarded=False)
+    wait_for(lambda: peer.revoked() == EXPIRED, "the ids to be kept")
+    fleet.app.control.revoke("operators")
+    wait_for(lambda: "operators" in peer.revoked(), "the revoke to arrive")
+    peer.stop()
+
+    guarded = fleet.start("guarded", "--without-mingle")
+    fleet.start("peer", statedb, guarded=False)
+    assert "sync with peer@test" in guarded.text()
+    wait_for(lambda: guarded.cleared() == len(EXPIRED), "the ids to be cleared")
+    swept(guarded)
+    assert guarded.revoked() == {"operators"}
+
+
+def test_an_operators_revocation_that_expired_at_a_peer(make_fleet: MakeFleet) -> None:
+    """The peer's expiry overwrites the record of the revoke: the guard's mark still holds.
+
+    The peer that discards the message has no guard, so that only the guarded worker, which has
+    left by the time the message expires, could say that an operator revoked it.
+    """
+    fleet = make_fleet()
+    witness = fleet.start("witness", "-Q", "other", "--without-mingle")
+    peer = fleet.start("peer", "--without-mingle", guarded=False)
+    expires_at_worker(fleet, "both")
+    fleet.app.control.revoke("both")
+    wait_for(lambda: "both" in witness.revoked(), "the revoke to arrive")
+    witness.stop()
+    discarded(peer, "both")
+    expires_at_worker(fleet, "plain")
+    discarded(peer, "plain")
+
+    late = fleet.start("late")
+    wait_for(lambda: late.cleared() == 1, "the plain id to be cleared")
+    swept(late)
+    assert late.revoked() == {"both"}
+
+
+# -- statedb -------------------------------------------------------------------------------
+
+
+def test_statedb_of_an_unguarded_worker_heals(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    """What an unguarded worker left behind is cleared on proof; the operator's id is not."""
+    fleet = make_fleet()
+    fleet.expire(*EXPIRED)
+    statedb = f"--statedb={tmp_path / 'state'}"
+    before = fleet.start("w", "--without-mingle", statedb, guarded=False)
+    wait_for(lambda: before.revoked() == EXPIRED, "the ids to be kept")
+    fleet.app.control.revoke("operators")
+    wait_for(lambda: "operators" in before.revoked(), "the revoke to arrive")
+    before.stop()
+
+    after = fleet.start("w", "--without-mingle", statedb)
+    healed(after, "operators")
+    swept(after)
+    assert after.revoked() == {"operators"}
+
+
+def test_statedb_that_a_guarded_worker_leaves_is_clean(
+    make_fleet: MakeFleet, tmp_path: Path
+) -> None:
+    """The last sweep waits for no grace; a worker without the guard reads what is left."""
+    fleet = make_fleet(worker_guard_interval=3600.0, worker_guard_revoked_grace=3600.0)
+    fleet.expire(*EXPIRED)
+    statedb = f"--statedb={tmp_path / 'state'}"
+    guarded = fleet.start("w", "--without-mingle", statedb)
+    wait_for(lambda: guarded.revoked() == EXPIRED, "the ids to be kept")
+    fleet.app.control.revoke("operators")
+    wait_for(lambda: "operators" in guarded.revoked(), "the revoke to arrive")
+    assert guarded.stop() == 0
+    assert guarded.events("stopped")[0]["revoked_tasks_cleared"] == len(EXPIRED)
+
+    unguarded = fleet.start("w", "--without-mingle", statedb, guarded=False)
+    assert unguarded.revoked() == {"operators"}
+
+
+def test_statedb_remembers_operators_without_the_result_backend(
+    make_fleet: MakeFleet, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Over a restart the note in the statedb holds where no mark could be written."""
+    fleet = make_fleet()
+    statedb = f"--statedb={tmp_path / 'state'}"
+    first = fleet.start("w", "--without-mingle", statedb)
+    fleet.app.control.revoke("both")
+    wait_for(lambda: "both" in first.revoked(), "the revoke to arrive")
+    first.stop()
+    redis_server.client.execute_command("SELECT", 1)
+    marks = redis_server.client.keys("*worker-guard-operator-*")
+    assert marks
+    redis_server.client.delete(*marks)
+
+    second = fleet.start("w", "--without-mingle", statedb)
+    assert second.ask("guard")["revoked"]["operator"] == 1
+    expires_at_worker(fleet, "both")
+    discarded(second, "both")
+    swept(second)
+    assert second.revoked() == {"both"}
+
+
+# -- age -----------------------------------------------------------------------------------
+
+
+def test_revoke_expires_is_enforced(make_fleet: MakeFleet) -> None:
+    """Celery's own lifetime of a revocation holds, though the set is far from full."""
+    fleet = make_fleet()
+    worker = fleet.start(
+        "w", "--without-mingle", environ={"CELERY_WORKER_REVOKE_EXPIRES": "3"}
+    )
+    fleet.app.control.revoke("operators")
+    wait_for(lambda: worker.revoked() == {"operators"}, "the revoke to arrive")
+    healed(worker)
+    assert worker.cleared() == 0
+    assert worker.ask("guard")["totals"]["revoked_aged_out"] == 1
