@@ -106,7 +106,7 @@ class RedisServer:
     def calls(self) -> dict[str, int]:
         """How often each command was called since the start."""
         stats: dict[str, Any] = self.client.info("commandstats")
-        return {k.removeprefix("cmdstat_"): int(v["calls"]) for k, v in stats.items()}
+        return {k.removeprefix("cmdstat_").split("|")[0]: int(v["calls"]) for k, v in stats.items()}
 
     def _send(self, signum: int) -> None:
         assert self._process is not None

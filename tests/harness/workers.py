@@ -104,9 +104,16 @@ class Worker:
         """Its reply to a remote command, through the Python API."""
 
         def reply() -> Any:
-            replies = self.app.control.broadcast(
-                command, arguments=arguments, destination=[self.name], reply=True, timeout=2
-            )
+            # A connection of its own: one of the pool's is stale after a broker restart.
+            with self.app.connection_for_write() as connection:
+                replies = self.app.control.broadcast(
+                    command,
+                    arguments=arguments,
+                    destination=[self.name],
+                    reply=True,
+                    timeout=2,
+                    connection=connection,
+                )
             return [r[self.name] for r in replies or [] if self.name in r]
 
         return wait_for(reply, f"{self.name} to answer {command}")[0]

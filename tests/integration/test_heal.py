@@ -312,9 +312,7 @@ def test_statedb_remembers_operators_without_the_result_backend(
 def test_revoke_expires_is_enforced(make_fleet: MakeFleet) -> None:
     """Celery's own lifetime of a revocation holds, though the set is far from full."""
     fleet = make_fleet()
-    worker = fleet.start(
-        "w", "--without-mingle", environ={"CELERY_WORKER_REVOKE_EXPIRES": "3"}
-    )
+    worker = fleet.start("w", "--without-mingle", environ={"CELERY_WORKER_REVOKE_EXPIRES": "3"})
     fleet.app.control.revoke("operators")
     wait_for(lambda: worker.revoked() == {"operators"}, "the revoke to arrive")
     healed(worker)

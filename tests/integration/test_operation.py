@@ -1,0 +1,375 @@
+"""What operators see and do: command line, logs, dry run, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+
+from tests.conftest import MakeFleet
+from tests.harness.app import CONFIGURATION, UNGUARDED
+from tests.harness.redis_server import RedisServer
+from tests.harness.workers import ROOT, wait_for
+
+EXPIRED = {f"expired-{n}" for n in range(12)}
+
+SHARED_FIELDS = {"event", "level", "timestamp", "logger", "worker", "pid", "dry_run"}
+
+
+def run_celery(
+    *arguments: str, conf: dict[str, Any] | None = None, guarded: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a celery command to its end."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("CELERY")}
+    environ |= {CONFIGURATION: json.dumps(conf or {}), "PYTHONPATH": str(ROOT)}
+    environ |= {} if guarded else {UNGUARDED: "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "tests.harness.app", *arguments],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+# -- command line --------------------------------------------------------------------------
+
+
+def test_help_shows_the_flag_in_its_group() -> None:
+    """``celery worker --help`` has the group "Worker Guard Options"."""
+    shown = run_celery("worker", "--help").stdout
+    group = shown[shown.index("Worker Guard Options") :]
+    assert "--guard-dry-run" in group.splitlines()[1]
+
+
+def test_the_flag_without_the_step_is_a_usage_error() -> None:
+    """It names the line to add, and is never silently ignored."""
+    done = run_celery("worker", "--guard-dry-run", guarded=False)
+    assert done.returncode == 2
+    assert 'app.steps["worker"].add(WorkerGuard)' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_flag_with_a_guard_that_is_off_is_an_error() -> None:
+    """A dry run of nothing is no dry run."""
+    done = run_celery("worker", "--guard-dry-run", conf={"worker_guard_enabled": False})
+    assert done.returncode == 2
+    assert "worker_guard_enabled is False" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("conf", "said"),
+    [
+        ({"worker_guard_interval": "often"}, "worker_guard_interval is 'often'; allowed: seconds"),
+        ({"worker_guard_intervall": 5}, "did you mean worker_guard_interval?"),
+    ],
+)
+def test_a_bad_setting_stops_the_worker_with_one_line(conf: dict[str, Any], said: str) -> None:
+    """The worker does not start; the one line says what to do."""
+    done = run_celery("worker", conf=conf)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "worker_guard" in line]
+    assert line.startswith("ImproperlyConfigured: ")
+    assert said in line
+    assert "Traceback" not in done.stderr
+
+
+def test_remote_commands_on_the_command_line(
+    make_fleet: MakeFleet, redis_server: RedisServer
+) -> None:
+    """``inspect guard`` is small whatever the set's size; ``guard_sweep`` reports its counts."""
+    fleet = make_fleet(worker_guard_interval=3600.0, worker_guard_revoked_grace=0.0)
+    fleet.expire(*EXPIRED)
+    worker = fleet.start("w", "--without-mingle")
+    wait_for(lambda: worker.revoked() == EXPIRED, "the ids to be kept")
+    conf = fleet.app.conf["harness"]
+
+    shown = json.loads(run_celery("inspect", "guard", "--json", conf=conf).stdout)[worker.name]
+    assert shown["revoked"]["expired"] == len(EXPIRED)
+    assert not any(task_id in json.dumps(shown) for task_id in EXPIRED)
+
+    preview = run_celery("control", "guard_sweep", "true", "--json", conf=conf)
+    assert json.loads(preview.stdout)[0][worker.name]["ok"]["revoked_tasks_cleared"] == 12
+    assert worker.revoked() == EXPIRED
+    assert worker.events("cleanup_completed")[-1]["dry_run"] is True
+
+    swept = run_celery("control", "guard_sweep", "--json", conf=conf)
+    assert json.loads(swept.stdout)[0][worker.name]["ok"]["revoked_tasks_cleared"] == 12
+    assert worker.revoked() == set()
+    event = worker.events("cleanup_completed")[-1]
+    assert (event["trigger"], event["dry_run"], event["level"]) == ("control", False, "info")
+
+
+def test_a_guard_that_is_off_does_nothing(make_fleet: MakeFleet) -> None:
+    """``worker_guard_enabled`` False: no event, no sweep, and the commands say so."""
+    fleet = make_fleet(worker_guard_enabled=False)
+    fleet.expire(*EXPIRED)
+    worker = fleet.start("w", "--without-mingle")
+    assert "worker_guard_enabled is False" in worker.ask("guard")["error"]
+    assert "worker_guard_enabled is False" in worker.ask("guard_sweep")["error"]
+    wait_for(lambda: worker.revoked() == EXPIRED, "the ids to be kept")
+    assert worker.stop() == 0
+    assert worker.events() == []
+
+
+# -- dry run -------------------------------------------------------------------------------
+
+
+def test_a_dry_run_changes_nothing(make_fleet: MakeFleet) -> None:
+    """The set is the same, Redis saw no write, and the counts are those of a real run.
+
+    The result backend is a server of its own, where results are ignored: it sees the guard alone.
+    """
+    with RedisServer() as results:
+        fleet = make_fleet(result_backend=results.url(), task_ignore_result=True)
+        fleet.expire(*EXPIRED)
+        peer = fleet.start("peer", "--without-mingle", guarded=False)
+        wait_for(lambda: peer.revoked() == EXPIRED, "the ids to be kept")
+        fleet.results.backend.mark_as_revoked("expired-0", "expired")
+
+        worker = fleet.start("w", "--guard-dry-run", "-Q", "dry")
+        # From 5.6 on Celery itself records a revoke in the result backend; that is not counted.
+        fleet.app.control.revoke("operators")
+        wait_for(lambda: "operators" in worker.revoked(), "the revoke to arrive")
+        before = results.calls()
+        fleet.app.send_task("harness.add", (1, 2), task_id="own", expires=-1, queue="dry")
+        wait_for(lambda: worker.cleared() == 2, "two ids to be reported")
+        sweeps = worker.ask("guard")["totals"]["sweeps"]
+        wait_for(lambda: worker.ask("guard")["totals"]["sweeps"] > sweeps + 3, "more sweeps")
+        assert worker.revoked() == EXPIRED | {"own", "operators"}
+        assert worker.cleared() == 2
+        assert worker.stop() == 0
+        called = {name for name, calls in results.calls().items() if calls != before.get(name, 0)}
+
+        assert all(event["dry_run"] is True for event in worker.events())
+        assert (
+            {"getrange", "mget"}
+            <= called
+            <= {"getrange", "mget", "info", "hello", "select", "client"}
+        )
+        assert results.client.keys("worker-guard-*") == []
+
+
+# -- logs ----------------------------------------------------------------------------------
+
+
+def test_events_are_bare_json_lines_on_stderr(make_fleet: MakeFleet) -> None:
+    """Each line parses, and has the fields that all events share."""
+    fleet = make_fleet()
+    fleet.expire(*EXPIRED)
+    worker = fleet.start("w", "--without-mingle")
+    wait_for(lambda: worker.cleared() == 12, "the ids to be cleared")
+    worker.stop()
+    lines = [line for line in worker.text().splitlines() if "worker_guard." in line]
+    events = [json.loads(line) for line in lines]
+    assert events[0]["event"] == "worker_guard.started"
+    assert events[-1]["event"] == "worker_guard.stopped"
+    for event in events:
+        assert event.keys() >= SHARED_FIELDS
+        assert event["worker"] == worker.name
+        assert event["pid"] == worker.process.pid
+        assert event["logger"] == "worker_guard"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["timestamp"])
+    started = events[0]
+    assert started["celery_version"] == celery.__version__
+    assert started["parts"] == {"operator_marks": "on", "revoked": "on", "revoked_verify": "on"}
+    assert started["settings"]["worker_guard_interval"] == 0.3
+
+
+def test_events_follow_the_logfile_through_a_rotation(
+    make_fleet: MakeFleet, tmp_path: Path
+) -> None:
+    """They stand in ``--logfile``, not on stderr, and follow it when it is moved away."""
+    fleet = make_fleet()
+    log = tmp_path / "worker.log"
+    worker = fleet.start("w", "--without-mingle", log=log, to_logfile=True)
+    assert worker.events("started")
+    assert "worker_guard" not in Path(f"{log}.stderr").read_text()
+    log.rename(tmp_path / "worker.log.1")
+    worker.ask("guard_sweep")
+    wait_for(lambda: log.exists() and worker.events("cleanup_completed"), "the new file")
+
+
+def test_events_after_detach(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    """A worker that detached itself logs them into its file."""
+    fleet = make_fleet()
+    log, pidfile = tmp_path / "worker.log", tmp_path / "worker.pid"
+    conf = fleet.app.conf["harness"]
+    done = run_celery(
+        *("worker", "-n", "w@test", "-l", "INFO", "-c", "1", "--without-mingle", "--detach"),
+        *("--guard-dry-run", "--logfile", str(log), "--pidfile", str(pidfile)),
+        conf=conf,
+    )
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: log.exists() and " ready." in log.read_text(), "the worker to be ready")
+    os.kill(int(pidfile.read_text()), signal.SIGTERM)
+    wait_for(lambda: "worker_guard.stopped" in log.read_text(), "the worker to stop")
+    events = [json.loads(x) for x in log.read_text().splitlines() if x.startswith('{"event"')]
+    assert events[0]["event"] == "worker_guard.started"
+    assert events[0]["dry_run"] is True
+
+
+def test_the_applications_structlog_configuration_is_respected(make_fleet: MakeFleet) -> None:
+    """Where the application configured structlog, events go its way."""
+    fleet = make_fleet()
+    worker = fleet.start("w", "--without-mingle", app_module="tests.harness.structlog_app")
+    assert "event='worker_guard.started' level='info' worker='w@test'" in worker.text()
+
+
+def test_console_format(make_fleet: MakeFleet) -> None:
+    """``worker_guard_log_format`` "console" is for eyes."""
+    worker = make_fleet(worker_guard_log_format="console").start("w", "--without-mingle")
+    (line,) = [x for x in worker.text().splitlines() if "worker_guard.started" in x]
+    assert not line.startswith("{")
+    assert "celery_version=" in line
+
+
+def test_the_workers_log_level_is_respected(make_fleet: MakeFleet) -> None:
+    """At debug each sweep is seen, at info only those that did something."""
+    fleet = make_fleet()
+    quiet = fleet.start("quiet", "--without-mingle")
+    wait_for(lambda: quiet.ask("guard")["totals"]["sweeps"] > 2, "sweeps")
+    assert quiet.events("cleanup_completed") == []
+    loud = fleet.start("loud", "--without-mingle", "--loglevel", "DEBUG")
+    wait_for(lambda: len(loud.events("cleanup_completed")) > 2, "sweeps in the log")
+
+
+def test_django_style_namespace(make_fleet: MakeFleet) -> None:
+    """``CELERY_WORKER_GUARD_INTERVAL`` under the namespace CELERY."""
+    worker = make_fleet().start(
+        "w", "--without-mingle", app_module="tests.harness.django_style_app"
+    )
+    assert worker.events("started")[0]["settings"]["worker_guard_interval"] == 0.3
+
+
+# -- backfill ------------------------------------------------------------------------------
+
+
+def test_a_backfill_is_explained(make_fleet: MakeFleet) -> None:
+    """Which tasks expired, how long they waited, and whether they were born expired."""
+    fleet = make_fleet(worker_guard_interval=3.0)
+    fleet.expire(*(f"waited-{n}" for n in range(7)))
+    for n in range(5):
+        fleet.send("sleep", 1, task_id=f"born-{n}", expires=-10)
+    time.sleep(1)
+    worker = fleet.start("w", "--without-mingle")
+    wait_for(lambda: worker.events("expired_backfill_detected"), "the event")
+    (event,) = worker.events("expired_backfill_detected")
+    assert event["level"] == "warning"
+    assert event["expired_tasks"] == 12
+    assert event["tasks"] == {"harness.add": 7, "harness.sleep": 5}
+    assert event["causes"] == {"waited_in_queue": 7, "born_expired": 5}
+    assert 1 < event["waited_s_p50"] <= event["waited_s_max"] < 60
+
+
+# -- faults --------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_raises_never_touches_the_worker(make_fleet: MakeFleet) -> None:
+    """Tasks go on, the failure is reported with longer and longer pauses, nothing leaks."""
+    fleet = make_fleet(worker_guard_interval=0.1)
+    fleet.expire(*EXPIRED)
+    worker = fleet.start("w", "--without-mingle", app_module="tests.harness.broken_app")
+    wait_for(lambda: len(worker.events("part_failed")) >= 4, "the part to fail")
+    assert fleet.succeeds("add", 1, 2) == 3
+    failures = worker.events("part_failed")
+    assert [e["consecutive_failures"] for e in failures[:4]] == [1, 2, 3, 4]
+    assert [e["retry_in_s"] for e in failures[:4]] == [0.1, 0.2, 0.4, 0.8]
+    assert {e["part"] for e in failures} == {"revoked"}
+    assert failures[0]["error"].startswith("AssertionError: broken")
+    assert "secret" not in worker.text()
+    assert worker.revoked() == EXPIRED
+    assert worker.stop() == 0
+
+
+def test_the_guard_outlives_a_broker_restart(make_fleet: MakeFleet) -> None:
+    """Timers that died with the connection are armed again, and no more than before."""
+    with RedisServer() as broker:
+        fleet = make_fleet(broker_url=broker.url())
+        fleet.expire("before")
+        worker = fleet.start("w", "--without-mingle")
+        wait_for(lambda: worker.cleared() == 1, "the first id to be cleared")
+        for again in (1, 2):
+            broker.kill()
+            wait_for(
+                lambda again=again: worker.text().count("Connection to broker lost") >= again,  # type: ignore[misc]
+                "the worker to lose its broker",
+            )
+            broker.start()
+            fleet.expire(f"after-{again}")
+            wait_for(lambda again=again: worker.cleared() == 1 + again, "the next id")  # type: ignore[misc]
+        sweeps = worker.ask("guard")["totals"]["sweeps"]
+        began = time.monotonic()
+        time.sleep(3)
+        more = worker.ask("guard")["totals"]["sweeps"] - sweeps
+        # Each sweep is due 0.27 to 0.33 s after the last: doubled timers would double this.
+        assert more <= (time.monotonic() - began) / 0.27 + 1
+        assert worker.stop() == 0
+
+
+def test_a_result_backend_that_hangs(make_fleet: MakeFleet) -> None:
+    """Look-ups fail and are reported; own expired ids are cleared, tasks run; then it heals."""
+    with RedisServer() as results:
+        fleet = make_fleet(result_backend=results.url(), task_ignore_result=True)
+        # Written as a worker would have: the ids that the peer brings are proven.
+        fleet.expire(*EXPIRED)
+        peer = fleet.start("peer", "--without-mingle", guarded=False)
+        wait_for(lambda: peer.revoked() == EXPIRED, "the ids to be kept")
+        for task_id in EXPIRED:
+            fleet.results.backend.mark_as_revoked(task_id, "expired")
+        results.pause()
+        worker = fleet.start("w", "-Q", "own")
+        fleet.app.send_task("harness.add", (1, 2), task_id="own", expires=-1, queue="own")
+        wait_for(lambda: worker.cleared() == 1, "the own id to be cleared")
+        wait_for(lambda: worker.events("part_failed"), "the failure to be reported")
+        assert {e["part"] for e in worker.events("part_failed")} == {"revoked_verify"}
+        fleet.app.send_task("harness.add", (1, 2), task_id="runs", queue="own")
+        worker.logged("Task harness.add[runs]")
+        worker.logged("harness.add[runs] succeeded")
+        results.resume()
+        wait_for(lambda: worker.cleared() == 1 + len(EXPIRED), "the peer's ids to be cleared")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT], ids=["warm", "cold"])
+def test_a_worker_with_a_dead_result_backend_stops(make_fleet: MakeFleet, signum: int) -> None:
+    """The last sweep holds no shutdown up."""
+    with RedisServer() as results:
+        fleet = make_fleet(result_backend=results.url(), task_ignore_result=True)
+        worker = fleet.start("w", "--without-mingle")
+        fleet.app.control.revoke("operators")
+        wait_for(lambda: worker.revoked() == {"operators"}, "the revoke to arrive")
+        results.kill()
+        worker.stop(signum)
+        assert worker.events("stopped")
+
+
+@pytest.mark.parametrize(
+    ("conf", "reason"),
+    [
+        ({"result_backend": None}, "DisabledBackend is not a key-value store"),
+        ({"result_backend": "rpc://"}, "RPCBackend is not a key-value store"),
+        ({"result_serializer": "pickle", "accept_content": ["json", "pickle"]}, "pickled"),
+        ({"worker_guard_revoked_verify": False}, "worker_guard_revoked_verify is False"),
+    ],
+)
+def test_without_proof_ids_from_elsewhere_stay(
+    make_fleet: MakeFleet, conf: dict[str, Any], reason: str
+) -> None:
+    """The start event says why they are not verified; own expired ids go all the same."""
+    fleet = make_fleet(**conf)
+    fleet.expire(*EXPIRED)
+    environ = {"C_FORCE_ROOT": "1"}  # Celery refuses pickle to root
+    peer = fleet.start("peer", "--without-mingle", guarded=False, environ=environ)
+    wait_for(lambda: peer.revoked() == EXPIRED, "the ids to be kept")
+    worker = fleet.start("w", "-Q", "own", environ=environ)
+    assert reason in worker.events("started")[0]["parts"]["revoked_verify"]
+    fleet.app.send_task("harness.add", (1, 2), task_id="own", expires=-1, queue="own")
+    wait_for(lambda: worker.cleared() == 1, "the own id to be cleared")
+    wait_for(lambda: worker.ask("guard")["totals"]["sweeps"] > 6, "several sweeps")
+    assert worker.revoked() == EXPIRED
