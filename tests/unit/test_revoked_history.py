@@ -1,0 +1,243 @@
+"""Random histories of a fleet: no operator's id is ever cleared, and every expired one is.
+
+The machine drives the real ledger, sweeper and marker over Celery's own ``LimitedSet``, for two
+guarded workers and one without the guard on one result backend. What a hook would see is called
+directly; that the hooks see it is proved on real workers (``tests/integration/test_heal.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from celery.utils.collections import LimitedSet
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from worker_guard.celery_internals import Discarding
+from worker_guard.containment import Containment
+from worker_guard.events import Event
+from worker_guard.revoked.backfill import Backfill
+from worker_guard.revoked.ledger import Ledger, Origin, Source, Verdict
+from worker_guard.revoked.sweeper import Marker, Sweeper, Totals
+from worker_guard.scheduler import run_to_end
+
+GRACE_S = 60.0
+REVOKE_EXPIRES_S = 10_800.0
+
+task_ids = st.sampled_from(["a", "b"])
+guarded = st.sampled_from([0, 1])
+
+
+class Backend:
+    """The result backend: what Celery wrote for an id last, and the guards' marks."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, str] = {}
+        self.marks: set[str] = set()
+        self.down = False
+
+    def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
+        self._check()
+        verdicts = {"expired": Verdict.EXPIRED, "revoked": Verdict.OPERATOR}
+        return {
+            i: Verdict.OPERATOR
+            if i in self.marks
+            else verdicts.get(self.records.get(i, ""), Verdict.UNPROVEN)
+            for i in task_ids
+        }
+
+    def mark(self, task_ids: Sequence[str]) -> None:
+        self._check()
+        self.marks.update(task_ids)
+
+    def _check(self) -> None:
+        if self.down:
+            raise ConnectionError("down")
+
+
+class GuardedWorker:
+    """One worker's set with its guard, without the process around it."""
+
+    def __init__(self, backend: Backend, now: list[float], marks_revokes: bool) -> None:
+        self.backend, self._now = backend, now
+        self.revoked = LimitedSet(maxlen=50_000, expires=REVOKE_EXPIRES_S)
+        self.ledger = Ledger()
+        self.pending: dict[str, None] = {}
+        self.marks_revokes = marks_revokes
+        self.sweeper = Sweeper(
+            interval_s=30.0,
+            grace_s=GRACE_S,
+            ledger=self.ledger,
+            revoked=self.revoked,
+            actor=Discarding(self.revoked),
+            records=backend,
+            lookups=Containment("revoked_verify", first_pause_s=30.0, report=self._report),
+            backfill=Backfill(),
+            totals=Totals(),
+            report=self._report,
+            monotonic=lambda: now[0],
+        )
+        #: The ways by which each id came in, as the history tells it and not as the ledger does.
+        self.ways: dict[str, set[str]] = {}
+        self.marker = Marker(interval_s=30.0, pending=self.pending, store=backend)
+
+    def add(self, task_id: str, source: Source) -> None:
+        if task_id not in self.revoked:
+            self.ways[task_id] = set()
+        self.ways[task_id].add(source.value)
+        self.revoked.add(task_id, self._now[0])
+        self.ledger.added(task_id, source, self._now[0])
+        if source is Source.OPERATOR:
+            self.pending[task_id] = None
+            self.write_marks()
+
+    def write_marks(self) -> None:
+        if not self.backend.down:
+            run_to_end(self.marker.round())
+
+    def restart(self, *, note: bool) -> GuardedWorker:
+        """The statedb carries the ids over, and the note which of them are an operator's."""
+        operators = set(self.ledger.ids(Origin.OPERATOR)) if note else set()
+        after = GuardedWorker(self.backend, self._now, self.marks_revokes)
+        for task_id in list(self.revoked):
+            after.add(task_id, Source.OPERATOR if task_id in operators else Source.FOREIGN)
+        return after
+
+    def _report(self, event: Event) -> None:
+        """Nothing here reads the log."""
+
+
+class Histories(RuleBasedStateMachine):
+    """Any order of what can happen to ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = [1000.0]
+        self.backend = Backend()
+        self.workers = [GuardedWorker(self.backend, self.now, marks_revokes=True) for _ in "ab"]
+        self.unguarded: set[str] = set()
+        #: When an operator revoked an id last.
+        self.operators: dict[str, float] = {}
+        #: The workers that hold an id, or may get it, because an operator revoked it.
+        self.holders: dict[str, set[int]] = {}
+
+    # -- what happens ----------------------------------------------------------------------
+
+    @rule(task_id=task_ids, worker=guarded, confirmed=st.sampled_from([True, True, False]))
+    def expires(self, task_id: str, worker: int, confirmed: bool) -> None:
+        """A message expires here: a first delivery, a redelivery, or a retry of the same id."""
+        self.workers[worker].add(task_id, Source.EXPIRY)
+        if confirmed:
+            self.backend.records[task_id] = "expired"
+            self.workers[worker].ledger.confirmed_expired(task_id, self.now[0])
+        else:
+            # The result backend failed, so that Celery raised before it sent the signal.
+            self.workers[worker].ways[task_id].add("unconfirmed")
+
+    @rule(task_id=task_ids)
+    def expires_at_the_unguarded(self, task_id: str) -> None:
+        """The worker without the guard discards it, and overwrites whatever record there was."""
+        self.unguarded.add(task_id)
+        self.backend.records[task_id] = "expired"
+
+    @rule(task_id=task_ids, record=st.booleans(), terminate=st.booleans())
+    def revokes(self, task_id: str, record: bool, terminate: bool) -> None:
+        """An operator revokes: all workers hear it, and from 5.6 on there is a record."""
+        for worker in self.workers:
+            worker.add(task_id, Source.OPERATOR)
+        self.unguarded.add(task_id)
+        if record and task_id not in self.backend.records:
+            self.backend.records[task_id] = "revoked"
+        self.operators[task_id] = self.now[0]
+        self.holders[task_id] = {0, 1}
+
+    @rule(task_id=task_ids)
+    def runs_again(self, task_id: str) -> None:
+        """The id is used again and its task succeeds where no set holds it."""
+        if not any(task_id in worker.revoked for worker in self.workers):
+            self.backend.records[task_id] = "success"
+
+    @rule(worker=guarded, source=st.sampled_from(["guarded", "unguarded"]))
+    def says_hello(self, worker: int, source: str) -> None:
+        """A peer's ids arrive, by hello or mingle."""
+        peer = self.workers[1 - worker].revoked if source == "guarded" else self.unguarded
+        for task_id in list(peer):
+            self.workers[worker].add(task_id, Source.FOREIGN)
+            if task_id in self.operators:
+                self.holders[task_id].add(worker)
+
+    @rule(worker=guarded, note=st.booleans(), keeps=st.booleans())
+    def restarts(self, worker: int, note: bool, keeps: bool) -> None:
+        """A worker restarts, with its statedb, with one that has no note, or with none."""
+        before = self.workers[worker]
+        if keeps or before.pending:
+            # Without a statedb, a mark that could never be written is lost: a documented limit.
+            self.workers[worker] = before.restart(note=note or bool(before.pending))
+        else:
+            self.workers[worker] = GuardedWorker(self.backend, self.now, before.marks_revokes)
+            for holders in self.holders.values():
+                holders.discard(worker)
+
+    @rule(worker=guarded, later_s=st.sampled_from([0.0, 1.0, 61.0, 61.0, 600.0, 4000.0]))
+    def sweeps(self, worker: int, later_s: float) -> None:
+        """Time passes, and the timer of one guard fires."""
+        self.now[0] += later_s
+        self.workers[worker].write_marks()
+        run_to_end(self.workers[worker].sweeper.round())
+
+    @rule(worker=guarded, by=task_ids)
+    def an_operator_revokes_during_a_sweep(self, worker: int, by: str) -> None:
+        """Between two slices anything can happen."""
+        slices: Iterator[None] = self.workers[worker].sweeper.round()
+        next(slices, None)
+        self.revokes(by, True, False)
+        run_to_end(slices)
+
+    @rule(down=st.sampled_from([True, False, False]))
+    def the_result_backend_goes_down_or_comes_back(self, down: bool) -> None:
+        """While it is down nothing is proven, and marks wait."""
+        self.backend.down = down
+        for worker in self.workers:
+            worker.write_marks()
+
+    # -- what must hold --------------------------------------------------------------------
+
+    @invariant()
+    def no_operators_revocation_is_cleared(self) -> None:
+        """For Celery's own lifetime of a revocation it is in each set that it ever reached."""
+        for task_id, revoked_at in self.operators.items():
+            if self.now[0] - revoked_at >= REVOKE_EXPIRES_S:
+                continue
+            for index in self.holders[task_id]:
+                assert task_id in self.workers[index].revoked, (task_id, index)
+
+    @invariant()
+    def the_ledger_knows_each_id_of_the_set(self) -> None:
+        """No id is forgotten while it is held, and none is invented."""
+        for worker in self.workers:
+            assert set(worker.ledger.ids()) >= set(worker.revoked)
+
+    def teardown(self) -> None:
+        """At the end, after the grace, no id is left that only expiry put there."""
+        self.backend.down = False
+        for worker in self.workers:
+            worker.write_marks()
+        # The longest pause between two look-ups of one id is 64 graces; and it is not their age
+        # that takes them out.
+        assert 2 * 65 * GRACE_S < REVOKE_EXPIRES_S
+        for _ in range(2):
+            self.now[0] += 65 * GRACE_S
+            for worker in self.workers:
+                worker.sweeper.lookups.succeeded()
+                run_to_end(worker.sweeper.round())
+        for worker in self.workers:
+            for task_id in worker.revoked:
+                assert worker.ways[task_id] != {"expiry"}, task_id
+                if worker.ways[task_id] == {"foreign"}:
+                    # Proven, and asked for: it would be gone.
+                    assert self.backend.verdicts([task_id])[task_id] is not Verdict.EXPIRED
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=600, stateful_step_count=40, deadline=None)
