@@ -1,0 +1,1 @@
+"""The incident, replayed with real workers: ``make demo``."""

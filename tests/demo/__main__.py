@@ -1,0 +1,23 @@
+"""Run the acts, and exit with 1 where a claim did not hold."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.demo import incident
+from tests.demo.claims import Claims
+
+
+def main() -> int:
+    """All acts, one after another."""
+    claims = Claims()
+    incident.act(claims)
+    if claims.failed:
+        print(f"\n{len(claims.failed)} claim(s) did not hold.")
+        return 1
+    print("\nEvery claim held.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The sweep and the marks, with fakes for the set and the result backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from worker_guard.containment import Containment
+from worker_guard.events import CleanupCompleted, Event, PartFailed, RevokedKept
+from worker_guard.revoked.backfill import Backfill
+from worker_guard.revoked.ledger import Ledger, Source, Verdict
+from worker_guard.revoked.sweeper import LOOKUP_BATCH, Actor, DryRun, Marker, Sweeper, Totals
+from worker_guard.scheduler import SLICE_S, run_to_end
+
+
+class FakeSet(set[str]):
+    """A set with the lifetime that Celery's has, and an actor on itself."""
+
+    expires = 10_800.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.finished = 0
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+class Clearing:
+    """Takes ids out of a fake set."""
+
+    def __init__(self, revoked: FakeSet) -> None:
+        self._revoked = revoked
+
+    def clear(self, task_ids: Iterable[str]) -> None:
+        self._revoked.difference_update(task_ids)
+
+    def finish(self) -> None:
+        self._revoked.finish()
+
+
+class FakeRecords:
+    """Verdicts as told, and a count of the round trips."""
+
+    def __init__(self, **verdicts: Verdict) -> None:
+        self.known = verdicts
+        self.asked: list[int] = []
+        self.error: Exception | None = None
+        self.marked: list[str] = []
+
+    def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
+        self.asked.append(len(task_ids))
+        if self.error:
+            raise self.error
+        return {i: self.known[i] for i in task_ids if i in self.known}
+
+    def mark(self, task_ids: Sequence[str]) -> None:
+        if self.error:
+            raise self.error
+        self.marked += task_ids
+
+
+class World:
+    """A sweeper with all that it needs, at a time that is told."""
+
+    def __init__(self, *, records: FakeRecords | None = None, dry_run: bool = False) -> None:
+        self.now = 1000.0
+        self.step_s = 0.0
+        self.revoked, self.ledger, self.events = FakeSet(), Ledger(), list[Event]()
+        actor: Actor = DryRun() if dry_run else Clearing(self.revoked)
+        self.sweeper = Sweeper(
+            interval_s=30.0,
+            grace_s=60.0,
+            ledger=self.ledger,
+            revoked=self.revoked,
+            actor=actor,
+            records=records,
+            lookups=Containment("revoked_verify", first_pause_s=30, report=self.events.append),
+            backfill=Backfill(),
+            totals=Totals(),
+            report=self.events.append,
+            monotonic=self.clock,
+        )
+
+    def clock(self) -> float:
+        self.now += self.step_s
+        return self.now
+
+    def add(self, source: Source, *task_ids: str, confirm: bool = True) -> None:
+        for task_id in task_ids:
+            self.revoked.add(task_id)
+            self.ledger.added(task_id, source, self.now)
+            if confirm and source is Source.EXPIRY:
+                self.ledger.confirmed_expired(task_id, self.now)
+
+    def sweep(self) -> CleanupCompleted:
+        run_to_end(self.sweeper.round())
+        cleanups = [event for event in self.events if isinstance(event, CleanupCompleted)]
+        return cleanups[-1]
+
+
+def test_the_event_says_what_was_cleared_and_what_was_kept_and_why() -> None:
+    """The whole event of a sweep that meets every kind of id."""
+    records = FakeRecords(proven=Verdict.EXPIRED, marked=Verdict.OPERATOR)
+    world = World(records=records)
+    world.add(Source.EXPIRY, "expired-1", "expired-2")
+    world.add(Source.EXPIRY, "unconfirmed", confirm=False)
+    world.add(Source.FOREIGN, "proven", "marked", "unknown")
+    world.add(Source.OPERATOR, "operators")
+    world.now += 60
+    world.add(Source.EXPIRY, "fresh")
+    assert world.sweep() == CleanupCompleted(
+        revoked_tasks_cleared=3,
+        revoked_tasks_kept=RevokedKept(operator=2, unproven=2, grace=1),
+        trigger="timer",
+    )
+    assert world.revoked == {"unconfirmed", "marked", "unknown", "operators", "fresh"}
+    assert world.sweeper.totals.revoked_tasks_cleared == 3
+    assert world.revoked.finished == 1
+
+
+def test_a_sweep_that_did_nothing_is_quiet() -> None:
+    """It is logged at debug; one that did something, or that was asked for, at info."""
+    world = World()
+    assert world.sweep().level == "debug"
+    world.add(Source.EXPIRY, "x")
+    world.now += 60
+    assert world.sweep().level == "info"
+    run_to_end(world.sweeper.round("control"))
+    assert world.events[-1].level == "info"
+
+
+def test_a_dry_run_counts_each_id_once_and_leaves_it() -> None:
+    """What would have been done is said once, as it would have been done once."""
+    world = World(dry_run=True)
+    world.add(Source.EXPIRY, "x")
+    world.now += 60
+    assert [world.sweep().revoked_tasks_cleared for _ in range(3)] == [1, 0, 0]
+    assert world.revoked == {"x"}
+
+
+def test_a_preview_leaves_no_trace() -> None:
+    """A dry sweep on a guard that is no dry run takes nothing from the next real one."""
+    world, seen = World(records=FakeRecords(proven=Verdict.EXPIRED)), list[Event]()
+    world.add(Source.EXPIRY, "x")
+    world.add(Source.FOREIGN, "proven")
+    world.now += 60
+    run_to_end(world.sweeper.preview(seen.append).round("control"))
+    assert [e.revoked_tasks_cleared for e in seen if isinstance(e, CleanupCompleted)] == [2]
+    assert world.events == []
+    assert world.revoked == {"x", "proven"}
+    assert world.sweeper.totals == Totals()
+    assert world.sweep().revoked_tasks_cleared == 2
+
+
+def test_slices_hold_the_loop_for_a_moment_only() -> None:
+    """A sweep of many ids gives the loop back when its time is over, and asks in batches."""
+    records = FakeRecords()
+    world = World(records=records)
+    world.add(Source.FOREIGN, *(f"{n}" for n in range(LOOKUP_BATCH * 2 + 1)))
+    world.add(Source.EXPIRY, *(f"x{n}" for n in range(1000)))
+    world.now += 60
+    world.step_s = SLICE_S / 3
+    slices = sum(1 for _ in world.sweeper.round())
+    assert slices >= 6
+    assert records.asked == [LOOKUP_BATCH, LOOKUP_BATCH, 1]
+
+
+def test_a_backend_that_fails_is_left_alone_for_a_while() -> None:
+    """One failure, one report; the ids that need no look-up are cleared all the same."""
+    records = FakeRecords(proven=Verdict.EXPIRED)
+    records.error = ConnectionError("refused")
+    world = World(records=records)
+    world.add(Source.FOREIGN, "proven", *(f"{n}" for n in range(LOOKUP_BATCH * 3)))
+    world.add(Source.EXPIRY, "x")
+    world.now += 60
+    assert world.sweep().revoked_tasks_cleared == 1
+    assert world.sweep().revoked_tasks_cleared == 0
+    assert records.asked == [LOOKUP_BATCH]
+    failures = [event for event in world.events if isinstance(event, PartFailed)]
+    assert failures == [
+        PartFailed(
+            part="revoked_verify",
+            error="ConnectionError: refused",
+            consecutive_failures=1,
+            retry_in_s=30.0,
+        )
+    ]
+    records.error = None
+    world.now += 30
+    assert world.sweep().revoked_tasks_cleared == 1
+    assert "proven" not in world.revoked
+
+
+def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
+    """At a shutdown the rest is left, and the set is in order."""
+    world = World(records=FakeRecords())
+    world.add(Source.EXPIRY, "x")
+    world.add(Source.FOREIGN, "y")
+    world.now += 60
+    slices = world.sweeper.round()
+    next(slices)
+    slices.close()  # type: ignore[attr-defined]
+    assert world.revoked.finished == 1
+    assert world.sweeper.totals.revoked_tasks_cleared == 1
+
+
+def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
+    """A mark leaves the list when it is written, not before."""
+    store = FakeRecords()
+    pending = dict.fromkeys(f"{n}" for n in range(LOOKUP_BATCH + 1))
+    marker = Marker(interval_s=30.0, pending=pending, store=store)
+    store.error = ConnectionError("refused")
+    try:
+        run_to_end(marker.round())
+    except ConnectionError:
+        assert len(pending) == LOOKUP_BATCH + 1
+    store.error = None
+    assert sum(1 for _ in marker.round()) == 2
+    assert (len(store.marked), pending) == (LOOKUP_BATCH + 1, {})

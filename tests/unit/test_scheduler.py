@@ -1,0 +1,181 @@
+"""The scheduler: rounds on time, slice by slice, and nothing leaves a tick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from worker_guard.events import Event, PartFailed, Trigger
+from worker_guard.scheduler import PAUSE_S, Scheduler, run_to_end
+
+
+class FakeTimer:
+    """A timer whose time passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+
+    def later(self, delay_s: float, tick: Callable[[], None]) -> None:
+        assert delay_s >= 0
+        self._number += 1
+        self._calls.append((self.now + delay_s, self._number, tick))
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := sorted(call for call in self._calls if call[0] <= end + 1e-9):
+            self._calls.remove(due[0])
+            self.now = max(self.now, due[0][0])
+            due[0][2]()
+        self.now = end
+
+    def lose_all(self) -> None:
+        """What Celery 5.3 to 5.6 do when the broker connection is lost."""
+        self._calls.clear()
+
+
+class FakePart:
+    """Counts its rounds, in as many slices as told; raises what it is told to."""
+
+    name = "fake"
+    interval_s = 10.0
+
+    def __init__(self, slices: int = 1, error: Exception | None = None) -> None:
+        self.slices, self.error = slices, error
+        self.rounds = self.resumed = 0
+
+    def round(self, trigger: Trigger = "timer") -> Iterator[None]:
+        self.rounds += 1
+        for _ in range(self.slices):
+            if self.error:
+                raise self.error
+            self.resumed += 1
+            yield
+
+
+def scheduled(part: FakePart) -> tuple[Scheduler, FakeTimer, list[Event]]:
+    timer, events = FakeTimer(), list[Event]()
+    scheduler = Scheduler(
+        [part], report=events.append, monotonic=lambda: timer.now, uniform=lambda _low, high: high
+    )
+    return scheduler, timer, events
+
+
+def test_rounds_come_at_their_interval() -> None:
+    """The first within one interval, the next one jittered interval later each."""
+    part = FakePart()
+    scheduler, timer, _ = scheduled(part)
+    scheduler.arm(timer.later)
+    timer.advance(9.9)
+    assert part.rounds == 0
+    timer.advance(0.2)
+    assert part.rounds == 1
+    timer.advance(11.0 * 3 + 1)
+    assert part.rounds == 4
+
+
+def test_a_fleet_is_spread() -> None:
+    """The first round of each worker comes at a moment of its own."""
+    timer, asked = FakeTimer(), list[tuple[float, float]]()
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return low
+
+    Scheduler([FakePart()], report=lambda _: None, monotonic=lambda: timer.now, uniform=uniform)
+    assert asked == [(0.1, 1.0)]
+
+
+def test_a_round_gives_the_loop_back_between_slices() -> None:
+    """One slice a tick, with a pause that is the loop's."""
+    part = FakePart(slices=3)
+    scheduler, timer, _ = scheduled(part)
+    scheduler.arm(timer.later)
+    timer.advance(10.0)
+    assert part.resumed == 1
+    timer.advance(PAUSE_S)
+    assert part.resumed == 2
+    timer.advance(5 * PAUSE_S)
+    assert (part.resumed, part.rounds) == (3, 1)
+
+
+def test_a_failure_is_reported_and_paused_for_longer_each_time() -> None:
+    """Whatever a part raises, no tick raises; the pauses grow, up to a limit."""
+    part = FakePart(error=AssertionError("broken"))
+    scheduler, timer, events = scheduled(part)
+    scheduler.arm(timer.later)
+    timer.advance(10_000)
+    failures = [event for event in events if isinstance(event, PartFailed)]
+    assert [event.retry_in_s for event in failures[:9]] == [
+        10, 20, 40, 80, 160, 320, 640, 900, 900,
+    ]  # fmt: skip
+    assert failures[0] == PartFailed(
+        part="fake", error="AssertionError: broken", consecutive_failures=1, retry_in_s=10
+    )
+    part.error = None
+    timer.advance(900)
+    assert scheduler.failures() == {"fake": 0}
+
+
+def test_a_new_connection_goes_on_where_the_lost_one_was() -> None:
+    """The round under way is resumed, and what was due meanwhile comes at once."""
+    part = FakePart(slices=2)
+    scheduler, timer, _ = scheduled(part)
+    scheduler.arm(timer.later)
+    timer.advance(10.0)
+    timer.lose_all()
+    scheduler.disarm()
+    timer.advance(60)
+    assert part.resumed == 1
+    scheduler.arm(timer.later)
+    timer.advance(PAUSE_S * 2)
+    assert (part.resumed, part.rounds) == (2, 1)
+
+
+def test_timers_that_outlive_their_connection_do_not_double_the_ticks() -> None:
+    """On some releases they go on; their ticks count no more."""
+    part = FakePart()
+    scheduler, timer, _ = scheduled(part)
+    for _ in range(5):
+        scheduler.arm(timer.later)
+    timer.advance(10.0 + 11.0 * 9 + 1)
+    assert part.rounds == 10
+
+
+def test_hastened() -> None:
+    """A part is run now, once, and then at its interval again; a failing one is left alone."""
+    part = FakePart()
+    scheduler, timer, _ = scheduled(part)
+    scheduler.arm(timer.later)
+    for _ in range(3):
+        scheduler.hasten("fake")
+    timer.advance(0)
+    assert part.rounds == 1
+    timer.advance(10.9)
+    assert part.rounds == 1
+    timer.advance(0.2)
+    assert part.rounds == 2
+
+    part.error = ValueError("broken")
+    scheduler.hasten("fake")
+    timer.advance(0)
+    assert part.rounds == 3
+    scheduler.hasten("fake")
+    timer.advance(1)
+    assert part.rounds == 3
+    scheduler.hasten("unknown")
+
+
+def test_a_round_begun_elsewhere_is_finished() -> None:
+    """The rest of a remote command's sweep; its failure is contained too."""
+    part = FakePart(slices=3)
+    scheduler, timer, events = scheduled(part)
+    scheduler.arm(timer.later)
+    slices = part.round()
+    assert run_to_end(slices, until=lambda: True) is False
+    scheduler.go_on("fake", slices)
+    timer.advance(1)
+    assert part.resumed == 3
+    scheduler.go_on("fake", FakePart(error=ValueError("broken")).round())
+    timer.advance(1)
+    assert [type(event) for event in events] == [PartFailed]
