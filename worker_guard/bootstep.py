@@ -99,7 +99,13 @@ class GuardTimer(bootsteps.StartStopStep):
             guard.disarm()
 
 
+def step_of(worker: Any) -> WorkerGuard | None:
+    """The guard's step in this worker, or None where the app has none."""
+    step = worker.blueprint.steps.get(WorkerGuard.name)
+    return step if isinstance(step, WorkerGuard) else None
+
+
 def guard_of(worker: Any) -> Guard | None:
     """The guard that runs in this worker, or None."""
-    step = worker.blueprint.steps.get(WorkerGuard.name)
-    return step.guard if isinstance(step, WorkerGuard) else None
+    step = step_of(worker)
+    return None if step is None else step.guard

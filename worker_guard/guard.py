@@ -59,6 +59,7 @@ class Guard:
             on_operator=self._operator_revoked,
             on_error=self._contained("revoked_watch"),
         )
+        self._lookups = self._containment("revoked_verify")
         actor: Actor = DryRun() if settings.dry_run else celery_internals.Discarding(state.revoked)
         self._sweeper = Sweeper(
             interval_s=settings.interval,
@@ -67,9 +68,10 @@ class Guard:
             revoked=state.revoked,
             actor=actor,
             records=records if settings.revoked_verify else None,
-            lookups=self._containment("revoked_verify"),
+            lookups=self._lookups,
             backfill=backfill,
             totals=self._totals,
+            on_operator=self._operator_revoked,
             report=self._report,
             monotonic=self._monotonic,
         )
@@ -105,7 +107,8 @@ class Guard:
             self._watch.start(self._worker)
             self.parts["revoked"] = _ON
         except celery_internals.MissingInternalError as exc:
-            self.parts["revoked"] = str(exc)
+            # Nothing is known of any id then, and so nothing is cleared or marked.
+            self.parts = dict.fromkeys((*self.parts, "revoked"), str(exc))
         self._report(
             Started(
                 version=self._version,
@@ -167,17 +170,21 @@ class Guard:
 
     def sweep(self, *, dry_run: bool, trigger: Trigger = "control") -> CleanupCompleted | None:
         """Sweep now; None: it takes more than one slice, and the log will say what came of it."""
-        sweeper = self._sweeper
-        if dry_run and not self._settings.dry_run:
-            preview = self._reporter.as_dry_run()
-            sweeper = sweeper.preview(lambda event: self._report(event, preview))
-        self._last_cleanup, before = None, self._last_cleanup
+        done: list[CleanupCompleted] = []
+        preview = dry_run and not self._settings.dry_run
+        report = self._reporter.as_dry_run() if preview else self._report
+
+        def note(event: Event) -> None:
+            if isinstance(event, CleanupCompleted):
+                done.append(event)
+            report(event)
+
+        sweeper = self._sweeper.preview(note) if preview else replace(self._sweeper, report=note)
         deadline = self._monotonic() + SLICE_S
         slices = sweeper.round(trigger)
         if not run_to_end(slices, until=lambda: self._monotonic() >= deadline):
             self._scheduler.go_on(sweeper.name, slices)
-        done, self._last_cleanup = self._last_cleanup, self._last_cleanup or before
-        return done
+        return done[0] if done else None
 
     def describe(self) -> dict[str, Any]:
         """The state of this guard: counts, whatever the set's size, and never ids."""
@@ -186,7 +193,10 @@ class Guard:
             "version": self._version,
             "dry_run": self._settings.dry_run,
             "parts": dict(sorted(self.parts.items())),
-            "consecutive_failures": self._scheduler.failures(),
+            "consecutive_failures": {
+                **self._scheduler.failures(),
+                "revoked_verify": self._lookups.consecutive_failures,
+            },
             "revoked": {
                 "total": len(state.revoked),
                 "operator": count(Origin.OPERATOR),
@@ -200,10 +210,10 @@ class Guard:
 
     # -- what the parts are given ----------------------------------------------------------
 
-    def _report(self, event: Event, reporter: Reporter | None = None) -> None:
+    def _report(self, event: Event) -> None:
         if isinstance(event, CleanupCompleted):
             self._last_cleanup = event
-        (reporter or self._reporter)(event)
+        self._reporter(event)
 
     def _containment(self, part: str) -> Containment:
         return Containment(part, first_pause_s=self._settings.interval, report=self._report)

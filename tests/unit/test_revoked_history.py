@@ -75,6 +75,7 @@ class GuardedWorker:
             lookups=Containment("revoked_verify", first_pause_s=30.0, report=self._report),
             backfill=Backfill(),
             totals=Totals(),
+            on_operator=self.mark,
             report=self._report,
             monotonic=lambda: now[0],
         )
@@ -89,8 +90,11 @@ class GuardedWorker:
         self.revoked.add(task_id, self._now[0])
         self.ledger.added(task_id, source, self._now[0])
         if source is Source.OPERATOR:
-            self.pending[task_id] = None
-            self.write_marks()
+            self.mark(task_id)
+
+    def mark(self, task_id: str) -> None:
+        self.pending[task_id] = None
+        self.write_marks()
 
     def write_marks(self) -> None:
         if not self.backend.down:

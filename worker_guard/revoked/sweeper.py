@@ -79,6 +79,7 @@ class Sweeper:
     """Takes out of the revoked set what only expiry put there.
 
     ``records`` is None where ids from elsewhere can't be looked up: they are left to their age.
+    ``on_operator(task_id)`` is called for each id that turns out to be an operator's.
     """
 
     name: ClassVar[str] = "revoked"
@@ -92,6 +93,7 @@ class Sweeper:
     lookups: Containment
     backfill: Backfill
     totals: Totals
+    on_operator: Callable[[str], None]
     report: Callable[[Event], None]
     monotonic: Callable[[], float]
 
@@ -116,10 +118,6 @@ class Sweeper:
             self.totals.revoked_tasks_cleared += cleared
         self._report(trigger, cleared, self.monotonic() - started)
 
-    def at_stop(self) -> Sweeper:
-        """The last sweep's sweeper: the worker leaves, so that no grace is waited for."""
-        return replace(self, grace_s=0.0)
-
     def preview(self, report: Callable[[Event], None]) -> Sweeper:
         """A sweeper that does the same without leaving a trace, and says so by ``report``."""
         return replace(
@@ -128,6 +126,7 @@ class Sweeper:
             actor=DryRun(),
             backfill=Backfill(),
             totals=Totals(),
+            on_operator=lambda _task_id: None,
             report=report,
         )
 
@@ -174,6 +173,9 @@ class Sweeper:
                 task_id, verdicts.get(task_id, Verdict.UNPROVEN), now, self.grace_s
             )
         ]
+        for task_id, verdict in verdicts.items():
+            if verdict is Verdict.OPERATOR:
+                self.on_operator(task_id)
         if proven:
             self.actor.clear(proven)
             self.ledger.forget(proven)

@@ -1,0 +1,195 @@
+"""What the guard leaves of the host when it is gone, and what it never takes from it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.contrib.testing.worker import start_worker
+from celery.utils.collections import LimitedSet
+from celery.worker import control, request, state
+
+from tests.harness.workers import ROOT, wait_for
+from worker_guard import WorkerGuard
+from worker_guard.bootstep import GuardTimer
+from worker_guard.celery_internals import Discarding, Hook
+from worker_guard.events import Stopped
+from worker_guard.reporting import LOGGER, Reporter, open_log
+
+
+def hooks_in_place() -> dict[str, Any]:
+    """Whatever the guard hooks into, as it is now."""
+    return {
+        "add": vars(state.revoked).get("add"),
+        "overload": vars(state.revoked).get("max_heap_percent_overload"),
+        "maybe_expire": vars(request.Request)["maybe_expire"],
+        "hello": control.Panel.data["hello"],
+        "receivers": len(signals.task_revoked.receivers or ()),
+        "handlers": list(logging.getLogger(LOGGER).handlers),
+        "propagate": logging.getLogger(LOGGER).propagate,
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_stopped_guard_leaves_no_hook() -> None:
+    """A worker in this process, started and stopped twice; the set stays the same object."""
+    app = Celery("test", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.update(worker_guard_interval=0.1, worker_guard_revoked_grace=0.0)
+    app.steps["worker"].add(WorkerGuard)
+
+    @app.task(name="test.add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    before, the_set = hooks_in_place(), state.revoked
+    for _ in range(2):
+        with start_worker(app, perform_ping_check=False, pool="solo"):
+            assert hooks_in_place() != before
+            assert GuardTimer in app.steps["consumer"]
+            app.send_task("test.add", (1, 2), task_id="expired", expires=-1)
+            app.control.revoke("operators")
+            result = app.send_task("test.add", (1, 2))
+            assert result.get(timeout=30) == 3
+            wait_for(lambda: "expired" not in state.revoked, "the id to be cleared")
+            pickled = pickle.loads(pickle.dumps(state.revoked))
+            assert type(pickled) is LimitedSet
+            assert vars(pickled).get("add") is None
+        assert hooks_in_place() == before
+        assert GuardTimer not in app.steps["consumer"]
+    assert state.revoked is request.revoked_tasks is the_set
+    assert "operators" in state.revoked
+    state.revoked.clear()
+    app.close()
+
+
+def test_hooks_that_somebody_wrapped_again_only_pass_on() -> None:
+    """Undone out of order, none tears another's wrapper away."""
+    calls: list[str] = []
+    place: dict[str, Any] = {"f": lambda: calls.append("original")}
+
+    def wrapper(name: str) -> Any:
+        def wrap(function: Any) -> Any:
+            def wrapped() -> None:
+                calls.append(name)
+                function()
+
+            return wrapped
+
+        return wrap
+
+    original = place["f"]
+    first = Hook(place, "f", wrapper("first"))
+    second = Hook(place, "f", wrapper("second"))
+    first.undo()
+    place["f"]()
+    second.undo()
+    place["f"]()
+    assert calls == ["second", "original", "original"]
+    first.undo()
+    assert calls == ["second", "original", "original"]
+    place["f"] = original
+
+
+def test_an_id_that_was_cleared_and_revoked_later_outlives_its_old_entry() -> None:
+    """In Celery 5.6.3 and before, purging the old heap entry takes the new id with it."""
+    revoked = LimitedSet(maxlen=100, expires=100.0)
+    revoked.add("x", 1000.0)
+    actor = Discarding(revoked)
+    actor.clear(["x"])
+    actor.finish()
+    revoked.add("x", 1090.0)
+    revoked.purge(now=1150.0)
+    assert "x" in revoked
+    actor.finish()
+    assert "max_heap_percent_overload" not in vars(revoked)
+
+
+def test_a_fork_inherits_no_lock() -> None:
+    """A child that is forked while a line is being written can write its own."""
+    root, stream = logging.getLogger(), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    root.addHandler(handler)
+    log, close = open_log("json")
+    report = Reporter(log, worker="w@test", dry_run=False)
+    event = Stopped(
+        revoked_tasks_cleared=0,
+        expired_results_deleted=0,
+        task_states_cleaned=0,
+        children_recycled=0,
+    )
+    written, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            written.set()
+            go_on.wait(30)
+            return len(text)
+
+    level = logging.getLogger(LOGGER).level
+    logging.getLogger(LOGGER).setLevel(logging.INFO)
+    handler.setStream(Slow())
+    writer = threading.Thread(target=report, args=(event,))
+    try:
+        writer.start()
+        assert written.wait(30)
+        child = os.fork()
+        if child == 0:
+            handler.stream = io.StringIO()
+            report(event)
+            os._exit(0 if json.loads(handler.stream.getvalue())["worker"] == "w@test" else 1)
+
+        def ended() -> tuple[int, int] | None:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            return (pid, status) if pid else None
+
+        assert wait_for(ended, "the child to end") == (child, 0)
+    finally:
+        go_on.set()
+        writer.join()
+        close()
+        root.removeHandler(handler)
+        logging.getLogger(LOGGER).setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("code", "never"),
+    [
+        ("import worker_guard", {"redis", "psutil", "structlog"}),
+        ("import worker_guard.cli", {"redis", "psutil", "structlog"}),
+    ],
+)
+def test_imports_are_light(code: str, never: set[str]) -> None:
+    """Every celery command loads the entry point: neither redis nor psutil come with it."""
+    check = f"import sys; {code}; print(sorted(set(sys.modules) & {never!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_wheel_and_the_sdist_hold_what_they_should(tmp_path: Path) -> None:
+    """The wheel has the package alone, typed, with its entry point."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
+    import zipfile
+
+    from hatchling.builders.wheel import WheelBuilder
+
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "worker_guard/py.typed" in names
+    assert {name.split("/")[0] for name in names} == {
+        "worker_guard",
+        "worker_guard-0.1.0.dist-info",
+    }
+    entry_points = zipfile.ZipFile(wheel).read("worker_guard-0.1.0.dist-info/entry_points.txt")
+    assert b"[celery.commands]\nguard = worker_guard.cli:guard" in entry_points

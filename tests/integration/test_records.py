@@ -1,0 +1,165 @@
+"""Records and marks on a real result backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from tests.harness.redis_server import RedisServer
+from worker_guard.revoked.ledger import Verdict
+from worker_guard.revoked.records import (
+    RECORD_LIMIT_BYTES,
+    Records,
+    RecordsUnavailableError,
+    open_records,
+)
+
+Opened = tuple[Celery, Records]
+
+
+def opened(url: str, **conf: Any) -> Opened:
+    app = Celery("test", set_as_current=False)
+    app.conf.update(result_backend=url, **conf)
+    return app, open_records(app.backend, revoke_expires_s=10_800.0)
+
+
+@pytest.fixture(params=["redis", "redis-prefixed", "redis-yaml", "filesystem"])
+def backend(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path
+) -> Callable[[], Opened]:
+    """Each kind of key-value backend that the guard can look into."""
+    conf: dict[str, dict[str, Any]] = {
+        "redis": {},
+        "redis-prefixed": {"result_backend_transport_options": {"global_keyprefix": "shop"}},
+        "redis-yaml": {"result_serializer": "yaml", "accept_content": ["yaml"]},
+        "filesystem": {},
+    }
+    url = tmp_path.as_uri() if request.param == "filesystem" else redis_server.url(1)
+    if request.param == "redis-yaml":
+        pytest.importorskip("yaml", reason="PyYAML is not installed")
+    return lambda: opened(url, **conf[request.param])
+
+
+def test_verdicts_on_what_celery_wrote(backend: Callable[[], Opened]) -> None:
+    """REVOKED with "expired" is a proof, unless a guard left a mark; nothing else is."""
+    app, records = backend()
+    app.backend.mark_as_revoked("expired", "expired")
+    app.backend.mark_as_revoked("both", "expired")
+    app.backend.mark_as_revoked("revoked", "revoked")
+    app.backend.mark_as_done("done", {"status": "REVOKED"})
+    app.backend.mark_as_failure("failed", RuntimeError("expired"))
+    app.backend.mark_as_started("started")
+    records.mark(["both"])
+    ids = ["expired", "both", "revoked", "done", "failed", "started", "absent"]
+    assert records.verdicts(ids) == {
+        "expired": Verdict.EXPIRED,
+        "both": Verdict.OPERATOR,
+        "revoked": Verdict.OPERATOR,
+        "done": Verdict.UNPROVEN,
+        "failed": Verdict.UNPROVEN,
+        "started": Verdict.UNPROVEN,
+        "absent": Verdict.UNPROVEN,
+    }
+    assert app.backend.get_state("both") == "REVOKED"
+
+
+def test_another_apps_marks_do_not_count(redis_server: RedisServer) -> None:
+    """Two apps that share a database by prefixes share no marks."""
+    options = {"result_backend_transport_options": {"global_keyprefix": "shop"}}
+    shop, shops = opened(redis_server.url(1), **options)
+    _, others = opened(redis_server.url(1))
+    shop.backend.mark_as_revoked("x", "expired")
+    others.mark(["x"])
+    assert shops.verdicts(["x"]) == {"x": Verdict.EXPIRED}
+    shops.mark(["x"])
+    assert shops.verdicts(["x"]) == {"x": Verdict.OPERATOR}
+
+
+def test_what_is_not_a_record_proves_nothing(redis_server: RedisServer) -> None:
+    """Broken, foreign, huge, of another type: no proof, no error, and not for the others."""
+    app, records = opened(redis_server.url(1))
+    raw = redis.Redis.from_url(redis_server.url(1))
+    proof = b'{"status": "REVOKED", "result": {"exc_type": "TaskRevokedError", '
+    proof += b'"exc_message": ["expired"]}, "pad": "%s"}'
+    values: dict[str, Any] = {
+        "broken": b'{"status": "REVOKED", "result":',
+        "binary": b"\x80\x04\x95\x00garbage",
+        "empty": b"",
+        "list-value": b"[]",
+        "huge": proof % (b"x" * RECORD_LIMIT_BYTES),
+    }
+    for task_id, value in values.items():
+        raw.set(app.backend.get_key_for_task(task_id), value)
+    raw.rpush(app.backend.get_key_for_task("a-list"), "x")
+    app.backend.mark_as_revoked("proven", "expired")
+    verdicts = records.verdicts([*values, "a-list", "proven", "sur\udc80rogate"])
+    assert verdicts.pop("proven") is Verdict.EXPIRED
+    assert set(verdicts.values()) == {Verdict.UNPROVEN}
+    assert records.verdicts([17, "proven"])["proven"] is Verdict.EXPIRED  # type: ignore[list-item]
+    raw.close()
+
+
+def test_odd_ids_do_not_keep_the_other_marks_back(redis_server: RedisServer) -> None:
+    """An operator may have given a number, or text that is not UTF-8."""
+    app, records = opened(redis_server.url(1))
+    records.mark([17, "sur\udc80rogate", "plain"])  # type: ignore[list-item]
+    app.backend.mark_as_revoked("plain", "expired")
+    assert records.verdicts(["plain"]) == {"plain": Verdict.OPERATOR}
+
+
+def test_marks_outlive_records_and_revocations(redis_server: RedisServer) -> None:
+    """A mark lives at least twice Celery's REVOKE_EXPIRES, and as long as results do."""
+    raw = redis.Redis.from_url(redis_server.url(1))
+    for result_expires, at_least_s in ((60, 86_400), (7 * 86_400, 7 * 86_400), (None, 86_400)):
+        _, records = opened(redis_server.url(1), result_expires=result_expires)
+        records.mark(["x"])
+        left = raw.pttl("worker-guard-operator-x")
+        assert (at_least_s - 60) * 1000 < left <= at_least_s * 1000
+    raw.close()
+
+
+def test_a_server_that_is_down_or_hangs_raises(redis_server: RedisServer) -> None:
+    """The caller contains it; each wait is bounded by the client's own timeouts."""
+    _, records = opened(redis_server.url(1))
+    client = records._client  # type: ignore[attr-defined]
+    limits = client.connection_pool.connection_kwargs
+    assert limits["socket_timeout"] + limits["socket_connect_timeout"] <= 1.0
+    redis_server.pause()
+    with pytest.raises(redis.TimeoutError):
+        records.verdicts(["x"])
+    redis_server.resume()
+    redis_server.kill()
+    with pytest.raises(redis.ConnectionError):
+        records.mark(["x"])
+    redis_server.start()
+    assert records.verdicts(["x"]) == {"x": Verdict.UNPROVEN}
+
+
+def test_a_server_that_was_restarted_costs_no_failure(redis_server: RedisServer) -> None:
+    """The pooled connection is stale then; the one retry takes a fresh one."""
+    _, records = opened(redis_server.url(1))
+    records.mark(["x"])
+    redis_server.kill()
+    redis_server.start()
+    assert records.verdicts(["x"]) == {"x": Verdict.UNPROVEN}
+
+
+@pytest.mark.parametrize(
+    ("conf", "reason"),
+    [
+        ({"result_backend": None}, "DisabledBackend is not a key-value store"),
+        ({"result_backend": "rpc://"}, "RPCBackend is not a key-value store"),
+        ({"result_backend": "redis://", "result_serializer": "pickle"}, "unpickles nothing"),
+    ],
+)
+def test_backends_that_prove_nothing(conf: dict[str, Any], reason: str) -> None:
+    """Each is refused with its reason, before anything is connected to."""
+    app = Celery("test", set_as_current=False)
+    app.conf.update(conf)
+    with pytest.raises(RecordsUnavailableError, match=reason):
+        open_records(app.backend, revoke_expires_s=10_800.0)

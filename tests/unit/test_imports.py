@@ -1,0 +1,56 @@
+"""The core takes plain values: a walk over the imports of its modules."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "worker_guard"
+
+CORE = [
+    "events.py",
+    "containment.py",
+    "revoked/ledger.py",
+    "revoked/record.py",
+    "revoked/backfill.py",
+    "revoked/sweeper.py",
+]
+
+OUTSIDE = {"celery", "kombu", "billiard", "redis", "click", "structlog", "psutil", "os", "time"}
+
+#: Not public, so touched in one module alone.
+INTERNAL = {"billiard", "celery.concurrency", "celery.worker.request"}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_does_no_io(module: str) -> None:
+    """Neither the host nor the clock nor a server is reached from the core."""
+    tops = {name.split(".")[0] for name in imports(PACKAGE / module)}
+    assert not tops & OUTSIDE
+
+
+def test_internals_are_touched_in_one_module() -> None:
+    """What Celery and billiard do not document is imported by ``celery_internals`` only."""
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "celery_internals.py":
+            assert not imports(path) & INTERNAL, path
+
+
+def test_the_library_never_configures_structlog() -> None:
+    """The application's configuration is the application's."""
+    for path in PACKAGE.rglob("*.py"):
+        assert "structlog.configure(" not in path.read_text(), path
