@@ -302,7 +302,7 @@ def test_the_guard_outlives_a_broker_restart(make_fleet: MakeFleet) -> None:
                 "the worker to lose its broker",
             )
             broker.start()
-            fleet.expire(f"after-{again}")
+            fleet.send("add", 1, 2, task_id=f"after-{again}", expires=-1)
             wait_for(lambda again=again: worker.cleared() == 1 + again, "the next id")  # type: ignore[misc]
         sweeps = worker.ask("guard")["totals"]["sweeps"]
         began = time.monotonic()
