@@ -17,13 +17,16 @@ from worker_guard.reporting import Reporter, open_log
 from worker_guard.revoked.backfill import Backfill
 from worker_guard.revoked.ledger import Origin
 from worker_guard.revoked.records import Records, open_records
-from worker_guard.revoked.sweeper import Actor, DryRun, Marker, Sweeper, Totals
+from worker_guard.revoked.sweeper import UNPROVEN, Actor, DryRun, Marker, Sweeper, Totals
 from worker_guard.revoked.watch import RevokedWatch
 from worker_guard.scheduler import SLICE_S, Later, Part, Scheduler, run_to_end
 from worker_guard.settings import Settings
 
 #: The last sweep takes no longer, so that a worker that is told to stop does.
 _LAST_SWEEP_S = 1.0
+
+#: An id from elsewhere is looked up within this time, or the interval where that is shorter.
+_ASK_WITHIN_S = 5.0
 
 _ON = "on"
 
@@ -56,7 +59,8 @@ class Guard:
         self._watch = RevokedWatch(
             backfill=backfill,
             monotonic=self._monotonic,
-            on_operator=self._operator_revoked,
+            on_operator=self._keep_marked,
+            on_foreign=self._ask_soon,
             on_error=self._contained("revoked_watch"),
         )
         self._lookups = self._containment("revoked_verify")
@@ -71,7 +75,7 @@ class Guard:
             lookups=self._lookups,
             backfill=backfill,
             totals=self._totals,
-            on_operator=self._operator_revoked,
+            on_kept=self._keep_marked,
             report=self._report,
             monotonic=self._monotonic,
         )
@@ -201,7 +205,8 @@ class Guard:
                 "total": len(state.revoked),
                 "operator": count(Origin.OPERATOR),
                 "expired": count(Origin.EXPIRED),
-                "foreign": count(Origin.FOREIGN) + count(Origin.EXPIRING),
+                "proven": count(Origin.PROVEN),
+                "unproven": sum(map(count, UNPROVEN)),
                 "stamps": len(state.revoked_stamps),
             },
             "totals": asdict(self._totals),
@@ -229,7 +234,12 @@ class Guard:
 
         return on_error
 
-    def _operator_revoked(self, task_id: str) -> None:
+    def _ask_soon(self) -> None:
+        # What the result backend says of an id counts from when it is first asked. A fleet that
+        # gets the same ids at once is still spread.
+        self._scheduler.hasten(self._sweeper.name, within_s=_ASK_WITHIN_S)
+
+    def _keep_marked(self, task_id: str) -> None:
         if self._marker is not None:
             self._pending_marks[task_id] = None
             self._scheduler.hasten(self._marker.name)

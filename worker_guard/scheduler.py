@@ -87,15 +87,15 @@ class Scheduler:
         for run in self._runs.values():
             run.ticket += 1
 
-    def hasten(self, name: str) -> None:
-        """Have a part's next round now instead of when it is due."""
+    def hasten(self, name: str, *, within_s: float = 0.0) -> None:
+        """Have a part's next round at a moment of the next ``within_s`` if it is due later."""
         run = self._runs.get(name)
         if run is None or run.slices is not None:
             return
         now = self._monotonic()
-        if run.due_mono > now and run.containment.ready(now):
-            run.due_mono = now
-            self._call(run, 0.0)
+        if run.due_mono > now + within_s and run.containment.ready(now):
+            run.due_mono = now + self._uniform(0.0, within_s)
+            self._call(run, run.due_mono - now)
 
     def go_on(self, name: str, slices: Iterator[None]) -> None:
         """Run the rest of a round of this part that was begun outside the schedule."""

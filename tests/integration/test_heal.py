@@ -245,6 +245,29 @@ def test_an_operators_revocation_that_expired_at_a_peer(make_fleet: MakeFleet) -
     assert late.revoked() == {"both"}
 
 
+def test_a_revoke_that_no_guard_heard_and_that_left_no_record(make_fleet: MakeFleet) -> None:
+    """The id is there before any expiry wrote a record: that it expires later proves nothing.
+
+    So it is before Celery 5.6; later releases record the revoke, which is taken away here.
+    """
+    fleet = make_fleet()
+    peer = fleet.start("peer", "--without-mingle", guarded=False)
+    fleet.send("add", 1, 2, task_id="both", countdown=9, expires=8)
+    fleet.app.control.revoke("both")
+    wait_for(lambda: "both" in peer.revoked(), "the revoke to arrive")
+    fleet.results.backend.forget("both")
+
+    guarded = fleet.start("guarded", "-Q", "other")
+    wait_for(lambda: guarded.ask("guard")["revoked"]["unproven"] == 1, "the id to be asked for")
+    assert "Discarding" not in peer.text()
+    discarded(peer, "both")
+    swept(guarded, 5)
+    assert guarded.revoked() == {"both"}
+    late = fleet.start("late", "-Q", "other")
+    swept(late, 5)
+    assert late.revoked() == {"both"}
+
+
 # -- statedb -------------------------------------------------------------------------------
 
 

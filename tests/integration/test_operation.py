@@ -253,12 +253,14 @@ def test_django_style_namespace(make_fleet: MakeFleet) -> None:
 
 def test_a_backfill_is_explained(make_fleet: MakeFleet) -> None:
     """Which tasks expired, how long they waited, and whether they were born expired."""
-    fleet = make_fleet(worker_guard_interval=3.0)
+    fleet = make_fleet(worker_guard_interval=3600.0)
     fleet.expire(*(f"waited-{n}" for n in range(7)))
     for n in range(5):
         fleet.send("sleep", 1, task_id=f"born-{n}", expires=-10)
     time.sleep(1)
     worker = fleet.start("w", "--without-mingle")
+    wait_for(lambda: worker.text().count("Discarding") == 12, "the messages to be discarded")
+    worker.ask("guard_sweep")
     wait_for(lambda: worker.events("expired_backfill_detected"), "the event")
     (event,) = worker.events("expired_backfill_detected")
     assert event["level"] == "warning"

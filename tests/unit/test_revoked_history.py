@@ -75,7 +75,7 @@ class GuardedWorker:
             lookups=Containment("revoked_verify", first_pause_s=30.0, report=self._report),
             backfill=Backfill(),
             totals=Totals(),
-            on_operator=self.mark,
+            on_kept=self.mark,
             report=self._report,
             monotonic=lambda: now[0],
         )
@@ -145,8 +145,26 @@ class Histories(RuleBasedStateMachine):
         self.unguarded.add(task_id)
         self.backend.records[task_id] = "expired"
 
-    @rule(task_id=task_ids, record=st.booleans(), terminate=st.booleans())
-    def revokes(self, task_id: str, record: bool, terminate: bool) -> None:
+    @rule(task_id=task_ids, worker=guarded, redelivered=st.booleans())
+    def a_revoke_that_no_guard_heard(self, task_id: str, worker: int, redelivered: bool) -> None:
+        """Before 5.6 it leaves no trace but the id, which a guard then gets from a peer.
+
+        The guard asks for it; only after that the message expires, at whichever worker.
+        """
+        if self.backend.down or self.backend.records.get(task_id) == "expired":
+            # A record from before makes the two look alike: a documented limit.
+            return
+        self.unguarded.add(task_id)
+        self.workers[worker].add(task_id, Source.FOREIGN)
+        run_to_end(self.workers[worker].sweeper.round())
+        self.operators[task_id] = self.now[0]
+        self.holders.setdefault(task_id, set()).add(worker)
+        self.expires_at_the_unguarded(task_id)
+        if redelivered:
+            self.expires(task_id, worker, True)
+
+    @rule(task_id=task_ids, record=st.booleans())
+    def revokes(self, task_id: str, record: bool) -> None:
         """An operator revokes: all workers hear it, and from 5.6 on there is a record."""
         for worker in self.workers:
             worker.add(task_id, Source.OPERATOR)
@@ -195,7 +213,7 @@ class Histories(RuleBasedStateMachine):
         """Between two slices anything can happen."""
         slices: Iterator[None] = self.workers[worker].sweeper.round()
         next(slices, None)
-        self.revokes(by, True, False)
+        self.revokes(by, True)
         run_to_end(slices)
 
     @rule(down=st.sampled_from([True, False, False]))
@@ -227,20 +245,16 @@ class Histories(RuleBasedStateMachine):
         self.backend.down = False
         for worker in self.workers:
             worker.write_marks()
-        # The longest pause between two look-ups of one id is 64 graces; and it is not their age
-        # that takes them out.
-        assert 2 * 65 * GRACE_S < REVOKE_EXPIRES_S
         for _ in range(2):
-            self.now[0] += 65 * GRACE_S
+            self.now[0] += GRACE_S
             for worker in self.workers:
                 worker.sweeper.lookups.succeeded()
                 run_to_end(worker.sweeper.round())
         for worker in self.workers:
             for task_id in worker.revoked:
                 assert worker.ways[task_id] != {"expiry"}, task_id
-                if worker.ways[task_id] == {"foreign"}:
-                    # Proven, and asked for: it would be gone.
-                    assert self.backend.verdicts([task_id])[task_id] is not Verdict.EXPIRED
+                # Proven, and asked for: it would be gone.
+                assert worker.ledger.origin(task_id) not in (Origin.FOREIGN, Origin.PROVEN)
 
 
 TestHistories = Histories.TestCase

@@ -13,12 +13,14 @@ OPERATOR, FOREIGN, EXPIRY = Source.OPERATOR, Source.FOREIGN, Source.EXPIRY
 CONFIRM = "task_revoked(expired=True)"
 
 
-def history(*events: Source | str) -> Ledger:
+def history(*events: Source | Verdict | str) -> Ledger:
     """A ledger in which this happened to the id "x", one after another, at 0 s."""
     ledger = Ledger()
     for event in events:
         if isinstance(event, Source):
             ledger.added("x", event, 0.0)
+        elif isinstance(event, Verdict):
+            ledger.judged("x", event, 0.0, GRACE_S)
         else:
             ledger.confirmed_expired("x", 0.0)
     return ledger
@@ -36,7 +38,14 @@ def select(ledger: Ledger, at: float, *, max_age_s: float = MAX_AGE_S) -> Select
         ([EXPIRY, CONFIRM, EXPIRY], Origin.EXPIRING),
         ([EXPIRY, CONFIRM, EXPIRY, CONFIRM], Origin.EXPIRED),
         ([FOREIGN], Origin.FOREIGN),
-        ([FOREIGN, EXPIRY, CONFIRM], Origin.FOREIGN),
+        # It expires before the result backend was asked: its record proves nothing any more.
+        ([FOREIGN, EXPIRY, CONFIRM], Origin.UNPROVEN),
+        ([FOREIGN, Verdict.EXPIRED, EXPIRY, CONFIRM], Origin.PROVEN),
+        ([FOREIGN, Verdict.EXPIRED, FOREIGN], Origin.PROVEN),
+        ([FOREIGN, Verdict.EXPIRED, OPERATOR], Origin.OPERATOR),
+        ([FOREIGN, Verdict.UNPROVEN, EXPIRY, CONFIRM], Origin.UNPROVEN),
+        ([FOREIGN, Verdict.UNPROVEN, FOREIGN], Origin.UNPROVEN),
+        ([FOREIGN, Verdict.UNPROVEN, OPERATOR], Origin.OPERATOR),
         ([EXPIRY, FOREIGN, CONFIRM], Origin.FOREIGN),
         ([EXPIRY, CONFIRM, FOREIGN], Origin.FOREIGN),
         ([OPERATOR], Origin.OPERATOR),
@@ -50,7 +59,7 @@ def select(ledger: Ledger, at: float, *, max_age_s: float = MAX_AGE_S) -> Select
     ],
 )
 def test_an_operators_id_stays_an_operators(
-    events: list[Source | str], origin: Origin | None
+    events: list[Source | Verdict | str], origin: Origin | None
 ) -> None:
     """An operator's word outweighs all, a peer's outweighs an expiry here."""
     assert history(*events).origin("x") is origin
@@ -62,8 +71,11 @@ def test_an_operators_id_stays_an_operators(
         ([EXPIRY, CONFIRM], GRACE_S - 0.1, Selection()),
         ([EXPIRY, CONFIRM], GRACE_S, Selection(clear=("x",))),
         ([EXPIRY], GRACE_S, Selection()),
-        ([FOREIGN], GRACE_S - 0.1, Selection()),
-        ([FOREIGN], GRACE_S, Selection(look_up=("x",))),
+        ([FOREIGN], 0.0, Selection(look_up=("x",))),
+        ([FOREIGN, Verdict.EXPIRED], GRACE_S - 0.1, Selection()),
+        ([FOREIGN, Verdict.EXPIRED], GRACE_S, Selection(look_up=("x",))),
+        ([FOREIGN, Verdict.UNPROVEN], GRACE_S, Selection()),
+        ([FOREIGN, Verdict.OPERATOR], GRACE_S, Selection()),
         ([OPERATOR], GRACE_S, Selection()),
         ([OPERATOR, EXPIRY, CONFIRM], MAX_AGE_S - 0.1, Selection()),
         ([OPERATOR], MAX_AGE_S, Selection(age_out=("x",))),
@@ -72,7 +84,7 @@ def test_an_operators_id_stays_an_operators(
         ([EXPIRY, CONFIRM], MAX_AGE_S, Selection(clear=("x",))),
     ],
 )
-def test_selection(events: list[Source | str], at: float, selection: Selection) -> None:
+def test_selection(events: list[Source | Verdict | str], at: float, selection: Selection) -> None:
     """Only what expiry alone put there is cleared; Celery's own lifetime is enforced on time."""
     assert select(history(*events), at) == selection
 
@@ -89,18 +101,28 @@ def test_what_celery_dropped_is_gone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "may_go", "origin"),
+    ("first", "second", "may_go", "origin"),
     [
-        (Verdict.EXPIRED, True, Origin.FOREIGN),
-        (Verdict.OPERATOR, False, Origin.OPERATOR),
-        (Verdict.UNPROVEN, False, Origin.FOREIGN),
+        (Verdict.EXPIRED, Verdict.EXPIRED, True, Origin.PROVEN),
+        (Verdict.EXPIRED, Verdict.UNPROVEN, False, Origin.UNPROVEN),
+        (Verdict.EXPIRED, Verdict.OPERATOR, False, Origin.OPERATOR),
+        (Verdict.UNPROVEN, Verdict.EXPIRED, False, Origin.UNPROVEN),
+        (Verdict.OPERATOR, Verdict.EXPIRED, False, Origin.OPERATOR),
     ],
 )
-def test_verdicts(verdict: Verdict, may_go: bool, origin: Origin) -> None:
-    """Only "expired" lets an id from elsewhere go; an operator's is remembered as such."""
+def test_an_id_from_elsewhere_is_proven_at_first_and_after_the_grace(
+    first: Verdict, second: Verdict, may_go: bool, origin: Origin
+) -> None:
+    """Whatever once was no proof stays none: the expiry came after the revocation then."""
     ledger = history(FOREIGN)
-    assert ledger.judged("x", verdict, GRACE_S, GRACE_S) is may_go
+    assert ledger.judged("x", first, 0.0, GRACE_S) is False
+    assert ledger.judged("x", second, GRACE_S, GRACE_S) is may_go
     assert ledger.origin("x") is origin
+
+
+def test_a_proof_that_comes_after_the_grace_is_enough() -> None:
+    """The result backend was down meanwhile; its first answer is fresh."""
+    assert history(FOREIGN).judged("x", Verdict.EXPIRED, GRACE_S, GRACE_S) is True
 
 
 @pytest.mark.parametrize("meanwhile", [OPERATOR, EXPIRY])
@@ -108,22 +130,7 @@ def test_a_verdict_that_comes_too_late(meanwhile: Source) -> None:
     """What happens to the id while it is looked up counts."""
     ledger = history(FOREIGN)
     ledger.added("x", meanwhile, 1.0)
-    assert ledger.judged("x", Verdict.EXPIRED, GRACE_S, GRACE_S) is (meanwhile is EXPIRY)
-
-
-def test_an_unproven_id_is_looked_up_less_and_less_often() -> None:
-    """Its record may still come, and the result backend has other work."""
-    ledger, now, pauses = history(FOREIGN), GRACE_S, []
-    for _ in range(9):
-        assert select(ledger, now, max_age_s=0.0).look_up == ("x",)
-        ledger.judged("x", Verdict.UNPROVEN, now, GRACE_S)
-        before = now
-        while not select(ledger, now, max_age_s=0.0).look_up:
-            now += GRACE_S
-        pauses.append((now - before) / GRACE_S)
-    assert pauses == [2, 4, 8, 16, 32, 64, 64, 64, 64]
-    ledger.added("x", FOREIGN, now)
-    assert select(ledger, now + GRACE_S).look_up == ("x",)
+    assert ledger.judged("x", Verdict.EXPIRED, 2 * GRACE_S, GRACE_S) is False
 
 
 def test_counts_follow_each_change() -> None:
@@ -136,7 +143,8 @@ def test_counts_follow_each_change() -> None:
     ledger.added("1", FOREIGN, 0.0)
     ledger.forget(["2", "unknown"])
     counts = {origin: ledger.count(origin) for origin in Origin}
-    expected = {Origin.OPERATOR: 1, Origin.FOREIGN: 1, Origin.EXPIRED: 2, Origin.EXPIRING: 0}
+    expected = dict.fromkeys(Origin, 0)
+    expected |= {Origin.OPERATOR: 1, Origin.FOREIGN: 1, Origin.EXPIRED: 2}
     assert counts == expected
     assert {o: len(ledger.ids(o)) for o in Origin} == expected
 
@@ -146,6 +154,7 @@ def test_a_copy_leaves_no_trace() -> None:
     ledger = history(FOREIGN)
     twin = ledger.copy()
     twin.judged("x", Verdict.UNPROVEN, 0.0, GRACE_S)
+    assert twin.origin("x") is Origin.UNPROVEN
     twin.forget(["x"])
     assert (ledger.origin("x"), ledger.count(Origin.FOREIGN)) == (Origin.FOREIGN, 1)
     assert select(ledger, GRACE_S).look_up == ("x",)

@@ -66,7 +66,7 @@ class World:
         self.now = 1000.0
         self.step_s = 0.0
         self.revoked, self.ledger, self.events = FakeSet(), Ledger(), list[Event]()
-        self.operators: list[str] = []
+        self.kept: list[str] = []
         actor: Actor = DryRun() if dry_run else Clearing(self.revoked)
         self.sweeper = Sweeper(
             interval_s=30.0,
@@ -78,7 +78,7 @@ class World:
             lookups=Containment("revoked_verify", first_pause_s=30, report=self.events.append),
             backfill=Backfill(),
             totals=Totals(),
-            on_operator=self.operators.append,
+            on_kept=self.kept.append,
             report=self.events.append,
             monotonic=self.clock,
         )
@@ -118,7 +118,7 @@ def test_the_event_says_what_was_cleared_and_what_was_kept_and_why() -> None:
     assert world.revoked == {"unconfirmed", "marked", "unknown", "operators", "fresh"}
     assert world.sweeper.totals.revoked_tasks_cleared == 3
     assert world.revoked.finished == 1
-    assert world.operators == ["marked"]
+    assert world.kept == ["marked", "unknown"]
 
 
 def test_a_sweep_that_did_nothing_is_quiet() -> None:
@@ -178,7 +178,7 @@ def test_a_backend_that_fails_is_left_alone_for_a_while() -> None:
     world.now += 60
     assert world.sweep().revoked_tasks_cleared == 1
     assert world.sweep().revoked_tasks_cleared == 0
-    assert records.asked == [LOOKUP_BATCH]
+    assert records.asked == [LOOKUP_BATCH]  # and not a second time at once
     failures = [event for event in world.events if isinstance(event, PartFailed)]
     assert failures == [
         PartFailed(

@@ -156,13 +156,24 @@ def test_hastened() -> None:
     timer.advance(0.2)
     assert part.rounds == 2
 
+    scheduler.hasten("fake", within_s=5.0)
+    timer.advance(4.9)
+    assert part.rounds == 2
+    timer.advance(0.2)
+    assert part.rounds == 3
+    scheduler.hasten("fake", within_s=20.0)
+    timer.advance(10.8)
+    assert part.rounds == 3
+    timer.advance(0.2)
+    assert part.rounds == 4
+
     part.error = ValueError("broken")
     scheduler.hasten("fake")
     timer.advance(0)
-    assert part.rounds == 3
+    assert part.rounds == 5
     scheduler.hasten("fake")
     timer.advance(1)
-    assert part.rounds == 3
+    assert part.rounds == 5
     scheduler.hasten("unknown")
 
 

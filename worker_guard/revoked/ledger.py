@@ -32,6 +32,14 @@ class Origin(Enum):
 
     OPERATOR = "operator"
     FOREIGN = "foreign"
+    """From elsewhere, and not yet asked for in the result backend."""
+
+    PROVEN = "proven"
+    """From elsewhere, and the result backend said "expired" when it was first asked."""
+
+    UNPROVEN = "unproven"
+    """From elsewhere, and it did not: kept like an operator's, whatever it says later."""
+
     EXPIRING = "expiring"
     """Put there by an expiry here that the signal ``task_revoked`` has not confirmed."""
 
@@ -58,9 +66,11 @@ class _Entry(NamedTuple):
     """When it came in last, by any way: the stamp that Celery's own set has."""
 
 
-class _Lookup(NamedTuple):
-    attempts: int
-    due_mono: float
+_AFTER = {
+    Verdict.EXPIRED: Origin.PROVEN,
+    Verdict.OPERATOR: Origin.OPERATOR,
+    Verdict.UNPROVEN: Origin.UNPROVEN,
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Selection:
     """Only expiry put them there, and the grace is over."""
 
     look_up: tuple[str, ...] = ()
-    """From elsewhere, the grace is over, and it is time to ask the result backend."""
+    """From elsewhere, and to be asked for: it never was, or it is proven and the grace is over."""
 
     age_out: tuple[str, ...] = ()
     """Older than Celery's own ``REVOKE_EXPIRES``, whatever put them there."""
@@ -80,17 +90,11 @@ class Selection:
     """No longer in the set: Celery dropped them."""
 
 
-#: An id from elsewhere without proof is asked for again after this many graces, then twice as
-#: many, and so on up to the limit: its record may still be written.
-_LOOKUP_BACKOFF_LIMIT = 64
-
-
 class Ledger:
     """The origin of each id in the revoked set of this worker."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
-        self._lookups: dict[str, _Lookup] = {}
         self._counts: Counter[Origin] = Counter()
 
     # -- what happens to ids ---------------------------------------------------------------
@@ -99,18 +103,22 @@ class Ledger:
         """An id was added to the set, by ``source``.
 
         An operator's stays an operator's. An id from elsewhere needs the result backend's proof
-        even when its message expires here too: the peer may have had it from an operator.
+        even when its message expires here too: the peer may have had it from an operator. And
+        where it expires here before the result backend was asked, there is no proof to be had:
+        the record says "expired" from then on, whatever brought the id to the peer.
         """
         known = self._entries.get(task_id)
         origin = known.origin if known else None
-        if source is Source.OPERATOR or origin is Origin.OPERATOR:
+        if source is Source.OPERATOR:
             origin = Origin.OPERATOR
-        elif source is Source.FOREIGN or origin is Origin.FOREIGN:
+        elif origin in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN):
+            pass
+        elif source is Source.FOREIGN:
             origin = Origin.FOREIGN
         else:
-            origin = Origin.EXPIRING
+            origin = Origin.UNPROVEN if origin is Origin.FOREIGN else Origin.EXPIRING
+        assert origin is not None
         self._put(task_id, _Entry(origin, now))
-        self._lookups.pop(task_id, None)
 
     def confirmed_expired(self, task_id: str, now: float) -> None:
         """``task_revoked`` was sent for this id with ``expired=True``."""
@@ -123,20 +131,16 @@ class Ledger:
 
         Returns whether the id may be cleared now. That is asked again here because an operator
         can have revoked it while the look-up was under way.
+
+        Anything but "expired" is final. An expiry writes its record as it adds the id, so an id
+        that is there without the record is likely an operator's (before Celery 5.6 a revoke
+        leaves none); and a record of an expiry that is written later does not make it less so.
         """
         known = self._entries.get(task_id)
-        if known is None or known.origin is not Origin.FOREIGN:
+        if known is None or known.origin not in (Origin.FOREIGN, Origin.PROVEN):
             return False
-        if verdict is Verdict.EXPIRED:
-            return True
-        if verdict is Verdict.OPERATOR:
-            self._put(task_id, _Entry(Origin.OPERATOR, known.since_mono))
-            self._lookups.pop(task_id, None)
-            return False
-        attempts = self._lookups[task_id].attempts + 1 if task_id in self._lookups else 1
-        pause_s = max(grace_s, 1.0) * min(2.0**attempts, _LOOKUP_BACKOFF_LIMIT)
-        self._lookups[task_id] = _Lookup(attempts, now + pause_s)
-        return False
+        self._put(task_id, _Entry(_AFTER[verdict], known.since_mono))
+        return verdict is Verdict.EXPIRED and now - known.since_mono >= grace_s
 
     def forget(self, task_ids: Iterable[str]) -> None:
         """These ids have left the set (or, in a dry run, would have)."""
@@ -144,7 +148,6 @@ class Ledger:
             known = self._entries.pop(task_id, None)
             if known is not None:
                 self._counts[known.origin] -= 1
-            self._lookups.pop(task_id, None)
 
     # -- what to do with them --------------------------------------------------------------
 
@@ -176,10 +179,10 @@ class Ledger:
                 clear.append(task_id)
             elif max_age_s and age_s >= max_age_s:
                 age_out.append(task_id)
-            elif entry.origin is Origin.FOREIGN and age_s >= grace_s:
-                lookup = self._lookups.get(task_id)
-                if lookup is None or now >= lookup.due_mono:
-                    look_up.append(task_id)
+            elif entry.origin is Origin.FOREIGN or (
+                entry.origin is Origin.PROVEN and age_s >= grace_s
+            ):
+                look_up.append(task_id)
         return Selection(tuple(clear), tuple(look_up), tuple(age_out), tuple(gone))
 
     # -- what is known ---------------------------------------------------------------------
@@ -203,7 +206,6 @@ class Ledger:
         """A ledger of its own with the same content, for a sweep that must not leave a trace."""
         twin = Ledger()
         twin._entries = self._entries.copy()
-        twin._lookups = self._lookups.copy()
         twin._counts = self._counts.copy()
         return twin
 

@@ -20,6 +20,10 @@ _CHUNK = 100
 LOOKUP_BATCH = 50
 
 
+#: The origins that the figure "unproven" counts.
+UNPROVEN = (Origin.FOREIGN, Origin.UNPROVEN, Origin.EXPIRING)
+
+
 class HeldIds(Protocol):
     """The revoked set, to look at."""
 
@@ -79,7 +83,7 @@ class Sweeper:
     """Takes out of the revoked set what only expiry put there.
 
     ``records`` is None where ids from elsewhere can't be looked up: they are left to their age.
-    ``on_operator(task_id)`` is called for each id that turns out to be an operator's.
+    ``on_kept(task_id)`` is called for each id that the result backend does not prove.
     """
 
     name: ClassVar[str] = "revoked"
@@ -93,7 +97,7 @@ class Sweeper:
     lookups: Containment
     backfill: Backfill
     totals: Totals
-    on_operator: Callable[[str], None]
+    on_kept: Callable[[str], None]
     report: Callable[[Event], None]
     monotonic: Callable[[], float]
 
@@ -126,7 +130,7 @@ class Sweeper:
             actor=DryRun(),
             backfill=Backfill(),
             totals=Totals(),
-            on_operator=lambda _task_id: None,
+            on_kept=lambda _task_id: None,
             report=report,
         )
 
@@ -173,9 +177,9 @@ class Sweeper:
                 task_id, verdicts.get(task_id, Verdict.UNPROVEN), now, self.grace_s
             )
         ]
-        for task_id, verdict in verdicts.items():
-            if verdict is Verdict.OPERATOR:
-                self.on_operator(task_id)
+        for task_id in task_ids:
+            if self.ledger.origin(task_id) in (Origin.OPERATOR, Origin.UNPROVEN):
+                self.on_kept(task_id)
         if proven:
             self.actor.clear(proven)
             self.ledger.forget(proven)
@@ -188,8 +192,8 @@ class Sweeper:
                 revoked_tasks_cleared=cleared,
                 revoked_tasks_kept=RevokedKept(
                     operator=count(Origin.OPERATOR),
-                    unproven=count(Origin.FOREIGN) + count(Origin.EXPIRING),
-                    grace=count(Origin.EXPIRED),
+                    unproven=sum(map(count, UNPROVEN)),
+                    grace=count(Origin.EXPIRED) + count(Origin.PROVEN),
                 ),
                 trigger=trigger,
                 duration_s=round(duration_s, 6),

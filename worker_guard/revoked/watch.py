@@ -17,8 +17,9 @@ from worker_guard.revoked.ledger import Ledger, Origin, Source
 class RevokedWatch:
     """Hooks into the ways by which ids enter the set; :meth:`stop` undoes every hook.
 
-    ``on_operator(task_id)`` is called for each operator's revocation. ``on_error`` takes what
-    the guard's own code raised in a hook: it never reaches Celery's.
+    ``on_operator(task_id)`` is called for each operator's revocation, ``on_foreign()`` for each
+    id that came from elsewhere. ``on_error`` takes what the guard's own code raised in a hook: it
+    never reaches Celery's.
     """
 
     def __init__(
@@ -27,12 +28,14 @@ class RevokedWatch:
         backfill: Backfill,
         monotonic: Callable[[], float],
         on_operator: Callable[[str], None],
+        on_foreign: Callable[[], None],
         on_error: Callable[[Exception], None],
     ) -> None:
         self.ledger = Ledger()
         self._backfill = backfill
         self._monotonic = monotonic
         self._on_operator = on_operator
+        self._on_foreign = on_foreign
         self._on_error = on_error
         self._hooks: list[celery_internals.Hook] = []
 
@@ -47,9 +50,7 @@ class RevokedWatch:
         operators = _noted_in_statedb(worker)
         for task_id, stamp in state.revoked.as_dict().items():
             source = Source.OPERATOR if task_id in operators else Source.FOREIGN
-            self.ledger.added(task_id, source, stamp)
-            if source is Source.OPERATOR:
-                self._on_operator(task_id)
+            self._enter(task_id, source, stamp)
 
     def stop(self, worker: Any) -> None:
         """Note the operators' ids in the statedb, if there is one, and undo every hook."""
@@ -64,11 +65,16 @@ class RevokedWatch:
 
     def _added(self, task_id: str, source: Source, stamp: float | None) -> None:
         try:
-            self.ledger.added(task_id, source, self._monotonic() if stamp is None else stamp)
-            if source is Source.OPERATOR:
-                self._on_operator(task_id)
+            self._enter(task_id, source, self._monotonic() if stamp is None else stamp)
         except Exception as exc:  # noqa: BLE001 - reported; the id stays in the set
             self._on_error(exc)
+
+    def _enter(self, task_id: str, source: Source, stamp: float) -> None:
+        self.ledger.added(task_id, source, stamp)
+        if source is Source.OPERATOR:
+            self._on_operator(task_id)
+        elif source is Source.FOREIGN:
+            self._on_foreign()
 
     def _task_revoked(self, request: Any = None, expired: bool = False, **_: Any) -> None:
         if not expired:
