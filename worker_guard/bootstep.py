@@ -89,8 +89,13 @@ class GuardTimer(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         """A connection was made."""
         guard = guard_of(consumer.controller)
-        if guard is not None:
+        if guard is None:
+            return
+        try:
             guard.arm(consumer)
+        except Exception:
+            # Raised from here it would end the worker, or make it drop its connection.
+            logger.exception("worker_guard could not set its timers; the worker runs without it")
 
     def stop(self, consumer: Any) -> None:
         """The connection is lost or given up."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,8 +22,8 @@ from worker_guard.revoked.watch import RevokedWatch
 from worker_guard.scheduler import SLICE_S, Later, Part, Scheduler, run_to_end
 from worker_guard.settings import Settings
 
-#: The last sweep takes no longer, so that a worker that is told to stop does.
-_LAST_SWEEP_S = 1.0
+#: The last marks and the last sweep take no longer each, so that a worker told to stop does.
+_AT_STOP_S = 1.0
 
 #: An id from elsewhere is looked up within this time, or the interval where that is shorter.
 _ASK_WITHIN_S = 5.0
@@ -146,29 +146,33 @@ class Guard:
         A ``cold`` shutdown asks the result backend nothing.
         """
         self._scheduler.disarm()
+        marker, sweeper = self._marker, replace(self._sweeper, grace_s=0.0)
+        if cold:
+            marker, sweeper = None, replace(sweeper, records=None)
+        if marker is not None:
+            self._attempt(marker.name, lambda: self._run_briefly(marker.round()))
+        self._attempt("last_sweep", lambda: self._run_briefly(sweeper.round()))
+        self._attempt("revoked_watch", lambda: self._watch.stop(self._worker))
+        self._report(
+            Stopped(
+                revoked_tasks_cleared=self._totals.revoked_tasks_cleared,
+                expired_results_deleted=self._totals.expired_results_deleted,
+                task_states_cleaned=self._totals.task_states_cleaned,
+                children_recycled=self._totals.children_recycled,
+            )
+        )
+        self._close_log()
+
+    def _run_briefly(self, slices: Iterator[None]) -> None:
+        until = self._monotonic() + _AT_STOP_S
+        run_to_end(slices, until=lambda: self._monotonic() >= until)
+
+    def _attempt(self, part: str, step: Callable[[], None]) -> None:
+        """Do one step of the shutdown; its failure is reported, and the next one is done."""
         try:
-            if self._marker is not None and not cold:
-                run_to_end(self._marker.round())
-            until = self._monotonic() + _LAST_SWEEP_S
-            last = replace(
-                self._sweeper,
-                grace_s=0.0,
-                records=None if cold else self._sweeper.records,
-            )
-            run_to_end(last.round(), until=lambda: self._monotonic() >= until)
-        except Exception as exc:  # noqa: BLE001 - reported; the worker goes on stopping
-            self._contained("last_sweep")(exc)
-        finally:
-            self._watch.stop(self._worker)
-            self._report(
-                Stopped(
-                    revoked_tasks_cleared=self._totals.revoked_tasks_cleared,
-                    expired_results_deleted=self._totals.expired_results_deleted,
-                    task_states_cleaned=self._totals.task_states_cleaned,
-                    children_recycled=self._totals.children_recycled,
-                )
-            )
-            self._close_log()
+            step()
+        except Exception as exc:  # noqa: BLE001 - reported
+            self._contained(part)(exc)
 
     # -- remote commands -------------------------------------------------------------------
 

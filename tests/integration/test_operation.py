@@ -339,16 +339,26 @@ def test_a_result_backend_that_hangs(make_fleet: MakeFleet) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT], ids=["warm", "cold"])
-def test_a_worker_with_a_dead_result_backend_stops(make_fleet: MakeFleet, signum: int) -> None:
-    """The last sweep holds no shutdown up."""
+def test_a_worker_with_a_dead_result_backend_stops(
+    make_fleet: MakeFleet, tmp_path: Path, signum: int
+) -> None:
+    """It holds no shutdown up; what needs no look-up is cleared, and the operator's id noted."""
     with RedisServer() as results:
-        fleet = make_fleet(result_backend=results.url(), task_ignore_result=True)
-        worker = fleet.start("w", "--without-mingle")
-        fleet.app.control.revoke("operators")
-        wait_for(lambda: worker.revoked() == {"operators"}, "the revoke to arrive")
+        fleet = make_fleet(
+            result_backend=results.url(), task_ignore_result=True, worker_guard_interval=3600.0
+        )
+        fleet.expire(*EXPIRED)
+        statedb = f"--statedb={tmp_path / 'state'}"
+        worker = fleet.start("w", "--without-mingle", statedb)
+        wait_for(lambda: worker.revoked() == EXPIRED, "the ids to be kept")
         results.kill()
+        fleet.app.control.revoke("operators")
+        worker.logged("Tasks flagged as revoked: operators")
         worker.stop(signum)
-        assert worker.events("stopped")
+        assert worker.events("stopped")[0]["revoked_tasks_cleared"] == len(EXPIRED)
+        again = fleet.start("w", "--without-mingle", statedb, "-Q", "other")
+        assert again.revoked() == {"operators"}
+        assert again.ask("guard")["revoked"]["operator"] == 1
 
 
 @pytest.mark.parametrize(
