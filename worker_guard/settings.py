@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ class Configuration(Protocol):
 
     prefix: str | None
 
-    def __iter__(self) -> Iterable[str]: ...
+    def __iter__(self) -> Iterator[str]: ...
     def get(self, key: str, default: Any = None) -> Any: ...
 
 
@@ -115,9 +115,11 @@ def _given(conf: Configuration) -> Mapping[str, str]:
     Under a namespace (Django) ``app.conf`` answers for the plain name, but lists the key as it
     stands in the source: ``CELERY_WORKER_GUARD_INTERVAL``.
     """
+    # The keys first: Celery reads a pending configuration, and learns its prefix, by that.
+    keys = list(conf)
     namespace = (conf.prefix or "").lower()
     given: dict[str, str] = {}
-    for key in conf:  # type: ignore[attr-defined]
+    for key in keys:
         lowered = str(key).lower()
         plain = lowered.removeprefix(namespace)
         # Without its namespace a key of the source is not one of Celery's settings, but a plain

@@ -121,10 +121,9 @@ class Histories(RuleBasedStateMachine):
         self.backend = Backend()
         self.workers = [GuardedWorker(self.backend, self.now, marks_revokes=True) for _ in "ab"]
         self.unguarded: set[str] = set()
-        #: When an operator revoked an id last.
-        self.operators: dict[str, float] = {}
-        #: The workers that hold an id, or may get it, because an operator revoked it.
-        self.holders: dict[str, set[int]] = {}
+        #: When an operator last revoked an id, as far as this worker can have heard of it; None
+        #: stands for the workers without the guard.
+        self.operators: dict[tuple[str, int | None], float] = {}
 
     # -- what happens ----------------------------------------------------------------------
 
@@ -157,8 +156,7 @@ class Histories(RuleBasedStateMachine):
         self.unguarded.add(task_id)
         self.workers[worker].add(task_id, Source.FOREIGN)
         run_to_end(self.workers[worker].sweeper.round())
-        self.operators[task_id] = self.now[0]
-        self.holders.setdefault(task_id, set()).add(worker)
+        self.operators[task_id, worker] = self.operators[task_id, None] = self.now[0]
         self.expires_at_the_unguarded(task_id)
         if redelivered:
             self.expires(task_id, worker, True)
@@ -171,8 +169,7 @@ class Histories(RuleBasedStateMachine):
         self.unguarded.add(task_id)
         if record and task_id not in self.backend.records:
             self.backend.records[task_id] = "revoked"
-        self.operators[task_id] = self.now[0]
-        self.holders[task_id] = {0, 1}
+        self.operators.update(dict.fromkeys([(task_id, w) for w in (0, 1, None)], self.now[0]))
 
     @rule(task_id=task_ids)
     def runs_again(self, task_id: str) -> None:
@@ -183,11 +180,12 @@ class Histories(RuleBasedStateMachine):
     @rule(worker=guarded, source=st.sampled_from(["guarded", "unguarded"]))
     def says_hello(self, worker: int, source: str) -> None:
         """A peer's ids arrive, by hello or mingle."""
-        peer = self.workers[1 - worker].revoked if source == "guarded" else self.unguarded
-        for task_id in list(peer):
+        peer = 1 - worker if source == "guarded" else None
+        ids = self.unguarded if peer is None else set(self.workers[peer].revoked)
+        for task_id in ids:
             self.workers[worker].add(task_id, Source.FOREIGN)
-            if task_id in self.operators:
-                self.holders[task_id].add(worker)
+            heard = [self.operators.get((task_id, w), 0.0) for w in (peer, worker)]
+            self.operators[task_id, worker] = max(heard)
 
     @rule(worker=guarded, note=st.booleans(), keeps=st.booleans())
     def restarts(self, worker: int, note: bool, keeps: bool) -> None:
@@ -198,8 +196,8 @@ class Histories(RuleBasedStateMachine):
             self.workers[worker] = before.restart(note=note or bool(before.pending))
         else:
             self.workers[worker] = GuardedWorker(self.backend, self.now, before.marks_revokes)
-            for holders in self.holders.values():
-                holders.discard(worker)
+            for task_id in ("a", "b"):
+                self.operators.pop((task_id, worker), None)
 
     @rule(worker=guarded, later_s=st.sampled_from([0.0, 1.0, 61.0, 61.0, 600.0, 4000.0]))
     def sweeps(self, worker: int, later_s: float) -> None:
@@ -228,11 +226,9 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def no_operators_revocation_is_cleared(self) -> None:
         """For Celery's own lifetime of a revocation it is in each set that it ever reached."""
-        for task_id, revoked_at in self.operators.items():
-            if self.now[0] - revoked_at >= REVOKE_EXPIRES_S:
-                continue
-            for index in self.holders[task_id]:
-                assert task_id in self.workers[index].revoked, (task_id, index)
+        for (task_id, worker), revoked_at in self.operators.items():
+            if worker is not None and revoked_at and self.now[0] - revoked_at < REVOKE_EXPIRES_S:
+                assert task_id in self.workers[worker].revoked, (task_id, worker)
 
     @invariant()
     def the_ledger_knows_each_id_of_the_set(self) -> None:
