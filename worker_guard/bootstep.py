@@ -9,6 +9,7 @@ from celery.utils.log import get_logger
 
 from worker_guard import remote as _remote  # noqa: F401 - registers the remote commands
 from worker_guard.errors import SettingError
+from worker_guard.results import task as _task  # noqa: F401 - registers worker_guard.cleanup
 from worker_guard.settings import read_settings
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class WorkerGuard(bootsteps.StartStopStep):
                 "--guard-dry-run was given, but worker_guard_enabled is False; "
                 "remove the one or the other"
             )
+        if guard_dry_run:
+            # For the cleanup task too, which runs in the pool and knows no command line.
+            worker.app.conf.worker_guard_dry_run = True
         self.guard: Guard | None = None
         super().__init__(worker, **kwargs)
         if self.enabled:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextvars
 import functools
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from celery import concurrency
 from celery.backends.base import BaseKeyValueStoreBackend
 from celery.worker import control, request, state
-from kombu.utils.encoding import bytes_to_str
+from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from worker_guard.errors import WorkerGuardError
 from worker_guard.revoked.ledger import Source
@@ -263,3 +264,62 @@ def is_redis(backend: Any) -> bool:
         and hasattr(backend, "connparams")
         and hasattr(backend, "_create_client")
     )
+
+
+def result_key_prefixes(backend: Any) -> tuple[bytes, ...]:
+    """The prefixes of a key-value result backend's keys: of tasks, of groups, of chords.
+
+    Relies on ``task_keyprefix``, ``group_keyprefix`` and ``chord_keyprefix``, which hold the
+    ``global_keyprefix`` on an instance.
+    """
+    prefixes = (backend.task_keyprefix, backend.group_keyprefix, backend.chord_keyprefix)
+    return tuple(ensure_bytes(prefix) for prefix in prefixes)
+
+
+def result_lifetime_s(backend: Any) -> float | None:
+    """``result_expires`` in seconds, 0 or None for ever.
+
+    Relies on ``Backend.expires``, which is None where ``result_expires`` is.
+    """
+    expires = backend.expires
+    return None if expires is None else float(expires)
+
+
+def results_client(backend: Any, timeout_s: float) -> Any:
+    """A client for the server of this result backend that returns bytes, whatever its URL says.
+
+    Relies on what :func:`redis_client` relies on, and on ``ConnectionPool.connection_kwargs``.
+    """
+    client = redis_client(backend, timeout_s)
+    client.connection_pool.connection_kwargs["decode_responses"] = False
+    return client
+
+
+def naive_date_ahead_s(app: Any) -> int:
+    """By how much (s) a ``date_done`` without an offset can be later than it says, read as UTC.
+
+    Celery 5.3.6 writes naive UTC (``Backend._get_result_meta``: ``datetime.utcnow()``) and later
+    releases an offset, whatever the time zone is. So it matters only to what others wrote under
+    ``enable_utc = False``: there, a local time west of Greenwich looks older than it is.
+    """
+    if app.conf.enable_utc:
+        return 0
+    days = [datetime(datetime.now(timezone.utc).year, month, 1) for month in range(1, 13)]  # noqa: DTZ001 - a local time
+    offsets = [app.timezone.utcoffset(day) for day in days]
+    return max(0, *(-int(offset.total_seconds()) for offset in offsets if offset is not None))
+
+
+def waiting_messages(app: Any) -> int:
+    """The messages that wait in the queues of this app; a queue that isn't there has none.
+
+    Relies on ``channel.queue_declare(passive=True)``, as ``celery amqp`` and kombu do.
+    """
+    waiting = 0
+    with app.connection_for_write() as connection:
+        for queue in app.amqp.queues.consume_from.values():
+            with connection.channel() as channel:
+                try:
+                    waiting += channel.queue_declare(queue.name, passive=True).message_count
+                except connection.channel_errors:
+                    continue
+    return waiting

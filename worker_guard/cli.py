@@ -61,3 +61,58 @@ _extend_choices(control, guard_sweep.__name__)
 @click.pass_context
 def guard(ctx: click.Context) -> None:
     """See what the guards of the workers do."""
+
+
+def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | None) -> float | None:
+    # Written so that it is false for a NaN too; a lifetime beyond a thousand years overflows.
+    if hours is not None and not 0 < hours < 8.8e6:
+        raise click.BadParameter("hours, above 0")
+    return hours
+
+
+@guard.command()
+@click.option("--dry-run", is_flag=True, help="Count what would be done, and change nothing.")
+@click.option(
+    "--max-age",
+    type=float,
+    metavar="HOURS",
+    callback=_above_zero,
+    help="Delete results older than this; else worker_guard_results_max_age or result_expires.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The statistics as one JSON object.")
+@click.option("--purge-queues", is_flag=True, help="Also drop the messages that wait for workers.")
+@click.option("--yes", is_flag=True, help="Answer the question of --purge-queues.")
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    dry_run: bool,
+    max_age: float | None,
+    as_json: bool,
+    purge_queues: bool,
+    yes: bool,
+) -> None:
+    """Clean the result backend from this process."""
+    from worker_guard.results.command import run_sweep
+
+    if yes and not purge_queues:
+        raise click.UsageError("--yes answers the question of --purge-queues", ctx=ctx)
+    ctx.exit(
+        run_sweep(
+            ctx.obj.app,
+            dry_run=dry_run,
+            max_age_hours=max_age,
+            as_json=as_json,
+            purge_queues=purge_queues,
+            yes=yes,
+        )
+    )
+
+
+@guard.command()
+@click.option("--json", "as_json", is_flag=True, help="The entries as a JSON array.")
+@click.pass_context
+def history(ctx: click.Context, as_json: bool) -> None:
+    """Show the last cleanups of the result backend."""
+    from worker_guard.results.command import run_history
+
+    ctx.exit(run_history(ctx.obj.app, as_json=as_json))

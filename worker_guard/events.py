@@ -66,7 +66,7 @@ class CleanupCompleted(Event):
 
     @property
     def level(self) -> Level:
-        """``info`` where something was done or somebody asked, else ``debug``."""
+        """``info`` where something was done, results swept, or somebody asked; else ``debug``."""
         did = self.revoked_tasks_cleared or self.expired_results_deleted or self.task_states_cleaned
         return "info" if did or self.trigger != "timer" else "debug"
 

@@ -14,6 +14,8 @@ from worker_guard import celery_internals
 from worker_guard.containment import Containment
 from worker_guard.events import CleanupCompleted, Event, Started, Stopped, Trigger
 from worker_guard.reporting import Reporter, open_log
+from worker_guard.results.janitor import Janitor
+from worker_guard.results.opening import open_janitor
 from worker_guard.revoked.backfill import Backfill
 from worker_guard.revoked.ledger import Origin
 from worker_guard.revoked.records import Records, open_records
@@ -86,6 +88,9 @@ class Guard:
                 interval_s=settings.interval, pending=self._pending_marks, store=records
             )
             parts.append(self._marker)
+        self._janitor = self._open_janitor()
+        if self._janitor is not None:
+            parts.append(self._janitor)
         self._scheduler = Scheduler(parts, report=self._report, monotonic=self._monotonic)
 
     def _open_records(self) -> Records | None:
@@ -102,6 +107,24 @@ class Guard:
             self.parts["revoked_verify"] = "worker_guard_revoked_verify is False"
         self.parts["operator_marks"] = off or ("a dry run" if self._settings.dry_run else _ON)
         return records
+
+    def _open_janitor(self) -> Janitor | None:
+        try:
+            janitor, self.parts["results"] = (
+                open_janitor(
+                    self._worker.app,
+                    self._settings,
+                    by=self._worker.hostname,
+                    totals=self._totals,
+                    report=self._report,
+                    monotonic=self._monotonic,
+                ),
+                _ON,
+            )
+        except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
+            self.parts["results"] = str(exc) or repr(exc)
+            return None
+        return janitor
 
     # -- the worker's life -----------------------------------------------------------------
 
@@ -149,6 +172,8 @@ class Guard:
         marker, sweeper = self._marker, replace(self._sweeper, grace_s=0.0)
         if cold:
             marker, sweeper = None, replace(sweeper, records=None)
+        if self._janitor is not None and not cold:
+            self._attempt(self._janitor.name, self._janitor.give_back)
         if marker is not None:
             self._attempt(marker.name, lambda: self._run_briefly(marker.round()))
         self._attempt("last_sweep", lambda: self._run_briefly(sweeper.round()))

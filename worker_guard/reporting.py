@@ -30,7 +30,7 @@ class Reporter:
         """Log one event at its level."""
         try:
             method = getattr(self._log, event.level)
-            method(event.name, **self._shared(event.level), **_masked(asdict(event)))
+            method(event.name, **self._shared(event.level), **masked(asdict(event)))
         except Exception:
             # Not as an event: that way just failed. The worker's log still hears of it.
             logging.getLogger(LOGGER).exception("%s could not be reported", event.name)
@@ -51,14 +51,14 @@ class Reporter:
         }
 
 
-def _masked(value: Any) -> Any:
+def masked(value: Any) -> Any:
     """The value with the passwords of URLs in it hidden."""
     if isinstance(value, str):
         return _PASSWORD.sub(r"\1:**", value)
     if isinstance(value, Mapping):
-        return {key: _masked(item) for key, item in value.items()}
+        return {key: masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_masked(item) for item in value]
+        return [masked(item) for item in value]
     return value
 
 
@@ -97,6 +97,25 @@ class _WorkersOwnDestination(logging.Handler):
         self.lock = None
 
 
+def _open_destination(logger: logging.Logger) -> Callable[[], None]:
+    """Give the logger its destination, and return what takes it away again.
+
+    A task in a forked child finds the one that its parent opened, and no line is to come twice.
+    """
+    if any(isinstance(handler, _WorkersOwnDestination) for handler in logger.handlers):
+        return lambda: None
+    propagate = logger.propagate
+    destination = _WorkersOwnDestination()
+    logger.addHandler(destination)
+    logger.propagate = False
+
+    def close() -> None:
+        logger.removeHandler(destination)
+        logger.propagate = propagate
+
+    return close
+
+
 def structlog_is_configured() -> bool:
     """Whether the application configured structlog."""
     import structlog
@@ -116,14 +135,7 @@ def open_log(log_format: str) -> tuple[Any, Callable[[], None]]:
         return structlog.get_logger(LOGGER), lambda: None
 
     logger = logging.getLogger(LOGGER)
-    propagate = logger.propagate
-    destination = _WorkersOwnDestination()
-    logger.addHandler(destination)
-    logger.propagate = False
-
-    def close() -> None:
-        logger.removeHandler(destination)
-        logger.propagate = propagate
+    close = _open_destination(logger)
 
     renderer: Any = (
         structlog.processors.JSONRenderer(default=str)

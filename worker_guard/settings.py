@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any, Protocol
 
 from worker_guard.errors import SettingError
@@ -56,8 +57,63 @@ def _one_of(*choices: str) -> Parse:
     return parse
 
 
+def _results_schedule(value: Any) -> Any:
+    from celery.schedules import BaseSchedule
+
+    if value is None or isinstance(value, BaseSchedule):
+        return value
+    return _above_zero(value, "a Celery schedule such as crontab(hour=5), seconds above 0, or None")
+
+
+def _results_max_age(value: Any) -> float | None:
+    allowed = "seconds or a timedelta, 0 (results stay for ever) or more, or None (result_expires)"
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        return value if value is None else 0.0
+    return _above_zero(value, allowed)
+
+
+def _above_zero(value: Any, allowed: str) -> float:
+    """Seconds or a timedelta, as seconds."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise ValueError(allowed)
+    # Beyond a thousand years a lifetime in milliseconds overflows what Redis takes.
+    if not 0 < seconds < 3.2e10:
+        raise ValueError(allowed)
+    return float(seconds)
+
+
+def _state_patterns(value: Any) -> tuple[str, ...]:
+    from worker_guard.results.globs import Glob
+
+    allowed = "a tuple or list of Redis key patterns such as ('app-state:*',)"
+    if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(allowed)
+    try:
+        for pattern in value:
+            Glob(pattern)
+    except ValueError as exc:
+        raise ValueError(f"{allowed}; {exc}") from exc
+    return tuple(value)
+
+
+def _default_schedule() -> Any:
+    from celery.schedules import crontab
+
+    return crontab(hour=5, minute=0)
+
+
 def _setting(default: Any, parse: Parse) -> Any:
     return field(default=default, metadata={"parse": parse})
+
+
+def _plain(value: Any) -> object:
+    """The value as JSON can hold it; a schedule as Celery prints it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +128,16 @@ class Settings:
     interval: float = _setting(30.0, _seconds())
     revoked_grace: float = _setting(60.0, _seconds(least=0.0))
     revoked_verify: bool = _setting(True, _boolean)
+    results_schedule: Any = field(
+        default_factory=_default_schedule, metadata={"parse": _results_schedule}
+    )
+    results_max_age: float | None = _setting(None, _results_max_age)
+    state_patterns: tuple[str, ...] = _setting((), _state_patterns)
     log_format: str = _setting("json", _one_of(*LOG_FORMATS))
 
     def named(self) -> dict[str, object]:
         """Each value under the full name of its setting."""
-        return {PREFIX + f.name: getattr(self, f.name) for f in fields(self)}
+        return {PREFIX + f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
 
 def read_settings(

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-from tests.bench import start, sweep, throughput
+from tests.bench import results, start, sweep, throughput
+from tests.bench.figure import Figure
 
-BENCHES = {"start": start.run, "sweep": sweep.run, "throughput": throughput.run}
+
+def _printing(run: Callable[[], list[Figure]]) -> Callable[[], None]:
+    def bench() -> None:
+        for figure in run():
+            print(figure, flush=True)
+
+    return bench
+
+
+BENCHES: dict[str, Callable[[], None]] = {
+    "start": _printing(start.run),
+    "sweep": _printing(sweep.run),
+    "throughput": _printing(throughput.run),
+    "results": results.main,
+}
 
 
 def main(names: list[str]) -> None:
     """Run the benches that are named, or all."""
     for name in names or BENCHES:
         print(f"-- {name}", flush=True)
-        for figure in BENCHES[name]():
-            print(figure, flush=True)
+        BENCHES[name]()
 
 
 if __name__ == "__main__":

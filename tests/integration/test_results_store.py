@@ -1,0 +1,407 @@
+"""A sweep of a real Redis, by each of the ways that a server may allow."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from tests.harness.fussy import UndeclaredKeysRefused
+from tests.harness.redis_server import RedisServer
+from tests.harness.results import (
+    DAY_S,
+    all_keys_kept,
+    check_filled,
+    cluster_node,
+    encoded,
+    fill,
+    policy,
+    run,
+    sweep,
+)
+from worker_guard.results.lease import Lease, LeaseLostError
+from worker_guard.results.store import (
+    DRY_RUN,
+    FULL_SPEED,
+    IN_WORKER,
+    REAL,
+    WAYS,
+    Pace,
+    Sweep,
+    SweepImpossibleError,
+    Tally,
+    refuse_cluster,
+    server_time,
+)
+
+SMALL = Pace(page_keys=10, budget_s=0.0)
+WRITES = {"set", "unlink", "del", "pexpire", "expire", "lpush", "ltrim", "setex", "getdel"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as one:
+        yield one
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Any:
+    server.client.flushall()
+    return server.client
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("pace", [FULL_SPEED, IN_WORKER, SMALL])
+def test_each_kind_of_key_meets_its_fate(client: Any, way: str, pace: Pace) -> None:
+    """And a second sweep finds nothing to do."""
+    expected = fill(client)
+    assert sweep(client, way=way, pace=pace) == expected
+    check_filled(client)
+    again = sweep(client, way=way, pace=pace)
+    assert (again.expired_results_deleted, again.task_states_cleaned) == (0, 0)
+    assert again.keys_unreadable == expected.keys_unreadable
+    check_filled(client)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_dry_run_writes_nothing_and_counts_what_the_real_one_does(
+    server: RedisServer, client: Any, way: str
+) -> None:
+    """By the server's own count of commands."""
+    fill(client)
+    client.config_resetstat()
+    with all_keys_kept(client):
+        would = sweep(client, way=way, actor=DRY_RUN)
+    assert not WRITES & server.calls().keys()
+    assert sweep(client, way=way) == would
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_databases_are_untouched(server: RedisServer, client: Any, way: str) -> None:
+    """A sweep knows of one database."""
+    with redis.Redis(port=server.port, db=3) as other:
+        fill(other)
+        fill(client)
+        with all_keys_kept(other):
+            sweep(client, way=way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_counts_are_exact_over_many_pages(client: Any, way: str) -> None:
+    """Of 5,000 keys in an order of the server's own."""
+    with client.pipeline(transaction=False) as pipe:
+        for i in range(5000):
+            age_s = 2 * DAY_S if i % 2 else 0
+            pipe.set(f"celery-task-meta-{uuid.uuid4()}", encoded(age_s=age_s))
+        for i in range(500):
+            pipe.set(f"app-state:{i}", "1")
+        pipe.execute()
+    assert sweep(client, way=way, pace=Pace(page_keys=100, budget_s=0.001)) == Tally(
+        keys_scanned=5500, expired_results_deleted=2500, task_states_cleaned=500
+    )
+    assert client.dbsize() == 3000
+
+
+def test_prefixes_with_pattern_characters_are_taken_as_they_stand(client: Any) -> None:
+    """A global prefix such as ``a[b]*`` fits itself and nothing else."""
+    rules = policy(task_prefix=b"a[b]*celery-task-meta-", state_prefixes=(b"a[b]*celery-taskset-",))
+    client.set("a[b]*celery-task-meta-1", encoded())
+    client.set("ab-celery-task-meta-1", encoded())
+    for way in reversed(WAYS):
+        assert sweep(client, rules, way=way, actor=DRY_RUN).expired_results_deleted == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_server_may_forget_the_script(client: Any, way: str) -> None:
+    """SCRIPT FLUSH in mid-sweep costs one more call."""
+    expected = fill(client)
+    one = Sweep(client, policy(), actor=REAL, pace=SMALL, first_way=way)
+    while not one.finished:
+        client.script_flush()
+        one.step()
+    assert one.tally == expected
+    check_filled(client)
+
+
+def test_undeclared_keys_refused_the_page_script_is_taken(client: Any) -> None:
+    """By itself, and it misses nothing."""
+    expected = fill(client)
+    server_port = client.connection_pool.connection_kwargs["port"]
+    with UndeclaredKeysRefused(server_port) as fussy, redis.Redis(port=fussy.port) as front:
+        one = Sweep(front, policy(), actor=REAL, pace=FULL_SPEED)
+        assert run(one) == expected
+        assert (one.way, fussy.refused) == ("page-script", 1)
+    check_filled(client)
+
+
+def test_scripts_refused_watch_is_taken(client: Any) -> None:
+    """By itself, under an ACL without scripts."""
+    expected = fill(client)
+    port = client.connection_pool.connection_kwargs["port"]
+    client.acl_setuser(
+        "plain", enabled=True, nopass=True, keys=["*"], categories=["+@all", "-@scripting"]
+    )
+    with redis.Redis(port=port, username="plain", password="x") as plain:
+        one = Sweep(plain, policy(), actor=REAL, pace=SMALL)
+        assert run(one) == expected
+        assert one.way == "watch"
+    check_filled(client)
+
+
+@pytest.mark.parametrize("refused", ["unlink", "getrange|get|strlen", "scan"])
+def test_a_command_refused_is_an_error_and_never_a_guess(client: Any, refused: str) -> None:
+    """What may not be read is not taken for unreadable."""
+    fill(client)
+    port = client.connection_pool.connection_kwargs["port"]
+    commands = ["+@all", *(f"-{command}" for command in refused.split("|"))]
+    user = f"no-{refused[:4]}"
+    client.acl_setuser(user, enabled=True, nopass=True, keys=["*"])
+    for command in commands:
+        client.execute_command("ACL", "SETUSER", user, command)
+    limited = redis.Redis(port=port, username=user, password="x")
+    with limited, all_keys_kept(client), pytest.raises(redis.ResponseError):
+        run(Sweep(limited, policy(), actor=REAL, pace=FULL_SPEED))
+
+
+def test_a_read_only_replica_is_left_alone(server: RedisServer, client: Any) -> None:
+    """The error says so, and no slower way is tried; a dry run works there."""
+    fill(client)
+    with RedisServer("--replicaof", "127.0.0.1", str(server.port)) as replica:
+        from tests.harness.workers import wait_for
+
+        wait_for(lambda: replica.client.dbsize() == client.dbsize(), "the replica to be filled")
+        with all_keys_kept(client):
+            one = Sweep(replica.client, policy(), actor=REAL, pace=FULL_SPEED)
+            with pytest.raises(redis.ResponseError, match=r"READONLY|read only"):
+                run(one)
+            assert one.way == WAYS[0]
+            for way in WAYS:
+                assert sweep(replica.client, way=way, actor=DRY_RUN).expired_results_deleted > 0
+
+
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_out_of_memory_a_sweep_makes_room(client: Any, way: str) -> None:
+    """A script needs no command that a full server refuses."""
+    expected = fill(client)
+    with out_of_memory(client):
+        assert sweep(client, way=way) == expected
+    check_filled(client)
+
+
+def test_out_of_memory_watch_is_an_error(client: Any) -> None:
+    """A full server takes no MULTI; nothing is changed then."""
+    fill(client)
+    with out_of_memory(client), all_keys_kept(client), pytest.raises(redis.OutOfMemoryError):
+        sweep(client, way="watch")
+
+
+@contextlib.contextmanager
+def out_of_memory(client: Any) -> Iterator[None]:
+    """A server that is full."""
+    try:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.OutOfMemoryError):
+            client.set("x", "y")
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+def test_a_cluster_is_refused_before_anything_is_changed() -> None:
+    """With a line that says why."""
+    with cluster_node() as node:
+        with pytest.raises(SweepImpossibleError, match="Cluster"):
+            refuse_cluster(node.client)
+        node.client.acl_setuser("x", enabled=True, nopass=True, keys=["*"], categories=["+@all"])
+        node.client.execute_command("ACL", "SETUSER", "x", "-info")
+        with redis.Redis(port=node.port, username="x", password="x") as blind:
+            refuse_cluster(blind)
+
+
+def test_the_server_killed_in_mid_sweep_is_an_error(client: Any) -> None:
+    """And the sweep begins anew, without harm, once it is back."""
+    with RedisServer() as mortal:
+        fill(mortal.client)
+        one = Sweep(mortal.client, policy(), actor=REAL, pace=SMALL)
+        one.step()
+        mortal.kill()
+        with pytest.raises(redis.ConnectionError):
+            run(one)
+        mortal.start()
+        expected = fill(mortal.client)
+        assert sweep(mortal.client) == expected
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sweep_that_is_begun_again_does_no_harm(client: Any, way: str) -> None:
+    """What the first half did and what the second whole did add up."""
+    expected = fill(client)
+    first = Sweep(client, policy(), actor=REAL, pace=SMALL, first_way=way)
+    first.step()
+    whole = first.tally + sweep(client, way=way)
+    assert replace(whole, keys_scanned=0, keys_unreadable=0) == replace(
+        expected, keys_scanned=0, keys_unreadable=0
+    )
+    check_filled(client)
+
+
+def test_now_is_by_whichever_clock_is_behind(client: Any) -> None:
+    """A clock that is fast makes nothing look old."""
+    seconds, _ = client.time()
+    assert server_time(client, lambda: 1e12) == pytest.approx(seconds, abs=60)
+    assert server_time(client, lambda: 5.0) == 5.0
+
+
+def race(server: RedisServer, way: str, rewrites: int) -> None:
+    """Sweep while writers write young results over old ones, each key once.
+
+    A young result that is gone was deleted by a check that was no longer true.
+    """
+    client = server.client
+    client.flushall()
+    ids = [str(uuid.uuid4()) for _ in range(rewrites)]
+    with client.pipeline(transaction=False) as pipe:
+        for task_id in ids:
+            pipe.set(f"celery-task-meta-{task_id}", encoded(task_id))
+        pipe.execute()
+
+    def write(mine: list[str]) -> None:
+        with redis.Redis(port=server.port) as own:
+            for start in range(0, len(mine), 20):
+                with own.pipeline(transaction=False) as pipe:
+                    for task_id in mine[start : start + 20]:
+                        pipe.set(f"celery-task-meta-{task_id}", encoded(task_id, age_s=0))
+                    pipe.execute()
+
+    writers = [threading.Thread(target=write, args=(ids[i::2],)) for i in range(2)]
+    for writer in writers:
+        writer.start()
+    deleted = sweeps = 0
+    with redis.Redis(port=server.port) as own:
+        while sweeps == 0 or any(writer.is_alive() for writer in writers):
+            deleted += sweep(own, way=way, pace=SMALL).expired_results_deleted
+            sweeps += 1
+    values = client.mget([f"celery-task-meta-{task_id}" for task_id in ids])
+    young = [encoded(task_id, age_s=0) for task_id in ids]
+    assert sum(value != written for value, written in zip(values, young, strict=True)) == 0
+    # Else there was no race.
+    assert deleted > 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_fresh_is_deleted_in_a_race(server: RedisServer, way: str) -> None:
+    """A result that is written between the check and the delete stays."""
+    race(server, way, rewrites=3_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_fresh_is_deleted_in_100_000_races(server: RedisServer, way: str) -> None:
+    """The same, for as long as it takes."""
+    race(server, way, rewrites=100_000)
+
+
+class Overwriting:
+    """A client behind whose back one key is written after it was looked at, each time."""
+
+    def __init__(self, client: Any, key: str) -> None:
+        self._client, self._key = client, key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> Any:
+        pipe = self._client.pipeline(*args, **kwargs)
+        execute = pipe.execute
+
+        def overtaken(*a: Any, **k: Any) -> Any:
+            if pipe.explicit_transaction:
+                port = self._client.connection_pool.connection_kwargs["port"]
+                with redis.Redis(port=port) as other:
+                    other.set(self._key, encoded(age_s=0))
+            return execute(*a, **k)
+
+        pipe.execute = overtaken
+        return pipe
+
+
+def test_watch_lets_go_of_what_was_written_after_its_last_look(client: Any) -> None:
+    """And changes the others all the same."""
+    client.mset({f"celery-task-meta-{i}": encoded() for i in range(5)})
+    tally = run(
+        Sweep(
+            Overwriting(client, "celery-task-meta-3"),
+            policy(),
+            actor=REAL,
+            pace=FULL_SPEED,
+            first_way="watch",
+        )
+    )
+    assert tally.expired_results_deleted == 4
+    assert client.keys() == [b"celery-task-meta-3"]
+    assert client.get("celery-task-meta-3") == encoded(age_s=0)
+
+
+def test_one_of_two_hundred_takes_the_lease(client: Any) -> None:
+    """Started at once; and when it is given back, the next one."""
+    port = client.connection_pool.connection_kwargs["port"]
+    barrier = threading.Barrier(200)
+    leases: list[Lease] = []
+
+    def contend(number: int) -> None:
+        own = redis.Redis(port=port, socket_timeout=60, socket_connect_timeout=60)
+        own.ping()
+        lease = Lease(own, "worker-guard-results-lease", f"w{number}", monotonic=lambda: 0.0)
+        leases.append(lease)
+        barrier.wait()
+        lease.take()
+
+    threads = [threading.Thread(target=contend, args=(i,)) for i in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (holder,) = [lease for lease in leases if lease.held]
+    others = [lease for lease in leases if lease is not holder]
+    others[0].release()
+    assert not others[1].take()
+    holder.release()
+    assert others[2].take()
+
+
+def test_a_lease_that_was_taken_away_is_noticed(client: Any) -> None:
+    """And what its new holder has is not given back for it."""
+    clock = [0.0]
+    lease = Lease(client, "lease", "a", monotonic=lambda: clock[0])
+    assert lease.take()
+    lease.renew()
+    client.set("lease", "b")
+    lease.renew()
+    clock[0] = 30.0
+    with pytest.raises(LeaseLostError):
+        lease.renew()
+    assert not lease.held
+    lease.release()
+    assert client.get("lease") == b"b"
+
+
+def test_a_lease_is_kept_for_as_long_as_it_is_renewed(client: Any) -> None:
+    """And one that nobody renews runs out by itself."""
+    clock = [0.0]
+    lease = Lease(client, "lease", "a", monotonic=lambda: clock[0])
+    assert lease.take()
+    client.pexpire("lease", 5_000)
+    clock[0] = 30.0
+    lease.renew()
+    assert client.pttl("lease") > 50_000
+    with contextlib.suppress(LeaseLostError):
+        client.delete("lease")
+        clock[0] = 60.0
+        lease.renew()
+    assert not client.exists("lease")

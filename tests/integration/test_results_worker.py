@@ -1,0 +1,433 @@
+"""The results part in real workers, the task, and the commands, on a real Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.harness.app import CONFIGURATION
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.results import DAY_S, check_filled, cluster_node, contents, encoded
+from tests.harness.results import fill as fill_at_now
+from tests.harness.workers import ROOT, fleet, wait_for
+from worker_guard.results.store import Tally
+
+#: Real sweeps go by the real time, at which everything in the harness is of the future but for
+#: what is made older by this.
+PATTERNS = {"worker_guard_state_patterns": ["app-state:*"]}
+LEASE = "worker-guard-results-lease"
+LAST_RUN = "worker-guard-results-last-run"
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as one:
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def the_present(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the harness's records be as old as they say at the time of the test."""
+    import tests.harness.results as harness
+
+    shift = harness.NOW - int(time.time())
+    kinds = {}
+    for name, (value, ttl, fate) in harness.KINDS.items():
+        moved = value
+        for age in (0, 2 * DAY_S):
+            for zone in (timezone.utc, None):
+                old, new = harness.date(age, zone), harness.date(age + shift, zone)
+                moved = moved.replace(old.encode(), new.encode())
+        kinds[name] = (moved, ttl, fate)
+    monkeypatch.setattr(harness, "KINDS", kinds)
+
+
+def fill(client: Any) -> Tally:
+    """The harness's keys, and what a sweep does to them; it scans the guard's own keys as well."""
+    return replace(fill_at_now(client), keys_scanned=0)
+
+
+def done(entry: dict[str, Any]) -> Tally:
+    """The tally of an event, of the task's return value, or of the history."""
+    return Tally(0, *(int(entry[name]) for name in list(asdict(Tally()))[1:]))
+
+
+def conf(server: RedisServer, **values: Any) -> dict[str, Any]:
+    return {
+        "broker_url": server.url(1),
+        "result_backend": server.url(0),
+        "worker_guard_interval": 0.5,
+        **PATTERNS,
+        **values,
+    }
+
+
+def guard(server: RedisServer, *arguments: str, **values: Any) -> subprocess.CompletedProcess[str]:
+    """``celery guard …``, as an operator runs it."""
+    with guard_process(server, *arguments, **values) as process:
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def guard_process(server: RedisServer, *arguments: str, **values: Any) -> subprocess.Popen[str]:
+    environ = {**os.environ, CONFIGURATION: json.dumps(conf(server, **values))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "tests.harness.app", "guard", *arguments],
+        cwd=ROOT,
+        env={**environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def make_due(server: RedisServer) -> None:
+    """Let the schedule believe that the last sweep was long ago."""
+    server.client.set(LAST_RUN, "1.0")
+
+
+def sweeps(*workers: Any) -> list[dict[str, Any]]:
+    return [
+        event
+        for worker in workers
+        for event in worker.events("cleanup_completed")
+        if event["trigger"] == "schedule"
+    ]
+
+
+def settled(server: RedisServer) -> bool:
+    """Whether a sweep by schedule has come to its end, and gave its lease back."""
+    last = float(server.client.get(LAST_RUN) or 0)
+    return last > 1e9 and not server.client.exists(LEASE)
+
+
+def test_of_three_workers_one_sweeps(tmp_path: Path, server: RedisServer) -> None:
+    """By schedule, once, with what it did in the log and in the history."""
+    expected = fill(server.client)
+    make_due(server)
+    with fleet(tmp_path, **conf(server, worker_guard_results_schedule=3600)) as workers:
+        three = [workers.launch(name) for name in "abc"]
+        for worker in three:
+            worker.ready()
+        wait_for(lambda: sweeps(*three), "a sweep")
+        wait_for(lambda: settled(server), "the lease to be given back")
+        for worker in three:
+            worker.stop()
+        (event,) = sweeps(*three)
+        assert done(event) == expected
+        assert (event["level"], event["dry_run"]) == ("info", False)
+        stops = [worker.events("stopped")[0] for worker in three]
+        assert sum(stop["expired_results_deleted"] for stop in stops) == (
+            expected.expired_results_deleted
+        )
+        assert all(worker.events("started")[0]["parts"]["results"] == "on" for worker in three)
+    check_filled(server.client)
+    listed = json.loads(guard(server, "history", "--json").stdout)
+    assert [(done(entry), entry["by"], entry["way"]) for entry in listed] == [
+        (expected, event["worker"], "scan-script")
+    ]
+    table = guard(server, "history").stdout.splitlines()
+    assert table[0].split()[:3] == ["started", "(UTC)", "by"]
+    assert event["worker"] in table[1]
+
+
+def test_a_dry_run_worker_writes_nothing(tmp_path: Path, server: RedisServer) -> None:
+    """Not the last run, nor a lease, nor the history; by schedule and by the task."""
+    expected = fill(server.client)
+    before = contents(server.client)
+    values = conf(server, worker_guard_results_schedule=1, result_backend=server.url(0))
+    with fleet(tmp_path, **values) as workers:
+        worker = workers.start("w", "--guard-dry-run")
+        wait_for(lambda: sweeps(worker), "a sweep")
+        workers.app.send_task("worker_guard.cleanup", ignore_result=True)
+        by_task = wait_for(
+            lambda: [e for e in worker.events("cleanup_completed") if e["trigger"] == "task"],
+            "the task's sweep",
+        )
+        assert [done(e) for e in [sweeps(worker)[0], *by_task]] == [expected, expected]
+        assert all(e["dry_run"] for e in worker.events())
+    assert contents(server.client) == before
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_the_task_sweeps_and_returns_what_it_did(
+    tmp_path: Path, server: RedisServer, pool: str
+) -> None:
+    """And logs one line of JSON, from whichever process or thread it runs in."""
+    expected = fill(server.client)
+    with fleet(tmp_path, **conf(server, worker_guard_results_schedule=None)) as workers:
+        worker = workers.start("w", "--pool", pool)
+        assert "is None" in worker.events("started")[0]["parts"]["results"]
+        assert "worker_guard.cleanup" in worker.text()
+        preview = call(server, dry_run=True)
+        statistics = call(server)
+        assert done(preview) == done(statistics) == expected
+        assert (preview["dry_run"], statistics["dry_run"]) == (True, False)
+        assert (statistics["trigger"], statistics["complete"]) == ("task", True)
+        events = [e for e in worker.events("cleanup_completed") if e["trigger"] == "task"]
+        assert [(done(e), e["dry_run"]) for e in events] == [(expected, True), (expected, False)]
+        server.client.set(LEASE, "another")
+        assert "another cleanup" in call(server)["skipped"]
+        with pytest.raises(AssertionError, match="hours, above 0"):
+            call(server, max_age_hours=0)
+    check_filled(server.client)
+    assert len(json.loads(guard(server, "history", "--json").stdout)) == 1
+
+
+def call(server: RedisServer, **arguments: Any) -> Any:
+    """What the task returns; read as it stands, so that no client holds on to a server's end."""
+    client = Celery("client", set_as_current=False, broker=server.url(1))
+    client.conf.task_default_queue = "work"
+    key = f"celery-task-meta-{client.send_task('worker_guard.cleanup', kwargs=arguments).id}"
+    client.close()
+    wait_for(lambda: server.client.exists(key), "the task's result")
+    answer = json.loads(server.client.getdel(key) or b"")
+    assert answer["status"] == "SUCCESS", answer["result"]
+    return answer["result"]
+
+
+def test_a_worker_killed_in_mid_sweep_leaves_it_to_another(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    """Once the lease has run out; what both did adds up."""
+    crowd(server, 20_000)
+    make_due(server)
+    with fleet(tmp_path, **conf(server, worker_guard_results_schedule=3600)) as workers:
+        first = workers.start("first")
+        wait_for(lambda: server.client.dbsize() < 19_500, "the sweep to be under way")
+        first.process.kill()
+        first.process.wait()
+        assert server.client.pttl(LEASE) > 0
+        assert results_left(server) > 10_000
+        second = workers.start("second")
+        # What a test can't wait for: the minute that a dead worker's lease lasts.
+        server.client.delete(LEASE)
+        wait_for(lambda: sweeps(second), "the other's sweep")
+        assert results_left(server) == 10_000
+
+
+def crowd(server: RedisServer, count: int) -> None:
+    """Results of which every other one is old."""
+    with server.client.pipeline(transaction=False) as pipe:
+        now = time.time()
+        for i in range(count):
+            done_at = time.gmtime(now - (2 * DAY_S if i % 2 else 0))
+            value = json.loads(encoded())
+            value["date_done"] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", done_at)
+            pipe.set(f"celery-task-meta-{i:x}", json.dumps(value))
+        pipe.execute()
+
+
+def results_left(server: RedisServer) -> int:
+    return len(server.client.keys("celery-task-meta-*"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "hangs",
+        "loses the lease",
+        pytest.param("dies", marks=pytest.mark.slow),
+        pytest.param("is read-only", marks=pytest.mark.slow),
+    ],
+)
+def test_a_fault_of_the_results_redis_never_reaches_the_worker(
+    tmp_path: Path, server: RedisServer, fault: str
+) -> None:
+    """The part is paused and tried again; tasks run on meanwhile; nothing young is gone."""
+    crowd(server, 20_000)
+    make_due(server)
+    with RedisServer() as broker:
+        values = conf(server, broker_url=broker.url(), worker_guard_results_schedule=3600)
+        with fleet(tmp_path, **values) as workers:
+            worker = workers.start("w")
+            wait_for(lambda: server.client.dbsize() < 19_500, "the sweep to be under way")
+            if fault == "hangs":
+                server.pause()
+            elif fault == "dies":
+                server.kill()
+            elif fault == "loses the lease":
+                server.client.set(LEASE, "another", ex=5)
+            else:
+                server.client.replicaof("127.0.0.1", free_port())
+            if fault != "loses the lease":
+                failed = wait_for(lambda: worker.events("part_failed"), "the failure")[0]
+                assert failed["part"] == "results"
+                # The consumer answers, as it could not if the loop were held.
+                assert worker.ask("ping") == {"ok": "pong"}
+            if fault == "hangs":
+                server.resume()
+            elif fault == "dies":
+                server.start()
+                crowd(server, 1000)
+                make_due(server)
+            elif fault == "is read-only":
+                server.client.replicaof("NO", "ONE")
+            if fault != "loses the lease":
+                server.client.delete(LEASE)
+            left = 500 if fault == "dies" else 10_000
+            wait_for(lambda: results_left(server) == left, "the sweep to come to its end")
+            assert worker.ask("ping") == {"ok": "pong"}
+            assert worker.stop() == 0
+
+
+def test_guard_sweep_sweeps_from_its_own_process(server: RedisServer) -> None:
+    """A dry run first, then for people, then for machines."""
+    expected = fill(server.client)
+    would = guard(server, "sweep", "--dry-run", "--json")
+    assert would.returncode == 0, would.stderr
+    assert done(json.loads(would.stdout)) == expected
+    swept = guard(server, "sweep")
+    assert (swept.returncode, swept.stderr) == (0, "")
+    assert f"{expected.expired_results_deleted} results deleted, older than 24 h" in swept.stdout
+    check_filled(server.client)
+    again = json.loads(guard(server, "sweep", "--json", "--max-age", "1").stdout)
+    assert (again["expired_results_deleted"], again["max_age_s"]) == (0, 3600)
+    assert [e["trigger"] for e in json.loads(guard(server, "history", "--json").stdout)] == [
+        "cli",
+        "cli",
+    ]
+
+
+def test_the_history_keeps_the_last_hundred(server: RedisServer) -> None:
+    """And says so where there is none."""
+    from worker_guard.results.history import History, Outcome
+
+    assert "No cleanup" in guard(server, "history").stdout
+    kept = History(server.client, "worker-guard-")
+    for i in range(120):
+        kept.add(
+            Outcome(
+                at=float(i),
+                by="w@test",
+                trigger="schedule",
+                dry_run=False,
+                complete=True,
+                way="watch",
+                max_age_s=1.0,
+                duration_s=1.0,
+                tally=Tally(),
+            )
+        )
+    server.client.lpush("worker-guard-history", "not JSON")
+    assert [entry["at"] for entry in kept.entries()] == [float(i) for i in range(119, 20, -1)]
+    assert len(guard(server, "history").stdout.splitlines()) == 100
+
+
+def test_purge_queues_asks_first(server: RedisServer) -> None:
+    """And ``--yes`` answers; a dry run only counts."""
+    app = Celery("client", set_as_current=False, broker=server.url(1))
+    app.conf.task_default_queue = "work"
+    for _ in range(3):
+        app.send_task("harness.add", (1, 2))
+    waiting = 3
+    refused = guard(server, "sweep", "--purge-queues")
+    assert refused.returncode == 1
+    assert "--yes" in refused.stderr
+    would = guard(server, "sweep", "--purge-queues", "--dry-run", "--json")
+    assert json.loads(would.stdout)["messages_purged"] == waiting
+    with app.connection_for_read() as connection:
+        assert connection.default_channel.queue_declare("work", passive=True)[1] == waiting
+    purged = guard(server, "sweep", "--purge-queues", "--yes")
+    assert purged.returncode == 0, purged.stderr
+    assert "3 waiting messages dropped" in purged.stdout
+    app.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values", "code", "line"),
+    [
+        (["sweep", "--max-age", "0"], {}, 2, "hours, above 0"),
+        (["sweep", "--max-age", "x"], {}, 2, "not a valid float"),
+        (["sweep", "--yes"], {}, 2, "--purge-queues"),
+        (["sweep"], {"result_expires": None}, 2, "how old a result may get"),
+        (["sweep"], {"worker_guard_state_patterns": ["*"]}, 2, "worker_guard_state_patterns"),
+        (["sweep"], {"result_backend": "cache+memory://"}, 2, "no Redis result backend"),
+        (["history"], {"result_backend": "rpc://"}, 2, "no Redis result backend"),
+        (["sweep"], {"result_backend": "redis://:secret@127.0.0.1:1/0"}, 69, "refused"),
+        (["history"], {"result_backend": "redis://:secret@127.0.0.1:1/0"}, 69, "refused"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    server: RedisServer, arguments: list[str], values: dict[str, Any], code: int, line: str
+) -> None:
+    """With its exit code, and without a traceback or a password."""
+    said = guard(server, *arguments, **values)
+    assert (said.returncode, said.stdout) == (code, "")
+    assert line in said.stderr
+    assert "Traceback" not in said.stderr
+    assert "secret" not in said.stderr
+    if "Usage:" not in said.stderr:
+        assert len(said.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_stops_it_with_the_counts_so_far(server: RedisServer) -> None:
+    """Which are those of what is gone."""
+    crowd(server, 100_000)
+    process = guard_process(server, "sweep", "--json")
+    wait_for(lambda: server.client.dbsize() < 99_000, "the sweep to be under way")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    said = json.loads(out)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    # The call that was interrupted may have been carried out, and not been counted.
+    gone = 100_000 - results_left(server)
+    assert 0 < said["expired_results_deleted"] <= gone < 50_000
+    assert said["complete"] is False
+
+
+def test_a_terminal_gets_a_progress_bar(server: RedisServer) -> None:
+    """And a pipe does not."""
+    fill(server.client)
+    master, slave = pty.openpty()
+    environ = {**os.environ, CONFIGURATION: json.dumps(conf(server)), "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "tests.harness.app", "guard", "sweep"],
+        cwd=ROOT,
+        env=environ,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while piece := os.read(master, 4096):
+            shown += piece
+    os.close(master)
+    assert process.wait(60) == 0, shown.decode()
+    assert b"Sweeping" in shown
+    assert b"100%" in shown
+
+
+def test_a_cluster_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Before anything is changed; in a worker, as the part's failure."""
+    with cluster_node() as node:
+        node.client.cluster("addslots", *range(16384))
+        node.client.config_set("cluster-require-full-coverage", "no")
+        said = guard(node, "sweep")
+        assert said.returncode == 2
+        assert "Redis Cluster" in said.stderr
+        with RedisServer() as broker:
+            values = conf(node, broker_url=broker.url(), result_backend=node.url())
+            with fleet(tmp_path, **values) as workers:
+                worker = workers.start("w")
+                failed = wait_for(lambda: worker.events("part_failed"), "the refusal")
+                assert "Redis Cluster" in failed[0]["error"]
+        assert node.client.dbsize() == 0

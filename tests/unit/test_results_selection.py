@@ -1,0 +1,151 @@
+"""What a sweep of the results decides."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.harness.results import DAY_S, NOW, date, encoded, policy, record
+from worker_guard.results.globs import Glob
+from worker_guard.results.selection import (
+    VALUE_LIMIT_BYTES,
+    Decision,
+    Kind,
+    Verdict,
+    classify,
+    judge,
+    read_date,
+)
+
+OLD = 2 * DAY_S
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        (b"celery-task-meta-1", Kind.RESULT),
+        (b"celery-taskset-meta-1", Kind.STATE),
+        (b"celery-taskset-meta-1.j", Kind.STATE),
+        (b"chord-unlock-1", Kind.STATE),
+        (b"app-state:1", Kind.STATE),
+        (b"app-state", Kind.FOREIGN),
+        (b"x-celery-task-meta-1", Kind.FOREIGN),
+        (b"worker-guard-history", Kind.FOREIGN),
+        (b"_kombu.binding.celery", Kind.FOREIGN),
+        (b"celery", Kind.FOREIGN),
+        (b"", Kind.FOREIGN),
+    ],
+)
+def test_a_key_is_known_by_its_name(key: bytes, kind: Kind) -> None:
+    """Only Celery's prefixes and the application's patterns are touched."""
+    assert classify(key, policy()) is kind
+
+
+def test_no_pattern_reaches_a_protected_key() -> None:
+    """The guard's own keys and the broker's stay foreign, whatever pattern fits them."""
+    rules = policy(state_patterns=(Glob("*-h*"), Glob("_*.*"), Glob("un*d*")))
+    for key in (b"worker-guard-history", b"_kombu.binding.celery", b"unacked_index"):
+        assert classify(key, rules) is Kind.FOREIGN
+
+
+DELETE, KEEP = Decision(Verdict.DELETE), Decision(Verdict.KEEP)
+EXPIRE, UNREADABLE = Decision(Verdict.EXPIRE), Decision(Verdict.EXPIRE, unreadable=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "decision"),
+    [
+        (encoded(age_s=OLD), DELETE),
+        (encoded(status="FAILURE", age_s=OLD), DELETE),
+        (encoded(status="REVOKED", age_s=OLD), DELETE),
+        (encoded(age_s=DAY_S + 1), DELETE),
+        (encoded(age_s=DAY_S), KEEP),
+        (encoded(age_s=0), KEEP),
+        (encoded(age_s=-OLD), KEEP),
+        (encoded(status="STARTED", age_s=None), EXPIRE),
+        (encoded(status="STARTED", age_s=OLD), EXPIRE),
+        (encoded(status="MY-STATE", age_s=OLD), EXPIRE),
+        (encoded(age_s=None), UNREADABLE),
+        (encoded(age_s=0, result={"date_done": date(OLD), "status": "SUCCESS"}), KEEP),
+        (encoded(age_s=OLD, result={"date_done": date(0)}), DELETE),
+        (encoded(age_s=OLD, args=[1], kwargs={"date_done": date(0)}, retries=0), DELETE),
+        (encoded(age_s=0, args=[date(OLD)], kwargs={"date_done": date(OLD)}), KEEP),
+        (encoded(status="STARTED", age_s=None, kwargs={"date_done": date(OLD)}), EXPIRE),
+        (encoded(age_s=OLD, result='é\n"\\ 😀'), DELETE),
+        (encoded(age_s=OLD)[:-1], UNREADABLE),
+        (encoded(age_s=OLD) + b"}", UNREADABLE),
+        (encoded(age_s=OLD) + b"\0", UNREADABLE),
+        (encoded(age_s=OLD).replace(b"null", b"01", 1), UNREADABLE),
+        (b"[" + encoded(age_s=OLD) + b"]", UNREADABLE),
+        (b"", UNREADABLE),
+        (b"null", UNREADABLE),
+        (b"\x80\x04}\x94.", UNREADABLE),
+        (b"x\x9c\x03\x00\x00\x00\x00\x01", UNREADABLE),
+        (None, UNREADABLE),
+        (b" " * VALUE_LIMIT_BYTES + encoded(age_s=OLD), UNREADABLE),
+        (json.dumps({"status": "SUCCESS", "date_done": 1}).encode(), UNREADABLE),
+        (json.dumps({"status": 1, "date_done": date(OLD)}).encode(), UNREADABLE),
+        (json.dumps({"date_done": date(OLD)}).encode(), UNREADABLE),
+    ],
+)
+def test_a_result_is_deleted_only_when_it_is_ready_and_old(
+    value: bytes | None, decision: Decision
+) -> None:
+    """What has no date, or can't be read, gets a lifetime where it has none, and no more."""
+    assert judge(Kind.RESULT, value, -1, policy()) == decision
+    lasting = Decision(
+        Verdict.KEEP if decision.verdict is Verdict.EXPIRE else decision.verdict,
+        decision.unreadable,
+    )
+    assert judge(Kind.RESULT, value, 5_000, policy()) == lasting
+    assert judge(Kind.RESULT, value, -2, policy()) == Decision(Verdict.GONE)
+    assert judge(Kind.FOREIGN, value, -1, policy()) == KEEP
+
+
+def test_a_state_key_gets_a_lifetime_once() -> None:
+    """Whatever it holds; it is never deleted."""
+    assert judge(Kind.STATE, None, -1, policy()) == EXPIRE
+    assert judge(Kind.STATE, None, 1, policy()) == KEEP
+
+
+@given(
+    st.datetimes(datetime(1970, 1, 2), datetime(9999, 12, 30)),  # noqa: DTZ001
+    st.none() | st.integers(-1439, 1439),
+)
+def test_a_date_is_read_as_datetime_reads_it(moment: datetime, offset_min: int | None) -> None:
+    """Of every moment and offset, rounded up to the second; a naive one is UTC."""
+    zone = timezone.utc if offset_min is None else timezone(timedelta(minutes=offset_min))
+    written = (moment if offset_min is None else moment.replace(tzinfo=zone)).isoformat()
+    whole = moment.replace(microsecond=0, tzinfo=zone).timestamp()
+    assert read_date(written, 0) == whole + (moment.microsecond > 0)
+
+
+def test_a_naive_date_that_may_be_local_is_read_as_late_as_it_can_be() -> None:
+    """West of Greenwich a local time looks older than it is."""
+    assert read_date("2027-01-15T08:00:00", 5 * 3600) == NOW + 5 * 3600
+    assert read_date("2027-01-15T08:00:00+00:00", 5 * 3600) == NOW
+    assert read_date("2027-01-15T08:00:00Z", 5 * 3600) == NOW
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "2027-01-15", "2027-13-15T08:00:00", "2027-01-15T24:00:00", "2027-01-15T08:00:00 x",
+     "٢027-01-15T08:00:00", "now", None, 5, ["2027-01-15T08:00:00"]],
+)  # fmt: skip
+def test_what_is_no_date_is_none(written: Any) -> None:
+    """It is not guessed at."""
+    assert read_date(written, 0) is None
+
+
+def test_the_record_of_the_tests_is_that_of_celery() -> None:
+    """So that what holds for it holds for Celery's own."""
+    from celery import Celery
+
+    app = Celery("test", set_as_current=False, backend="cache+memory://")
+    meta = app.backend._get_result_meta(None, "SUCCESS", None, None)
+    assert list(record()) == [*meta, "task_id"]

@@ -1,0 +1,182 @@
+"""How the settings of the results part are read, and what they come to."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab, schedule
+
+from tests.unit.test_settings import conf
+from worker_guard.errors import SettingError
+from worker_guard.results.janitor import celery_schedule
+from worker_guard.results.opening import Cleanup, NoAgeError, ResultsOffError, open_janitor
+from worker_guard.results.running import seconds_of
+from worker_guard.results.target import NoRedisResultsError, open_target
+from worker_guard.revoked.sweeper import Totals
+from worker_guard.settings import Settings, read_settings
+
+PREFIX = "worker_guard_"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("results_schedule", None, None),
+        ("results_schedule", 60, 60.0),
+        ("results_schedule", timedelta(hours=1), 3600.0),
+        ("results_schedule", crontab(minute="*/5"), crontab(minute="*/5")),
+        ("results_max_age", None, None),
+        ("results_max_age", 0, 0.0),
+        ("results_max_age", timedelta(days=2), 172_800.0),
+        ("results_max_age", 90, 90.0),
+        ("state_patterns", ["a:*"], ("a:*",)),
+    ],
+)
+def test_a_value_is_converted(name: str, value: Any, read: Any) -> None:
+    """To seconds, or to a schedule as it is."""
+    assert getattr(read_settings(conf(**{PREFIX + name: value})), name) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("results_schedule", 0, "a Celery schedule"),
+        ("results_schedule", "daily", "a Celery schedule"),
+        ("results_schedule", True, "a Celery schedule"),
+        ("results_schedule", float("nan"), "a Celery schedule"),
+        ("results_max_age", -1, "seconds or a timedelta"),
+        ("results_max_age", "1d", "seconds or a timedelta"),
+        ("results_max_age", False, "seconds or a timedelta"),
+        ("results_max_age", float("inf"), "seconds or a timedelta"),
+        ("results_max_age", timedelta(days=-1), "seconds or a timedelta"),
+        ("state_patterns", "app:*", "a tuple or list"),
+        ("state_patterns", ("*",), "nothing but wildcards"),
+        ("state_patterns", ("a[",), "without its ']'"),
+        ("state_patterns", (1,), "a tuple or list"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+    """In the words of all settings."""
+    with pytest.raises(SettingError) as caught:
+        read_settings(conf(**{PREFIX + name: value}))
+    assert f"{PREFIX}{name} is {value!r}; allowed: " in str(caught.value)
+    assert allowed in str(caught.value)
+
+
+def test_the_start_event_can_hold_every_setting() -> None:
+    """A schedule stands there as Celery prints it."""
+    for each in (crontab(hour=5, minute=0), schedule(60.0)):
+        named = Settings(results_schedule=each).named()
+        assert named["worker_guard_results_schedule"] == str(each)
+        assert json.loads(json.dumps(named)) == named
+
+
+def app(backend: str = "redis://", **values: Any) -> Celery:
+    one = Celery("test", set_as_current=False, broker="memory://", backend=backend)
+    one.conf.update(values)
+    return one
+
+
+def target(one: Celery) -> Any:
+    return open_target(one, read_settings(one.conf), timeout_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "max_age_s"),
+    [
+        ({}, 86_400.0),
+        ({"result_expires": 60}, 60.0),
+        ({"result_expires": timedelta(hours=1)}, 3600.0),
+        ({"result_expires": None}, None),
+        ({"result_expires": 0}, None),
+        ({"result_expires": 0, "worker_guard_results_max_age": 5}, 5.0),
+        ({"result_expires": 60, "worker_guard_results_max_age": 5}, 5.0),
+        ({"worker_guard_results_max_age": 0}, None),
+    ],
+)
+def test_the_age_is_the_settings_or_celerys(values: Any, max_age_s: float | None) -> None:
+    """None: results are meant to stay."""
+    assert target(app(**values)).configured_max_age_s == max_age_s
+
+
+def test_the_keys_names_are_the_backends() -> None:
+    """With its global prefix, whichever way this release joins them; the broker's stay out."""
+    one = app(
+        result_backend_transport_options={"global_keyprefix": "proj"},
+        broker_transport_options={"global_keyprefix": "{q}"},
+    )
+    found = target(one)
+    assert found.task_prefix == one.backend.task_keyprefix
+    assert found.state_prefixes == (one.backend.group_keyprefix, one.backend.chord_keyprefix)
+    assert {b"proj_worker-guard-", b"worker-guard-", b"{q}_kombu."} <= set(found.protected)
+
+
+@pytest.mark.parametrize(
+    ("values", "ahead_s"),
+    [
+        ({}, 0),
+        ({"timezone": "America/New_York"}, 0),
+        ({"timezone": "America/New_York", "enable_utc": False}, 5 * 3600),
+        ({"timezone": "Asia/Tokyo", "enable_utc": False}, 0),
+    ],
+)
+def test_a_naive_date_is_ambiguous_only_without_utc(values: Any, ahead_s: int) -> None:
+    """By the most that the zone is behind in any month."""
+    assert target(app(**values)).naive_ahead_s == ahead_s
+
+
+def opened(one: Celery) -> Any:
+    return open_janitor(
+        one,
+        read_settings(one.conf),
+        by="w@test",
+        totals=Totals(),
+        report=lambda _event: None,
+        monotonic=lambda: 0.0,
+    )
+
+
+def test_the_part_is_off_where_it_can_do_nothing_and_says_why() -> None:
+    """Once, in the start event."""
+    with pytest.raises(NoRedisResultsError, match="no Redis result backend"):
+        opened(app("cache+memory://"))
+    with pytest.raises(NoRedisResultsError, match="DisabledBackend"):
+        opened(Celery("test", set_as_current=False, broker="memory://"))
+    with pytest.raises(ResultsOffError, match="results_schedule is None"):
+        opened(app(worker_guard_results_schedule=None))
+    with pytest.raises(ResultsOffError, match="meant to stay"):
+        opened(app(result_expires=None))
+    assert opened(app()).max_age_s == 86_400.0
+
+
+def test_a_cleanup_needs_an_age() -> None:
+    """Given or configured."""
+    found = target(app(result_expires=None))
+    with pytest.raises(NoAgeError, match="how old"):
+        Cleanup(found, max_age_s=None, dry_run=False, by="x", trigger="cli")
+    Cleanup(found, max_age_s=1.0, dry_run=False, by="x", trigger="cli")
+
+
+@pytest.mark.parametrize("hours", [0, -1, float("nan"), float("inf"), "24", True])
+def test_an_age_that_is_none_is_refused(hours: Any) -> None:
+    """By the task, which takes whatever a message says."""
+    with pytest.raises(ValueError, match="hours, above 0"):
+        seconds_of(hours)
+
+
+@pytest.mark.parametrize(
+    ("value", "due_after_s"), [(60.0, 60), (crontab(minute="*"), 60), (schedule(10.0), 10)]
+)
+def test_any_schedule_of_celery_says_when(value: Any, due_after_s: float) -> None:
+    """By the app's clock."""
+    ask = celery_schedule(value, app())
+    due, wait_s = ask(time.time() - 2 * due_after_s)
+    assert due
+    assert 0 < wait_s <= due_after_s
+    due, wait_s = ask(time.time() + 1)
+    assert not due

@@ -1,0 +1,198 @@
+"""``celery guard sweep`` and ``celery guard history``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+import click
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from worker_guard import celery_internals
+from worker_guard.errors import EX_USAGE, SettingError, WorkerGuardError
+from worker_guard.reporting import masked
+from worker_guard.results.history import History, Outcome
+from worker_guard.results.opening import Cleanup
+from worker_guard.results.running import seconds_of
+from worker_guard.results.target import TIMEOUT_S, Target, open_target, this_process
+from worker_guard.settings import read_settings
+
+EX_OK = 0
+EX_TROUBLE = 1
+EX_UNAVAILABLE = 69
+
+
+def run_sweep(
+    app: Any,
+    *,
+    dry_run: bool,
+    max_age_hours: float | None,
+    as_json: bool,
+    purge_queues: bool,
+    yes: bool,
+) -> int:
+    """Sweep, say what came of it, and return the exit code."""
+    try:
+        settings = read_settings(app.conf, dry_run=dry_run)
+        target = open_target(app, settings, timeout_s=TIMEOUT_S)
+        job = Cleanup(
+            target,
+            max_age_s=seconds_of(max_age_hours),
+            dry_run=settings.dry_run,
+            by=this_process(),
+            trigger="cli",
+        )
+        ask = purge_queues and not yes and not settings.dry_run
+        if ask and not _confirmed(app):
+            _say("Nothing was done.")
+            return EX_TROUBLE
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return _failed(exc)
+    code = _swept(job, target, quiet=as_json)
+    purged: int | None = None
+    if purge_queues and code == EX_OK:
+        purged, code = _purged(app, dry_run=settings.dry_run)
+    outcome = job.outcome()
+    if outcome is not None:
+        _show(outcome, purged, as_json=as_json)
+        if not settings.dry_run:
+            _remember(target, outcome)
+    return code
+
+
+def run_history(app: Any, *, as_json: bool) -> int:
+    """Show the last cleanups, and return the exit code."""
+    try:
+        target = open_target(app, read_settings(app.conf), timeout_s=TIMEOUT_S)
+        target.check()
+        entries = History(target.client, target.own_prefix).entries()
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return _failed(exc)
+    if as_json:
+        click.echo(json.dumps(entries))
+    elif not entries:
+        click.echo("No cleanup of this result backend has been recorded.")
+    else:
+        click.echo("\n".join(_table(entries)))
+    return EX_OK
+
+
+def _swept(job: Cleanup, target: Target, *, quiet: bool) -> int:
+    try:
+        with _progress(target, quiet=quiet) as progress:
+            job.run(progress)
+    except KeyboardInterrupt:
+        _say("Stopped; the counts are those up to here.")
+        return EX_TROUBLE
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return _failed(exc)
+    return EX_OK
+
+
+@contextmanager
+def _progress(target: Target, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    if quiet or not sys.stderr.isatty():
+        yield lambda _scanned: None
+        return
+    keys = int(target.client.dbsize())
+    with click.progressbar(
+        length=max(keys, 1), label="Sweeping", file=sys.stderr, update_min_steps=5000
+    ) as bar:
+        yield bar.update
+        bar.update(max(0, bar.length - bar.pos) if bar.length else 0)
+
+
+def _confirmed(app: Any) -> bool:
+    waiting = celery_internals.waiting_messages(app)
+    try:
+        return click.confirm(f"Drop the {waiting} messages that wait in this app's queues?")
+    except click.Abort:
+        _say("--purge-queues asks first; --yes answers it.")
+        return False
+
+
+def _purged(app: Any, *, dry_run: bool) -> tuple[int | None, int]:
+    try:
+        return (celery_internals.waiting_messages(app) if dry_run else app.control.purge()), EX_OK
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return None, _failed(exc)
+
+
+def _remember(target: Target, outcome: Outcome) -> None:
+    try:
+        History(target.client, target.own_prefix).add(outcome)
+    except RedisError as exc:
+        _say(f"This cleanup is not in the history: {masked(str(exc))}")
+
+
+def _show(outcome: Outcome, purged: int | None, *, as_json: bool) -> None:
+    if as_json:
+        more = {} if purged is None else {"messages_purged": purged}
+        click.echo(json.dumps({**outcome.statistics(), **more}))
+        return
+    tally = outcome.tally
+    age_h = outcome.max_age_s / 3600
+    would = "would be " if outcome.dry_run else ""
+    lines = [
+        f"{tally.keys_scanned} keys in {outcome.duration_s:.1f} s, by {outcome.way}",
+        f"{tally.expired_results_deleted} results {would}deleted, older than {age_h:g} h",
+        f"{tally.task_states_cleaned} keys {would}given a lifetime",
+        f"{tally.keys_unreadable} results can't be read, and were not deleted",
+    ]
+    if purged is not None:
+        lines.append(f"{purged} waiting messages {would}dropped")
+    click.echo("\n".join(lines))
+
+
+_COLUMNS = (
+    ("started (UTC)", lambda e: _time(e.get("at"))),
+    ("by", lambda e: e.get("by", "?")),
+    ("trigger", lambda e: e.get("trigger", "?")),
+    ("scanned", lambda e: e.get("keys_scanned", "?")),
+    ("deleted", lambda e: e.get("expired_results_deleted", "?")),
+    ("lifetimes", lambda e: e.get("task_states_cleaned", "?")),
+    ("unreadable", lambda e: e.get("keys_unreadable", "?")),
+    ("seconds", lambda e: e.get("duration_s", "?")),
+    ("way", lambda e: e.get("way", "?")),
+    ("to the end", lambda e: "yes" if e.get("complete") else "no"),
+)
+
+
+def _table(entries: list[dict[str, Any]]) -> list[str]:
+    rows = [[title for title, _ in _COLUMNS]]
+    rows += [[str(of(entry)) for _, of in _COLUMNS] for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _time(at: Any) -> str:
+    try:
+        return datetime.fromtimestamp(float(at), timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "?"
+
+
+def _failed(exc: Exception) -> int:
+    """Say in one line what went wrong; the exit code that stands for it."""
+    if isinstance(exc, SettingError):
+        _say(f"ImproperlyConfigured: {exc}")
+        return EX_USAGE
+    if isinstance(exc, WorkerGuardError):
+        _say(str(exc))
+        return EX_USAGE
+    unreachable = isinstance(exc, RedisError | OperationalError | OSError)
+    what = "The server can't be used" if unreachable else type(exc).__name__
+    _say(f"{what}: {masked(' '.join(str(exc).split()))}")
+    return EX_UNAVAILABLE if unreachable else EX_TROUBLE
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,176 @@
+"""The part that sweeps the results by schedule, in one worker at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from worker_guard.events import Event, Trigger
+from worker_guard.results.history import Outcome
+from worker_guard.results.store import IN_WORKER, Actor, Pace, Sweep, Tally
+
+#: For each second that a slice took, the event loop has so many to itself.
+_FREE_FOR_ONE = 4.0
+
+#: No schedule is looked at more often.
+_SHORTEST_WAIT_S = 1.0
+
+
+class Schedule(Protocol):
+    """What is needed of Celery's schedule classes."""
+
+    def __call__(self, last_run_at: float) -> tuple[bool, float]:
+        """Whether a run is due, and how many seconds it is until the next look."""
+
+
+class Target(Protocol):
+    """The result backend."""
+
+    def check(self) -> None: ...
+    def begin(self, *, max_age_s: float, actor: Actor, pace: Pace) -> Sweep: ...
+
+
+class Lease(Protocol):
+    """What one worker holds at a time."""
+
+    held: bool
+
+    def take(self) -> bool: ...
+    def renew(self) -> None: ...
+    def release(self) -> None: ...
+
+
+class History(Protocol):
+    """Where the last run stands."""
+
+    def add(self, outcome: Outcome) -> None: ...
+    def last_run(self, now: float) -> float: ...
+    def ran(self, at: float) -> None: ...
+
+
+class Totals(Protocol):
+    """What the guard has done since its start."""
+
+    expired_results_deleted: int
+    task_states_cleaned: int
+
+
+@dataclass(kw_only=True)
+class Janitor:
+    """Sweeps the results when the schedule says so and nobody else does.
+
+    Each slice is one call to Redis, which ends by itself after a part of the slice's time.
+    """
+
+    name: ClassVar[str] = "results"
+
+    #: Seconds between two looks at the schedule, at the most.
+    longest_wait_s: float
+    max_age_s: float
+    schedule: Schedule
+    target: Target
+    actor: Actor
+    dry_run: bool
+    lease: Lease
+    history: History
+    by: str
+    totals: Totals
+    report: Callable[[Event], None]
+    monotonic: Callable[[], float]
+    now: Callable[[], float]
+    pace: Pace = IN_WORKER
+    _wait_s: float | None = field(default=None, init=False)
+    _checked: bool = field(default=False, init=False)
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds until the schedule is looked at again."""
+        return self.longest_wait_s if self._wait_s is None else self._wait_s
+
+    def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
+        """Sweep if it is time."""
+        # Until it is known better, and when anything fails: look as rarely as may be.
+        self._wait_s = self.longest_wait_s
+        if not self._checked:
+            self.target.check()
+            self._checked = True
+        if not self._due():
+            return
+        yield
+        if not self.lease.take():
+            return
+        yield
+        # Again, now that nobody else can be sweeping: another may just have been.
+        if self._due():
+            yield
+            yield from self._sweep()
+            self._due()
+        # Where something failed the lease ages out: a Redis that hangs shall not be asked twice.
+        self.lease.release()
+
+    def give_back(self) -> None:
+        """The worker stops: let another sweep."""
+        self.lease.release()
+
+    def _due(self) -> bool:
+        due, wait_s = self.schedule(self.history.last_run(self.now()))
+        self._wait_s = min(max(wait_s, _SHORTEST_WAIT_S), self.longest_wait_s)
+        return due
+
+    def _sweep(self) -> Iterator[None]:
+        at, started = self.now(), self.monotonic()
+        sweep = self.target.begin(max_age_s=self.max_age_s, actor=self.actor, pace=self.pace)
+        yield
+        try:
+            while not sweep.finished:
+                slice_started = self.monotonic()
+                self.lease.renew()
+                sweep.step()
+                yield from self._rest(slice_started)
+        finally:
+            # Also when it is cut short: what was done was done.
+            outcome = Outcome(
+                at=at,
+                by=self.by,
+                trigger="schedule",
+                dry_run=self.dry_run,
+                complete=sweep.finished,
+                way=sweep.way,
+                max_age_s=self.max_age_s,
+                duration_s=round(self.monotonic() - started, 6),
+                tally=sweep.tally,
+            )
+            self._count(sweep.tally)
+            if outcome.complete or sweep.tally != Tally():
+                self.report(outcome.event())
+        self.history.ran(at)
+        yield
+        self.history.add(outcome)
+
+    def _rest(self, slice_started: float) -> Iterator[None]:
+        """Give the event loop its share for the slice that began at this moment."""
+        now = self.monotonic()
+        until = now + (now - slice_started) * _FREE_FOR_ONE
+        yield
+        while self.monotonic() < until:
+            yield
+
+    def _count(self, tally: Tally) -> None:
+        self.totals.expired_results_deleted += tally.expired_results_deleted
+        self.totals.task_states_cleaned += tally.task_states_cleaned
+
+
+def celery_schedule(value: Any, app: Any) -> Schedule:
+    """One of Celery's schedules, or a number of seconds, as :class:`Janitor` asks it."""
+    from datetime import datetime, timezone
+
+    from celery.schedules import maybe_schedule
+
+    schedule = maybe_schedule(value, app=app)
+
+    def ask(last_run_at: float) -> tuple[bool, float]:
+        due, wait_s = schedule.is_due(datetime.fromtimestamp(last_run_at, timezone.utc))
+        return bool(due), float(wait_s)
+
+    return ask

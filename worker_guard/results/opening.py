@@ -1,0 +1,143 @@
+"""Puts the parts of a cleanup together: for the worker, for the task, for the command line."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from worker_guard.errors import WorkerGuardError
+from worker_guard.events import Event, Trigger
+from worker_guard.results.history import History, Outcome, PrivateHistory
+from worker_guard.results.janitor import Janitor, Totals, celery_schedule
+from worker_guard.results.lease import Lease, NoLease
+from worker_guard.results.store import DRY_RUN, FULL_SPEED, REAL, Actor, Sweep
+from worker_guard.results.target import IN_WORKER_TIMEOUT_S, Target, open_target
+from worker_guard.settings import Settings
+
+
+class ResultsOffError(WorkerGuardError):
+    """The results are not swept by schedule; the message says by which setting."""
+
+
+class NoAgeError(WorkerGuardError):
+    """Nothing says how old a result may get, so that nothing may be deleted.
+
+    Give an age (``--max-age``), or set ``worker_guard_results_max_age`` or ``result_expires``.
+    """
+
+
+def actor_for(*, dry_run: bool) -> Actor:
+    """What a cleanup changes with."""
+    return DRY_RUN if dry_run else REAL
+
+
+def open_lease(target: Target, by: str, *, dry_run: bool) -> Lease | NoLease:
+    """The lease on this result backend, for one holder."""
+    if dry_run:
+        return NoLease()
+    holder = f"{by}/{uuid.uuid4()}"
+    return Lease(
+        target.client, f"{target.own_prefix}results-lease", holder, monotonic=time.monotonic
+    )
+
+
+def open_history(target: Target, *, dry_run: bool) -> History | PrivateHistory:
+    """The history of this result backend."""
+    return PrivateHistory() if dry_run else History(target.client, target.own_prefix)
+
+
+def open_janitor(
+    app: Any,
+    settings: Settings,
+    *,
+    by: str,
+    totals: Totals,
+    report: Callable[[Event], None],
+    monotonic: Callable[[], float],
+) -> Janitor:
+    """The worker's part. Connects to nothing yet.
+
+    Raises:
+        WorkerGuardError: it is off; the message is the reason, for the start event.
+    """
+    target = open_target(app, settings, timeout_s=IN_WORKER_TIMEOUT_S)
+    if settings.results_schedule is None:
+        raise ResultsOffError("worker_guard_results_schedule is None")
+    if target.configured_max_age_s is None:
+        raise ResultsOffError(
+            "results are meant to stay: worker_guard_results_max_age and result_expires give no age"
+        )
+    dry_run = settings.dry_run
+    return Janitor(
+        longest_wait_s=settings.interval,
+        max_age_s=target.configured_max_age_s,
+        schedule=celery_schedule(settings.results_schedule, app),
+        target=target,
+        actor=actor_for(dry_run=dry_run),
+        dry_run=dry_run,
+        lease=open_lease(target, by, dry_run=dry_run),
+        history=open_history(target, dry_run=dry_run),
+        by=by,
+        totals=totals,
+        report=report,
+        monotonic=monotonic,
+        now=time.time,
+    )
+
+
+class Cleanup:
+    """One cleanup at full speed, in a process that has nothing else to do."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        max_age_s: float | None,
+        dry_run: bool,
+        by: str,
+        trigger: Trigger,
+    ) -> None:
+        age = target.configured_max_age_s if max_age_s is None else max_age_s
+        if age is None:
+            raise NoAgeError(
+                "nothing says how old a result may get: worker_guard_results_max_age and "
+                "result_expires are both unset or 0"
+            )
+        self._target, self._max_age_s, self._dry_run = target, age, dry_run
+        self._by, self._trigger = by, trigger
+        self._at, self._started = time.time(), time.monotonic()
+        self._sweep: Sweep | None = None
+
+    def run(self, progress: Callable[[int], None] = lambda _scanned: None) -> None:
+        """Sweep to the end; ``progress`` is told of the keys that were scanned since it was last.
+
+        What was done until an error stands in :meth:`outcome`.
+        """
+        self._target.check()
+        actor = actor_for(dry_run=self._dry_run)
+        self._sweep = sweep = self._target.begin(
+            max_age_s=self._max_age_s, actor=actor, pace=FULL_SPEED
+        )
+        while not sweep.finished:
+            before = sweep.tally.keys_scanned
+            sweep.step()
+            progress(sweep.tally.keys_scanned - before)
+
+    def outcome(self) -> Outcome | None:
+        """What it came to by now; None where it never began."""
+        sweep = self._sweep
+        if sweep is None:
+            return None
+        return Outcome(
+            at=self._at,
+            by=self._by,
+            trigger=self._trigger,
+            dry_run=self._dry_run,
+            complete=sweep.finished,
+            way=sweep.way,
+            max_age_s=self._max_age_s,
+            duration_s=round(time.monotonic() - self._started, 6),
+            tally=sweep.tally,
+        )

@@ -1,0 +1,57 @@
+"""What the task does, in whichever process of the pool it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker_guard.reporting import Reporter, open_log, structlog_is_configured
+from worker_guard.results.opening import Cleanup, open_history, open_lease
+from worker_guard.results.target import TIMEOUT_S, open_target
+from worker_guard.settings import read_settings
+
+
+def run_task(
+    app: Any, *, by: str | None, max_age_hours: float | None, dry_run: bool
+) -> dict[str, Any]:
+    """One cleanup under the lease; logs ``cleanup_completed`` and returns the statistics."""
+    settings = read_settings(
+        app.conf, dry_run=dry_run, structlog_configured=structlog_is_configured()
+    )
+    by = by or "task"
+    target = open_target(app, settings, timeout_s=TIMEOUT_S)
+    job = Cleanup(
+        target,
+        max_age_s=seconds_of(max_age_hours),
+        dry_run=settings.dry_run,
+        by=by,
+        trigger="task",
+    )
+    target.check()
+    lease = open_lease(target, by, dry_run=settings.dry_run)
+    if not lease.take():
+        return {"skipped": "another cleanup of this result backend is running"}
+    log, close = open_log(settings.log_format)
+    try:
+        job.run(lambda _scanned: lease.renew())
+        lease.release()
+    finally:
+        outcome = job.outcome()
+        if outcome is not None:
+            Reporter(log, worker=by, dry_run=settings.dry_run)(outcome.event())
+        close()
+    assert outcome is not None
+    open_history(target, dry_run=settings.dry_run).add(outcome)
+    return outcome.statistics()
+
+
+def seconds_of(hours: float | None) -> float | None:
+    """An age in hours as seconds.
+
+    Raises:
+        ValueError: it is no number above 0.
+    """
+    if hours is None:
+        return None
+    if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours < 8.8e6:
+        raise ValueError(f"max_age_hours is {hours!r}; allowed: hours, above 0")
+    return float(hours) * 3600

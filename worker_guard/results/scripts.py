@@ -1,0 +1,206 @@
+"""The sweep's scripts: the rules of :mod:`worker_guard.results.selection`, in Lua, on the server.
+
+A script runs alone on the server, so that nobody writes between its check and its delete. Each
+is put together from what decides, what acts (or, in a dry run, only counts), and what names the
+keys: the script itself, by a SCAN of its own, or its caller.
+
+Works on Lua 5.1 as Redis 6.2 and later and Valkey have it. A call ends when its time is used up,
+and gives the keys that it didn't get to back to its caller.
+"""
+
+from __future__ import annotations
+
+from worker_guard.results.selection import VALUE_LIMIT_BYTES, Policy
+
+_DECIDE = r"""
+local budget_us = tonumber(ARGV[3])
+local done_before, ttl_ms = tonumber(ARGV[4]), ARGV[5]
+local naive_ahead_s, limit = tonumber(ARGV[6]), tonumber(ARGV[7])
+local task_prefix, task_prefix_length = ARGV[8], #ARGV[8]
+local call, pcall_redis = redis.call, redis.pcall
+local sub, find, match, byte = string.sub, string.find, string.match, string.byte
+local floor = math.floor
+-- An instance of its own: cjson as scripts share it takes numbers that are none in JSON.
+local has_own, own = pcall(function() return cjson.new() end)
+if has_own then own.decode_invalid_numbers(false) else own = cjson end
+local decode = own.decode
+-- Replicates what the script did, not the script; a server where that is the only way says true.
+if redis.replicate_commands then redis.replicate_commands() end
+
+local at = 9
+local function list()
+    local items = {}
+    for i = 1, tonumber(ARGV[at]) do items[i] = ARGV[at + i] end
+    at = at + #items + 1
+    return items
+end
+local protected, state_prefixes, state_patterns = list(), list(), list()
+local ready = {}
+for _, state in ipairs(list()) do ready[state] = true end
+
+-- The processor's time where the server has it (there, TIME stands still within a script).
+local has_clock, clock = pcall(function() return os.clock end)
+local function now_us()
+    if has_clock and clock then return clock() * 1e6 end
+    local time = call('TIME')
+    return time[1] * 1e6 + time[2]
+end
+
+local function begins(key, prefixes)
+    for i = 1, #prefixes do
+        if sub(key, 1, #prefixes[i]) == prefixes[i] then return true end
+    end
+    return false
+end
+
+local function is_state(key)
+    if begins(key, state_prefixes) then return true end
+    for i = 1, #state_patterns do
+        if find(key, state_patterns[i]) then return true end
+    end
+    return false
+end
+
+-- Seconds from 1970 to a date's first day, by its text: a page has few of them.
+local days = {}
+local function day(date)
+    local text = sub(date, 1, 10)
+    local known = days[text]
+    if known ~= nil then return known end
+    local y, mo, d = match(text, '^(%d%d%d%d)%-(%d%d)%-(%d%d)$')
+    known = false
+    if y then
+        y, mo, d = y + 0, mo + 0, d + 0
+        if mo >= 1 and mo <= 12 and d >= 1 and d <= 31 then
+            local year = mo <= 2 and y - 1 or y
+            local leap_days = floor(year / 4) - floor(year / 100) + floor(year / 400)
+            local month_days = floor((153 * ((mo + 9) % 12) + 2) / 5)
+            known = (365 * year + leap_days + month_days + d - 719469) * 86400
+        end
+    end
+    days[text] = known
+    return known
+end
+
+local function moment(date)
+    local midnight = day(date)
+    if not midnight or not find(date, '^[T ]%d%d:%d%d:%d%d', 11) then return nil end
+    local h1, h2, _, m1, m2, _, s1, s2 = byte(date, 12, 19)
+    local h, mi, s = h1 * 10 + h2 - 528, m1 * 10 + m2 - 528, s1 * 10 + s2 - 528
+    if h > 23 or mi > 59 or s > 61 then return nil end
+    local t = midnight + h * 3600 + mi * 60 + s
+    if find(date, '^%+00:00$', 20) then return t end
+    if find(date, '^%.%d+%+00:00$', 20) then return t + 1 end
+    local rest = sub(date, 20)
+    local fraction, zone = match(rest, '^(%.%d+)(.*)$')
+    zone = zone or rest
+    if fraction then t = t + 1 end
+    if zone == 'Z' then return t end
+    if zone == '' then return t + naive_ahead_s end
+    local sign, zh, zm, zs = match(zone, '^([+-])(%d%d):?(%d%d)$')
+    if not sign then sign, zh, zm, zs = match(zone, '^([+-])(%d%d):?(%d%d):(%d%d)$') end
+    if not sign then return nil end
+    local offset = zh * 3600 + zm * 60 + (zs or 0)
+    return sign == '+' and t - offset or t + offset
+end
+
+-- 'delete', 'fresh', 'forgotten' (a lifetime where it has none), or 'unreadable' (the same).
+local function judge(value)
+    if find(value, '\0', 1, true) then return 'unreadable' end
+    local ok, record = pcall(decode, value)
+    if not ok or type(record) ~= 'table' or type(record.status) ~= 'string' then
+        return 'unreadable'
+    end
+    if not ready[record.status] then return 'forgotten' end
+    local done_at = type(record.date_done) == 'string' and moment(record.date_done)
+    if not done_at then return 'unreadable' end
+    return done_at < done_before and 'delete' or 'fresh'
+end
+
+local unreadable, old, forgotten = 0, {}, {}
+local weight = 0
+local function look(key)
+    if sub(key, 1, task_prefix_length) == task_prefix then
+        local verdict = 'unreadable'
+        local length = pcall_redis('STRLEN', key)
+        if type(length) == 'table' then
+            if not find(length.err, 'WRONGTYPE', 1, true) then error(length.err) end
+        elseif length > 0 and length <= limit then
+            verdict = judge(call('GET', key))
+            weight = weight + length
+        end
+        if verdict == 'delete' then
+            old[#old + 1] = key
+        elseif verdict ~= 'fresh' then
+            local pttl = call('PTTL', key)
+            if pttl == -1 then forgotten[#forgotten + 1] = key end
+            if pttl ~= -2 and verdict == 'unreadable' then unreadable = unreadable + 1 end
+        end
+    elseif not begins(key, protected) and is_state(key) then
+        if call('PTTL', key) == -1 then forgotten[#forgotten + 1] = key end
+    end
+end
+"""
+
+_ACT = r"""
+local function act()
+    local deleted, cleaned = 0, 0
+    if #old > 0 then deleted = call('UNLINK', unpack(old)) end
+    for i = 1, #forgotten do cleaned = cleaned + call('PEXPIRE', forgotten[i], ttl_ms) end
+    return deleted, cleaned
+end
+"""
+
+_COUNT_ONLY = r"""
+local function act() return #old, #forgotten end
+"""
+
+_SWEEP = r"""
+local started, cursor, keys = now_us(), '0', KEYS
+if ARGV[1] ~= '' then
+    local page = call('SCAN', ARGV[1], 'COUNT', ARGV[2])
+    cursor, keys = page[1], page[2]
+end
+local rest, next_check = {}, 0
+local n = #keys
+for i = 1, n do
+    look(keys[i])
+    weight = weight + 1024
+    if weight > next_check then
+        next_check = weight + 16384
+        if i < n and now_us() - started > budget_us then
+            for j = i + 1, n do rest[#rest + 1] = keys[j] end
+            n = i
+            break
+        end
+    end
+end
+local deleted, cleaned = act()
+return {cursor, n, deleted, cleaned, unreadable, rest}
+"""
+
+#: Deletes and gives lifetimes.
+REAL = _DECIDE + _ACT + _SWEEP
+
+#: Counts what :data:`REAL` would do, and has no command that writes.
+DRY_RUN = _DECIDE + _COUNT_ONLY + _SWEEP
+
+
+def arguments(policy: Policy) -> list[bytes | int]:
+    """A policy as the scripts take it, from their fourth argument on."""
+    lists: list[list[bytes]] = [
+        list(policy.protected),
+        list(policy.state_prefixes),
+        [glob.lua for glob in policy.state_patterns],
+        [state.encode() for state in sorted(policy.ready_states)],
+    ]
+    given: list[bytes | int] = [
+        policy.done_before,
+        policy.ttl_ms,
+        policy.naive_ahead_s,
+        VALUE_LIMIT_BYTES,
+        policy.task_prefix,
+    ]
+    for items in lists:
+        given += [len(items), *items]
+    return given

@@ -1,0 +1,176 @@
+"""What a sweep of the result backend does with a key: the rules, without any I/O.
+
+The scripts of :mod:`worker_guard.results.scripts` say the same in Lua; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from worker_guard.results.globs import Glob
+
+#: A longer value is not read: to parse it would hold the server for more than its 5 ms.
+VALUE_LIMIT_BYTES = 64 * 1024
+
+#: How Redis's PTTL says "no lifetime" and "no such key".
+NO_TTL = -1
+NO_KEY = -2
+
+_DATE = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(\.\d+)?"
+    r"(?:(Z)|([+-])(\d\d):?(\d\d)(?::(\d\d))?)?",
+    re.ASCII,
+)
+
+#: An escaped surrogate of a pair (1), one that stands alone (2), or any other escape.
+_ESCAPE = re.compile(
+    r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(u[dD][89a-fA-F])|.)",
+    re.DOTALL,
+)
+
+_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[^\s\[\]{},:"]+', re.DOTALL)
+
+#: ``1.`` and ``-.5``.
+_LOOSE = re.compile(r"-?(?:0|[1-9]\d*)\.(?:[eE][+-]?\d+)?|-\.\d+(?:[eE][+-]?\d+)?", re.ASCII)
+
+
+class Kind(enum.Enum):
+    """Whose key it is."""
+
+    RESULT = "result"
+    STATE = "state"
+    FOREIGN = "foreign"
+
+
+class Verdict(enum.Enum):
+    """What becomes of a key."""
+
+    DELETE = "delete"
+    EXPIRE = "expire"
+    KEEP = "keep"
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict, and whether it fell on a result that can't be read."""
+
+    verdict: Verdict
+    unreadable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What one sweep goes by.
+
+    ``done_before`` (epoch, s) is the age limit as a moment; ``ttl_ms`` the lifetime for a key
+    that has none. A ``date_done`` without a UTC offset may mean up to ``naive_ahead_s`` later
+    than it says. ``protected`` prefixes are never touched, whatever pattern they match.
+    """
+
+    task_prefix: bytes
+    state_prefixes: tuple[bytes, ...]
+    state_patterns: tuple[Glob, ...]
+    protected: tuple[bytes, ...]
+    ready_states: frozenset[str]
+    done_before: int
+    ttl_ms: int
+    naive_ahead_s: int = 0
+
+
+def classify(key: bytes, policy: Policy) -> Kind:
+    """Whose key this is, by its name alone."""
+    if key.startswith(policy.task_prefix):
+        return Kind.RESULT
+    if key.startswith(policy.protected):
+        return Kind.FOREIGN
+    if key.startswith(policy.state_prefixes):
+        return Kind.STATE
+    if any(glob.matches(key) for glob in policy.state_patterns):
+        return Kind.STATE
+    return Kind.FOREIGN
+
+
+def judge(kind: Kind, value: bytes | None, pttl_ms: int, policy: Policy) -> Decision:
+    """Decide on one key.
+
+    ``value`` is a string's content, cut after :data:`VALUE_LIMIT_BYTES` and one byte more; None
+    where the key is of another type. ``pttl_ms`` is as Redis's PTTL returns it.
+    """
+    if kind is Kind.FOREIGN:
+        return Decision(Verdict.KEEP)
+    if pttl_ms == NO_KEY:
+        return Decision(Verdict.GONE)
+    forgotten = Verdict.EXPIRE if pttl_ms == NO_TTL else Verdict.KEEP
+    if kind is Kind.STATE:
+        return Decision(forgotten)
+    record = read_record(value)
+    if record is not None and record["status"] not in policy.ready_states:
+        return Decision(forgotten)
+    done_at = read_date(record.get("date_done"), policy.naive_ahead_s) if record else None
+    if done_at is None:
+        return Decision(forgotten, unreadable=True)
+    # A result that is not yet old stays as it is: its date will delete it, no lifetime has to.
+    return Decision(Verdict.DELETE if done_at < policy.done_before else Verdict.KEEP)
+
+
+def read_record(value: bytes | None) -> dict[str, Any] | None:
+    """A result's record where the value is one in JSON; None for all else, and nothing raised."""
+    if value is None or len(value) > VALUE_LIMIT_BYTES or b"\0" in value:
+        return None
+    # Latin-1 because the ASCII that counts here reads the same, and no byte fails.
+    text = value.decode("latin-1")
+    if any(escape[2] for escape in _ESCAPE.finditer(text)):
+        return None
+    try:
+        record = _parse(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("status"), str):
+        return None
+    return record
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, strict=False, parse_int=float, parse_constant=_refuse)
+    except ValueError:
+        # The scripts' parser takes these two for numbers, so that they are ones here as well.
+        lenient = _TOKEN.sub(lambda token: "0" if _LOOSE.fullmatch(token[0]) else token[0], text)
+        if lenient == text:
+            raise
+        return json.loads(lenient, strict=False, parse_int=float, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def read_date(date: object, naive_ahead_s: int) -> int | None:
+    """The moment (epoch, s, rounded up) that a ``date_done`` can mean at the latest, or None.
+
+    Celery 5.3 writes naive UTC (``datetime.utcnow``), 5.4 UTC with its offset, 5.5 and later the
+    app's time zone with its offset (``Backend._get_result_meta``).
+    """
+    found = _DATE.fullmatch(date) if isinstance(date, str) else None
+    if found is None:
+        return None
+    year, month, day, hour, minute, second = map(int, found.group(1, 2, 3, 4, 5, 6))
+    fraction, zulu, sign = found.group(7, 8, 9)
+    if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 62):
+        return None
+    # Days since 1970-01-01 in the Gregorian calendar, with years that begin in March.
+    march_year = year - (month <= 2)
+    leap_days = march_year // 4 - march_year // 100 + march_year // 400
+    days = 365 * march_year + leap_days + (153 * ((month + 9) % 12) + 2) // 5 + day - 719469
+    at = days * 86400 + hour * 3600 + minute * 60 + second + (fraction is not None)
+    if zulu:
+        return at
+    if not sign:
+        return at + naive_ahead_s
+    offset_s = int(found[10]) * 3600 + int(found[11]) * 60 + int(found[12] or 0)
+    return at - offset_s if sign == "+" else at + offset_s

@@ -1,0 +1,129 @@
+"""The result backend that is swept: its client, its keys' names, and its age limit."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from celery import states
+
+from worker_guard import celery_internals
+from worker_guard.errors import WorkerGuardError
+from worker_guard.results.globs import Glob
+from worker_guard.results.selection import Policy
+from worker_guard.results.store import Actor, Pace, Sweep, refuse_cluster, server_time
+from worker_guard.settings import Settings
+
+#: Under it, behind ``global_keyprefix``, stand all keys of the guard; no sweep touches them.
+OWN_PREFIX = "worker-guard-"
+
+#: What the Redis broker keeps, should it share the database: no pattern reaches it.
+_BROKERS = ("_kombu.", "unacked")
+
+#: In a worker: a Redis that hangs costs a connect and an answer, so twice this at most.
+IN_WORKER_TIMEOUT_S = 0.4
+
+#: In a process of its own.
+TIMEOUT_S = 10.0
+
+
+class NoRedisResultsError(WorkerGuardError):
+    """Results are not kept in Redis, so that there is nothing to sweep; the message says where.
+
+    Celery's own ``celery.backend_cleanup`` serves the backends that don't expire by themselves.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One result backend. ``configured_max_age_s`` is None where results are meant to stay."""
+
+    client: Any
+    own_prefix: str
+    task_prefix: bytes
+    state_prefixes: tuple[bytes, ...]
+    state_patterns: tuple[Glob, ...]
+    protected: tuple[bytes, ...]
+    naive_ahead_s: int
+    configured_max_age_s: float | None
+
+    def check(self) -> None:
+        """Make sure that this server can be swept at all, before anything is written to it.
+
+        Raises:
+            SweepImpossibleError: it is a node of a cluster.
+            redis.exceptions.RedisError: it is away.
+        """
+        refuse_cluster(self.client)
+
+    def begin(self, *, max_age_s: float, actor: Actor, pace: Pace) -> Sweep:
+        """A sweep that goes by this age, of a server that was checked. Changes nothing yet.
+
+        Raises:
+            redis.exceptions.RedisError: the server is away.
+        """
+        return Sweep(
+            self.client,
+            self._policy(int(server_time(self.client, time.time)), max_age_s),
+            actor=actor,
+            pace=pace,
+        )
+
+    def _policy(self, now: int, max_age_s: float) -> Policy:
+        return Policy(
+            task_prefix=self.task_prefix,
+            state_prefixes=self.state_prefixes,
+            state_patterns=self.state_patterns,
+            protected=self.protected,
+            ready_states=frozenset(states.READY_STATES),
+            done_before=now - ceil(max_age_s),
+            ttl_ms=max(1, ceil(max_age_s * 1000)),
+            naive_ahead_s=self.naive_ahead_s,
+        )
+
+
+def open_target(app: Any, settings: Settings, *, timeout_s: float) -> Target:
+    """The result backend of this app. Connects to nothing yet.
+
+    Raises:
+        NoRedisResultsError: it is not Redis.
+    """
+    backend = app.backend
+    if not celery_internals.is_redis(backend):
+        raise NoRedisResultsError(f"no Redis result backend: it is {type(backend).__name__}")
+    own_prefix = celery_internals.key_prefix(backend) + OWN_PREFIX
+    brokers = app.conf.get("broker_transport_options") or {}
+    broker_prefix = str(brokers.get("global_keyprefix") or "")
+    task_prefix, *state_prefixes = celery_internals.result_key_prefixes(backend)
+    return Target(
+        client=celery_internals.results_client(backend, timeout_s),
+        own_prefix=own_prefix,
+        task_prefix=task_prefix,
+        state_prefixes=tuple(state_prefixes),
+        state_patterns=tuple(map(Glob, settings.state_patterns)),
+        protected=tuple(
+            prefix.encode()
+            for prefix in (
+                own_prefix,
+                OWN_PREFIX,
+                *_BROKERS,
+                *(broker_prefix + name for name in _BROKERS),
+            )
+        ),
+        naive_ahead_s=celery_internals.naive_date_ahead_s(app),
+        configured_max_age_s=_max_age_s(settings.results_max_age, backend),
+    )
+
+
+def _max_age_s(setting: float | None, backend: Any) -> float | None:
+    """The age that is configured; 0 means for ever, as it does in ``result_expires``."""
+    max_age_s = celery_internals.result_lifetime_s(backend) if setting is None else setting
+    return max_age_s or None
+
+
+def this_process() -> str:
+    """Who sweeps, where it is no worker: for the history."""
+    return f"cli@{socket.gethostname()}"
