@@ -60,7 +60,11 @@ class WorkerGuard(bootsteps.StartStopStep):
 
         try:
             guard = Guard(worker, self.settings, version=__version__)
-            guard.start()
+            try:
+                guard.start()
+            except Exception:
+                guard.abandon()
+                raise
         except Exception:
             logger.exception("worker_guard could not start; the worker runs without it")
         else:

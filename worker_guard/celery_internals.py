@@ -130,9 +130,11 @@ def _coming_from(source: Source) -> Wrap:
 
 
 def watch_revoked_set(
-    worker: Any, on_added: Callable[[str, Source, float | None], None]
+    worker: Any, on_added: Callable[[str, Source], None], on_hello: Callable[[], None]
 ) -> list[Hook]:
-    """Have ``on_added(task_id, source, stamp)`` called for each id added to the revoked set.
+    """Have ``on_added(task_id, source)`` called for each id added to the revoked set.
+
+    ``on_hello()`` is called when a peer that starts has taken over the ids of this worker.
 
     Relies on: ``state.revoked`` being a ``LimitedSet`` whose ``update`` calls ``self.add``;
     ``Request.maybe_expire`` adding the expired id; the remote command ``hello`` and the consumer
@@ -143,17 +145,27 @@ def watch_revoked_set(
     def wrap_add(add: Callable[..., Any]) -> Callable[..., Any]:
         def watched_add(item: str, now: float | None = None) -> Any:
             added = add(item, now)
-            on_added(item, _source.get(), now)
+            on_added(item, _source.get())
             return added
 
         return watched_add
+
+    def wrap_hello(hello: Callable[..., Any]) -> Callable[..., Any]:
+        foreign_hello = _coming_from(Source.FOREIGN)(hello)
+
+        def watched_hello(*args: Any, **kwargs: Any) -> Any:
+            reply = foreign_hello(*args, **kwargs)
+            on_hello()
+            return reply
+
+        return watched_hello
 
     hooks: list[Hook] = []
     try:
         hooks.append(Hook(_Namespace(state.revoked), "add", wrap_add))
         expiry = _coming_from(Source.EXPIRY)
         hooks.append(Hook(_Namespace(request.Request), "maybe_expire", expiry))
-        hooks.append(Hook(control.Panel.data, "hello", _coming_from(Source.FOREIGN)))
+        hooks.append(Hook(control.Panel.data, "hello", wrap_hello))
         mingle = _consumer_step(worker, "celery.worker.consumer.mingle.Mingle")
         if mingle is not None:
             hooks.append(Hook(_Namespace(mingle), "sync", _coming_from(Source.FOREIGN)))
@@ -173,14 +185,18 @@ def _consumer_step(worker: Any, name: str) -> Any:
 class Discarding:
     """Takes ids out of the set, in place, without rebuilding its heap for each few of them.
 
-    Relies on ``LimitedSet.max_heap_percent_overload`` and ``_refresh_heap``. One rebuild for all
-    (:meth:`finish`) is cheaper; and it must come: in 5.6.3 and before an entry that ``discard``
-    left in the heap takes an id that was added again with it when its own time is over.
+    Relies on ``LimitedSet.max_heap_percent_overload`` and on ``_maybe_refresh_heap``, which
+    rebuilds the heap where it is due; one rebuild for all (:meth:`finish`) is cheaper. In 5.6.3
+    and before it is always due, by ``_refresh_heap``: there an entry that ``discard`` left in the
+    heap takes an id that was added again with it when its own time is over. (5.7, by
+    ``_is_current``, tells the two apart.)
     """
 
     def __init__(self, revoked: Any) -> None:
         self._revoked = revoked
-        self._refresh = getattr(revoked, "_refresh_heap", None)
+        tells_apart = hasattr(revoked, "_is_current")
+        refresh = "_maybe_refresh_heap" if tells_apart else "_refresh_heap"
+        self._refresh = getattr(revoked, refresh, None)
         if not hasattr(revoked, "max_heap_percent_overload"):
             self._refresh = None
         self._held = False

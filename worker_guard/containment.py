@@ -13,11 +13,20 @@ LONGEST_PAUSE_S = 900.0
 class Containment:
     """How often a part failed in a row, and when it may be tried again.
 
-    ``first_pause_s`` is the pause after the first failure; each further one doubles it.
+    ``first_pause_s`` is the pause after the first failure; each further one doubles it, up to
+    ``longest_pause_s``.
     """
 
-    def __init__(self, part: str, *, first_pause_s: float, report: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        part: str,
+        *,
+        first_pause_s: float,
+        longest_pause_s: float = LONGEST_PAUSE_S,
+        report: Callable[[Event], None],
+    ) -> None:
         self._part = part
+        self._longest_pause_s = longest_pause_s
         self._first_pause_s = first_pause_s
         self._report = report
         self._failures = 0
@@ -39,7 +48,8 @@ class Containment:
     def failed(self, error: Exception, now: float) -> float:
         """The part raised; reports it and returns the pause, in seconds, before the next try."""
         self._failures += 1
-        pause_s = min(self._first_pause_s * 2.0 ** min(self._failures - 1, 30), LONGEST_PAUSE_S)
+        doubled_s = self._first_pause_s * 2.0 ** min(self._failures - 1, 30)
+        pause_s = min(doubled_s, self._longest_pause_s)
         self._retry_mono = now + pause_s
         self._report(
             PartFailed(

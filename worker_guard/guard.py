@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,8 +12,8 @@ from celery.worker import state
 
 from worker_guard import celery_internals
 from worker_guard.containment import Containment
-from worker_guard.events import CleanupCompleted, Event, Started, Stopped, Trigger
-from worker_guard.reporting import Reporter, open_log
+from worker_guard.events import CleanupCompleted, Event, PartFailed, Started, Stopped, Trigger
+from worker_guard.reporting import Reporter, masked, open_log
 from worker_guard.results.janitor import Janitor
 from worker_guard.results.opening import open_janitor
 from worker_guard.revoked.backfill import Backfill
@@ -57,15 +57,10 @@ class Guard:
         settings = self._settings
         records = self._open_records()
         backfill = Backfill()
-        self._pending_marks: dict[str, None] = {}
-        self._watch = RevokedWatch(
-            backfill=backfill,
-            monotonic=self._monotonic,
-            on_operator=self._keep_marked,
-            on_foreign=self._ask_soon,
-            on_error=self._contained("revoked_watch"),
-        )
+        self._pending_marks: dict[str, bool] = {}
+        self._watch = RevokedWatch(backfill=backfill, monotonic=self._monotonic, listener=self)
         self._lookups = self._containment("revoked_verify")
+        self._watching = self._containment("revoked_watch")
         actor: Actor = DryRun() if settings.dry_run else celery_internals.Discarding(state.revoked)
         self._sweeper = Sweeper(
             interval_s=settings.interval,
@@ -85,13 +80,22 @@ class Guard:
         self._marker: Marker | None = None
         if records is not None and not settings.dry_run:
             self._marker = Marker(
-                interval_s=settings.interval, pending=self._pending_marks, store=records
+                interval_s=settings.interval,
+                pending=self._pending_marks,
+                held=state.revoked,
+                store=records,
             )
             parts.append(self._marker)
         self._janitor = self._open_janitor()
         if self._janitor is not None:
             parts.append(self._janitor)
-        self._scheduler = Scheduler(parts, report=self._report, monotonic=self._monotonic)
+        self._scheduler = Scheduler(
+            parts,
+            report=self._report,
+            monotonic=self._monotonic,
+            # Another guard looks for a mark twice, a grace apart: it is to be there by then.
+            longest_pauses_s={Marker.name: max(settings.revoked_grace / 2, 1.0)},
+        )
 
     def _open_records(self) -> Records | None:
         off: str | None = None
@@ -101,7 +105,7 @@ class Guard:
                 self._worker.app.backend, revoke_expires_s=float(state.revoked.expires)
             )
         except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
-            off = str(exc) or repr(exc)
+            off = masked(str(exc) or repr(exc))
         self.parts["revoked_verify"] = off or _ON
         if not self._settings.revoked_verify:
             self.parts["revoked_verify"] = "worker_guard_revoked_verify is False"
@@ -122,7 +126,7 @@ class Guard:
                 _ON,
             )
         except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
-            self.parts["results"] = str(exc) or repr(exc)
+            self.parts["results"] = masked(str(exc) or repr(exc))
             return None
         return janitor
 
@@ -146,6 +150,11 @@ class Guard:
                 settings=self._settings.named(),
             )
         )
+
+    def abandon(self) -> None:
+        """Leave the worker as it was found, after a start that failed."""
+        self._watch.unhook()
+        self._close_log()
 
     def arm(self, consumer: Any) -> None:
         """The consumer has a connection: tick by its timer."""
@@ -177,7 +186,8 @@ class Guard:
         if marker is not None:
             self._attempt(marker.name, lambda: self._run_briefly(marker.round()))
         self._attempt("last_sweep", lambda: self._run_briefly(sweeper.round()))
-        self._attempt("revoked_watch", lambda: self._watch.stop(self._worker))
+        self._watch.unhook()
+        self._attempt("statedb", lambda: self._watch.note_in_statedb(self._worker))
         self._report(
             Stopped(
                 revoked_tasks_cleared=self._totals.revoked_tasks_cleared,
@@ -196,8 +206,15 @@ class Guard:
         """Do one step of the shutdown; its failure is reported, and the next one is done."""
         try:
             step()
-        except Exception as exc:  # noqa: BLE001 - reported
-            self._contained(part)(exc)
+        except Exception as exc:  # noqa: BLE001 - reported; not tried again, so no pause
+            self._report(
+                PartFailed(
+                    part=part,
+                    error=f"{type(exc).__name__}: {exc}",
+                    consecutive_failures=1,
+                    retry_in_s=0.0,
+                )
+            )
 
     # -- remote commands -------------------------------------------------------------------
 
@@ -252,23 +269,36 @@ class Guard:
     def _containment(self, part: str) -> Containment:
         return Containment(part, first_pause_s=self._settings.interval, report=self._report)
 
-    def _contained(self, part: str) -> Callable[[Exception], None]:
-        containment = self._containment(part)
+    # -- what the watch is told by -----------------------------------------------------------
 
-        def on_error(exc: Exception) -> None:
-            now = self._monotonic()
-            # One line for each pause, not one for each id.
-            if containment.ready(now):
-                containment.failed(exc, now)
+    def operator_revoked(self, task_id: str) -> None:
+        """An operator revoked this id, here and now or before a restart."""
+        self._keep_marked(task_id, True)
 
-        return on_error
-
-    def _ask_soon(self) -> None:
+    def foreign_came(self) -> None:
+        """An id came in from elsewhere."""
         # What the result backend says of an id counts from when it is first asked. A fleet that
         # gets the same ids at once is still spread.
         self._scheduler.hasten(self._sweeper.name, within_s=_ASK_WITHIN_S)
 
-    def _keep_marked(self, task_id: str) -> None:
+    def peer_came(self, operators: Collection[str]) -> None:
+        """A peer that starts took our ids over; these of them are an operator's."""
+        if self._marker is None:
+            return
+        # It will look for their marks, which the result backend may have lost meanwhile, or which
+        # could not be written so far.
+        self._pending_marks.update(dict.fromkeys(operators, True))
+        if self._pending_marks:
+            self._scheduler.hasten(self._marker.name, anyway=True)
+
+    def watch_failed(self, error: Exception) -> None:
+        """The guard's own code raised in a hook; Celery was not touched by it."""
+        now = self._monotonic()
+        # One line for each pause, not one for each id.
+        if self._watching.ready(now):
+            self._watching.failed(error, now)
+
+    def _keep_marked(self, task_id: str, operators: bool) -> None:
         if self._marker is not None:
-            self._pending_marks[task_id] = None
+            self._pending_marks[task_id] = operators or self._pending_marks.get(task_id, False)
             self._scheduler.hasten(self._marker.name)

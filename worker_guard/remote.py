@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import click
 from celery.utils.serialization import strtobool
 from celery.worker.control import control_command, inspect_command
 
@@ -16,7 +17,15 @@ def guard(state: Any, **_: Any) -> dict[str, Any]:
     return {"error": reason} if running is None else running.describe()
 
 
-@control_command(args=[("dry_run", strtobool)], signature="[dry_run=false]")
+def _flag(given: str) -> bool:
+    """A flag on the command line; what is neither is a usage error, and not a traceback."""
+    try:
+        return bool(strtobool(given))
+    except TypeError as exc:
+        raise click.UsageError(f"dry_run is {given!r}; allowed: true or false") from exc
+
+
+@control_command(args=[("dry_run", _flag)], signature="[dry_run=false]")
 def guard_sweep(state: Any, dry_run: Any = False, **_: Any) -> dict[str, Any]:
     """Sweep the revoked set now."""
     running, reason = _guard(state)

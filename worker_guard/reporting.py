@@ -14,8 +14,9 @@ from worker_guard.events import Event
 
 LOGGER = "worker_guard"
 
-#: The password in a URL, wherever an error's text quotes one.
-_PASSWORD = re.compile(r"(?<=://)([^\s:/@]*):[^\s@]+(?=@)")
+#: The password in a URL, wherever an error's text quotes one: before the host, or as a parameter.
+_PASSWORD = re.compile(r"(?<=://)([^\s:/@]*):\S+(?=@)")
+_PARAMETER = re.compile(r"(?<=[?&]password=)[^&\s]+")
 
 
 class Reporter:
@@ -54,7 +55,7 @@ class Reporter:
 def masked(value: Any) -> Any:
     """The value with the passwords of URLs in it hidden."""
     if isinstance(value, str):
-        return _PASSWORD.sub(r"\1:**", value)
+        return _PARAMETER.sub("**", _PASSWORD.sub(r"\1:**", value))
     if isinstance(value, Mapping):
         return {key: masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
-from worker_guard.containment import Containment
+from worker_guard.containment import LONGEST_PAUSE_S, Containment
 from worker_guard.events import Event, Trigger
 
 #: A part gives the event loop back when it has held it for this long. The promise is 5 ms; the
@@ -50,6 +51,7 @@ class _Run:
 class Scheduler:
     """Starts each part's rounds on time, resumes their slices, and contains what they raise.
 
+    ``longest_pauses_s`` bounds the pause after failures of the parts that it names.
     It survives the loss of the broker connection: :meth:`arm` is called for each new one.
     """
 
@@ -59,6 +61,7 @@ class Scheduler:
         *,
         report: Callable[[Event], None],
         monotonic: Callable[[], float],
+        longest_pauses_s: Mapping[str, float] | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._monotonic = monotonic
@@ -68,7 +71,12 @@ class Scheduler:
         self._runs = {
             part.name: _Run(
                 part,
-                Containment(part.name, first_pause_s=part.interval_s, report=report),
+                Containment(
+                    part.name,
+                    first_pause_s=part.interval_s,
+                    longest_pause_s=(longest_pauses_s or {}).get(part.name, LONGEST_PAUSE_S),
+                    report=report,
+                ),
                 # A fleet that was started at once is spread over one interval.
                 now + uniform(0.1, 1.0) * part.interval_s,
             )
@@ -79,7 +87,8 @@ class Scheduler:
         """Tick from now on by this timer; a timer armed before ticks no more."""
         self._later = later
         for run in self._runs.values():
-            self._call(run, run.due_mono - self._monotonic())
+            under_way = run.slices is not None
+            self._call(run, PAUSE_S if under_way else run.due_mono - self._monotonic())
 
     def disarm(self) -> None:
         """Tick no more until armed again; a round that is under way is resumed then."""
@@ -87,33 +96,24 @@ class Scheduler:
         for run in self._runs.values():
             run.ticket += 1
 
-    def hasten(self, name: str, *, within_s: float = 0.0) -> None:
-        """Have a part's next round at a moment of the next ``within_s`` if it is due later."""
+    def hasten(self, name: str, *, within_s: float = 0.0, anyway: bool = False) -> None:
+        """Have a part's next round at a moment of the next ``within_s`` if it is due later.
+
+        A part that failed is left alone until its pause is over; ``anyway`` tries it once.
+        """
         run = self._runs.get(name)
         if run is None or run.slices is not None:
             return
         now = self._monotonic()
-        if run.due_mono > now + within_s and run.containment.ready(now):
+        if run.due_mono > now + within_s and (anyway or run.containment.ready(now)):
             run.due_mono = now + self._uniform(0.0, within_s)
             self._call(run, run.due_mono - now)
 
     def go_on(self, name: str, slices: Iterator[None]) -> None:
         """Run the rest of a round of this part that was begun outside the schedule."""
         run = self._runs[name]
-
-        def tick() -> None:
-            try:
-                next(slices)
-            except StopIteration:
-                return
-            except Exception as exc:  # noqa: BLE001 - contained, as in _tick
-                run.containment.failed(exc, self._monotonic())
-            else:
-                if self._later is not None:
-                    self._later(PAUSE_S, tick)
-
-        if self._later is not None:
-            self._later(PAUSE_S, tick)
+        run.slices = slices if run.slices is None else chain(run.slices, slices)
+        self._call(run, PAUSE_S)
 
     def failures(self) -> dict[str, int]:
         """Consecutive failures of each part."""

@@ -91,7 +91,7 @@ def _sweep(*, expired: int, operators: int) -> tuple[float, float]:
         lookups=Containment("revoked_verify", first_pause_s=30.0, report=lambda _: None),
         backfill=Backfill(),
         totals=Totals(),
-        on_kept=lambda _: None,
+        on_kept=lambda _id, _operators: None,
         report=lambda _: None,
         # Of the set's age nothing is to go here, whatever this machine's uptime.
         monotonic=lambda: time.perf_counter() % 10_000,

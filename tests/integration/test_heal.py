@@ -341,3 +341,46 @@ def test_revoke_expires_is_enforced(make_fleet: MakeFleet) -> None:
     healed(worker)
     assert worker.cleared() == 0
     assert worker.ask("guard")["totals"]["revoked_aged_out"] == 1
+
+
+# -- a result backend that forgets ---------------------------------------------------------
+
+
+def test_marks_that_the_result_backend_lost_are_written_anew(make_fleet: MakeFleet) -> None:
+    """It restarted without persistence; the guard that knows tells each peer that starts."""
+    with RedisServer() as results:
+        fleet = make_fleet(result_backend=results.url())
+        witness = fleet.start("witness", "--without-mingle")
+        fleet.send("add", 1, 2, task_id="both", countdown=6, expires=5)
+        fleet.app.control.revoke("both")
+        wait_for(lambda: witness.revoked() == {"both"}, "the revoke to arrive")
+        wait_for(lambda: results.client.exists("worker-guard-operator-both"), "the mark")
+        results.kill()
+        results.start()
+        discarded(witness, "both")
+        assert not results.client.exists("worker-guard-operator-both")
+
+        late = fleet.start("late", "-Q", "other")
+        swept(late, 5)
+        assert late.revoked() == {"both"}
+        assert results.client.exists("worker-guard-operator-both")
+
+
+def test_a_mark_that_could_not_be_written_is_there_when_a_peer_starts(
+    make_fleet: MakeFleet,
+) -> None:
+    """The result backend was down; the pause after that failure is not waited for."""
+    with RedisServer() as results:
+        fleet = make_fleet(
+            result_backend=results.url(),
+            worker_guard_interval=3600.0,
+            worker_guard_revoked_grace=7200.0,
+        )
+        witness = fleet.start("witness", "--without-mingle")
+        results.kill()
+        fleet.app.control.revoke("both")
+        wait_for(lambda: witness.events("part_failed"), "the mark to fail")
+        assert witness.events("part_failed")[0]["part"] == "operator_marks"
+        results.start()
+        fleet.start("late", "-Q", "other")
+        wait_for(lambda: results.client.exists("worker-guard-operator-both"), "the mark")

@@ -10,11 +10,13 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, signals
+from celery import Celery, current_app, signals
 from celery.contrib.testing.worker import start_worker
 from celery.utils.collections import LimitedSet
 from celery.worker import control, request, state
@@ -22,9 +24,12 @@ from celery.worker import control, request, state
 from tests.harness.workers import ROOT, wait_for
 from worker_guard import WorkerGuard
 from worker_guard.bootstep import GuardTimer
-from worker_guard.celery_internals import Discarding, Hook
+from worker_guard.celery_internals import Discarding, Hook, MissingInternalError
 from worker_guard.events import Stopped
 from worker_guard.reporting import LOGGER, Reporter, open_log
+from worker_guard.revoked.backfill import Backfill
+from worker_guard.revoked.ledger import Ledger, Origin, Source
+from worker_guard.revoked.watch import RevokedWatch
 
 
 def hooks_in_place() -> dict[str, Any]:
@@ -193,3 +198,132 @@ def test_the_wheel_and_the_sdist_hold_what_they_should(tmp_path: Path) -> None:
     }
     entry_points = zipfile.ZipFile(wheel).read("worker_guard-0.1.0.dist-info/entry_points.txt")
     assert b"[celery.commands]\nguard = worker_guard.cli:guard" in entry_points
+
+
+class StubWorker:
+    """As much of a worker as the watch needs: no consumer steps, and a statedb."""
+
+    def __init__(self, note: Any = None) -> None:
+        blueprint = SimpleNamespace(steps={})
+        self.consumer = SimpleNamespace(blueprint=blueprint, steps=[])
+        self._persistence = SimpleNamespace(db={"worker_guard": note} if note else {})
+
+
+class Heard:
+    """Hears what the watch says."""
+
+    def __init__(self) -> None:
+        self.operators: list[str] = []
+        self.foreign = 0
+        self.peers: list[list[str]] = []
+        self.errors: list[Exception] = []
+
+    def operator_revoked(self, task_id: str) -> None:
+        self.operators.append(task_id)
+
+    def foreign_came(self) -> None:
+        self.foreign += 1
+
+    def peer_came(self, operators: Collection[str]) -> None:
+        self.peers.append(list(operators))
+
+    def watch_failed(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+@pytest.fixture
+def heard() -> Iterator[tuple[RevokedWatch, Heard]]:
+    """A watch on Celery's own set, which is empty before and after."""
+    state.revoked.clear()
+    listener = Heard()
+    watch = RevokedWatch(backfill=Backfill(), monotonic=lambda: 50_000.0, listener=listener)
+    yield watch, listener
+    watch.unhook()
+    state.revoked.clear()
+
+
+def test_a_peers_clock_is_not_ours(heard: tuple[RevokedWatch, Heard]) -> None:
+    """Celery 5.6 and before take over stamps of a host that was booted at another time."""
+    watch, listener = heard
+    watch.start(StubWorker())
+    hello = control.Panel.data["hello"]
+    peers_ids: Any = {"young": 1.0, "old": 10_000_000.0}
+    hello(SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=peers_ids)
+    assert listener.errors == []
+    assert listener.foreign == 2
+    found = watch.ledger.select(
+        ["young", "old"], 60_000.0, held=state.revoked, grace_s=0.0, max_age_s=10_800.0
+    )
+    assert found.age_out == ()
+    assert set(found.look_up) == {"young", "old"}
+
+
+def test_a_peer_that_starts_is_told_of(heard: tuple[RevokedWatch, Heard]) -> None:
+    """With the ids that are an operator's, and after they were handed over."""
+    watch, listener = heard
+    watch.start(StubWorker())
+    state.revoked.update({"operators"})
+    reply = control.Panel.data["hello"](
+        SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=None
+    )
+    assert "operators" in reply["revoked"]
+    assert (listener.operators, listener.peers) == (["operators"], [["operators"]])
+
+
+@pytest.mark.parametrize("note", [{"later": 1}, {"operator": 17}, ["operators"], "operators"])
+def test_a_note_that_cannot_be_read_is_none(heard: tuple[RevokedWatch, Heard], note: Any) -> None:
+    """Such as one that a later release wrote; the worker starts with its guard."""
+    watch, listener = heard
+    state.revoked.add("operators")
+    watch.start(StubWorker(note))
+    assert (listener.operators, listener.foreign) == ([], 1)
+
+
+def test_what_the_guard_raises_in_a_hook_does_not_reach_celery(
+    heard: tuple[RevokedWatch, Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id is in the set, the error is told, and Celery goes on."""
+    watch, listener = heard
+
+    def broken(*_: Any) -> None:
+        raise AssertionError("broken")
+
+    monkeypatch.setattr(watch.ledger, "added", broken)
+    watch.start(StubWorker())
+    state.revoked.update({"x"})
+    assert "x" in state.revoked
+    assert [str(error) for error in listener.errors] == ["broken"]
+
+
+def test_a_release_without_what_is_hooked_leaves_no_hook(
+    heard: tuple[RevokedWatch, Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part is off then, and the set is as it was."""
+    watch, _ = heard
+    monkeypatch.delitem(control.Panel.data, "hello")
+    before = (vars(state.revoked).get("add"), vars(request.Request)["maybe_expire"])
+    with pytest.raises(MissingInternalError, match="'hello'"):
+        watch.start(StubWorker())
+    assert (vars(state.revoked).get("add"), vars(request.Request)["maybe_expire"]) == before
+
+
+def test_two_threads_never_lose_an_operators_id() -> None:
+    """Without an event loop a message can expire on the timer's thread while it is revoked."""
+    ledger, interval = Ledger(), sys.getswitchinterval()
+    ids = [f"{n}" for n in range(20_000)]
+
+    def expire() -> None:
+        for task_id in ids:
+            ledger.added(task_id, Source.EXPIRY, 0.0)
+            ledger.confirmed_expired(task_id, 0.0)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        timer = threading.Thread(target=expire)
+        timer.start()
+        for task_id in ids:
+            ledger.added(task_id, Source.OPERATOR, 0.0)
+        timer.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert ledger.count(Origin.OPERATOR) == len(ids)

@@ -50,15 +50,17 @@ def test_verdicts_on_what_celery_wrote(backend: Callable[[], Opened]) -> None:
     app, records = backend()
     app.backend.mark_as_revoked("expired", "expired")
     app.backend.mark_as_revoked("both", "expired")
+    app.backend.mark_as_revoked("doubted", "expired")
     app.backend.mark_as_revoked("revoked", "revoked")
     app.backend.mark_as_done("done", {"status": "REVOKED"})
     app.backend.mark_as_failure("failed", RuntimeError("expired"))
     app.backend.mark_as_started("started")
-    records.mark(["both"])
-    ids = ["expired", "both", "revoked", "done", "failed", "started", "absent"]
+    records.mark(["both"], ["doubted"])
+    ids = ["expired", "both", "doubted", "revoked", "done", "failed", "started", "absent"]
     assert records.verdicts(ids) == {
         "expired": Verdict.EXPIRED,
         "both": Verdict.OPERATOR,
+        "doubted": Verdict.UNPROVEN,
         "revoked": Verdict.OPERATOR,
         "done": Verdict.UNPROVEN,
         "failed": Verdict.UNPROVEN,
@@ -74,9 +76,9 @@ def test_another_apps_marks_do_not_count(redis_server: RedisServer) -> None:
     shop, shops = opened(redis_server.url(1), **options)
     _, others = opened(redis_server.url(1))
     shop.backend.mark_as_revoked("x", "expired")
-    others.mark(["x"])
+    others.mark(["x"], [])
     assert shops.verdicts(["x"]) == {"x": Verdict.EXPIRED}
-    shops.mark(["x"])
+    shops.mark(["x"], [])
     assert shops.verdicts(["x"]) == {"x": Verdict.OPERATOR}
 
 
@@ -107,17 +109,35 @@ def test_what_is_not_a_record_proves_nothing(redis_server: RedisServer) -> None:
 def test_odd_ids_do_not_keep_the_other_marks_back(redis_server: RedisServer) -> None:
     """An operator may have given a number, or text that is not UTF-8."""
     app, records = opened(redis_server.url(1))
-    records.mark([17, "sur\udc80rogate", "plain"])  # type: ignore[list-item]
+    records.mark([17, "sur\udc80rogate", "plain"], [])  # type: ignore[list-item]
     app.backend.mark_as_revoked("plain", "expired")
     assert records.verdicts(["plain"]) == {"plain": Verdict.OPERATOR}
 
 
-def test_marks_outlive_records_and_revocations(redis_server: RedisServer) -> None:
-    """A mark lives at least twice Celery's REVOKE_EXPIRES, and as long as results do."""
+def test_a_doubt_never_replaces_an_operators_mark_nor_renews_itself(
+    redis_server: RedisServer,
+) -> None:
+    """An operator's mark replaces a doubt; a doubt ends with Celery's REVOKE_EXPIRES."""
+    raw = redis.Redis.from_url(redis_server.url(1))
+    app, records = opened(redis_server.url(1))
+    app.backend.mark_as_revoked("x", "expired")
+    records.mark([], ["x"])
+    assert raw.pttl("worker-guard-operator-x") <= 10_800_000
+    raw.pexpire("worker-guard-operator-x", 60_000)
+    records.mark([], ["x"])
+    assert raw.pttl("worker-guard-operator-x") <= 60_000
+    records.mark(["x"], [])
+    records.mark([], ["x"])
+    assert records.verdicts(["x"]) == {"x": Verdict.OPERATOR}
+    raw.close()
+
+
+def test_an_operators_mark_lives_for_a_day_at_least(redis_server: RedisServer) -> None:
+    """For twice Celery's REVOKE_EXPIRES, as long as results do, or a day: the longest of them."""
     raw = redis.Redis.from_url(redis_server.url(1))
     for result_expires, at_least_s in ((60, 86_400), (7 * 86_400, 7 * 86_400), (None, 86_400)):
         _, records = opened(redis_server.url(1), result_expires=result_expires)
-        records.mark(["x"])
+        records.mark(["x"], [])
         left = raw.pttl("worker-guard-operator-x")
         assert (at_least_s - 60) * 1000 < left <= at_least_s * 1000
     raw.close()
@@ -135,7 +155,7 @@ def test_a_server_that_is_down_or_hangs_raises(redis_server: RedisServer) -> Non
     redis_server.resume()
     redis_server.kill()
     with pytest.raises(redis.ConnectionError):
-        records.mark(["x"])
+        records.mark(["x"], [])
     redis_server.start()
     assert records.verdicts(["x"]) == {"x": Verdict.UNPROVEN}
 
@@ -143,7 +163,7 @@ def test_a_server_that_is_down_or_hangs_raises(redis_server: RedisServer) -> Non
 def test_a_server_that_was_restarted_costs_no_failure(redis_server: RedisServer) -> None:
     """The pooled connection is stale then; the one retry takes a fresh one."""
     _, records = opened(redis_server.url(1))
-    records.mark(["x"])
+    records.mark(["x"], [])
     redis_server.kill()
     redis_server.start()
     assert records.verdicts(["x"]) == {"x": Verdict.UNPROVEN}

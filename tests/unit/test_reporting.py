@@ -68,6 +68,8 @@ def test_the_hosts_levels_hold(root: logging.Handler) -> None:
         "redis://user:s3cret@example.org:6379/0 refused",
         "tried redis://:s3cret@a/0;rediss://u:s3cret@b/0",
         "amqp://guest:s3cret@localhost//",
+        "redis://user:s3cret@and:s3cret@host/0",
+        "redis://host/0?password=s3cret&timeout=1",
     ],
 )
 def test_a_urls_password_is_hidden(root: logging.Handler, error: str) -> None:

@@ -34,22 +34,25 @@ class Backend:
 
     def __init__(self) -> None:
         self.records: dict[str, str] = {}
-        self.marks: set[str] = set()
+        self.marks: dict[str, bool] = {}
         self.down = False
 
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         self._check()
         verdicts = {"expired": Verdict.EXPIRED, "revoked": Verdict.OPERATOR}
+        marked = {True: Verdict.OPERATOR, False: Verdict.UNPROVEN}
         return {
-            i: Verdict.OPERATOR
+            i: marked[self.marks[i]]
             if i in self.marks
             else verdicts.get(self.records.get(i, ""), Verdict.UNPROVEN)
             for i in task_ids
         }
 
-    def mark(self, task_ids: Sequence[str]) -> None:
+    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
         self._check()
-        self.marks.update(task_ids)
+        self.marks.update(dict.fromkeys(operators, True))
+        for task_id in unproven:
+            self.marks.setdefault(task_id, False)
 
     def _check(self) -> None:
         if self.down:
@@ -63,7 +66,7 @@ class GuardedWorker:
         self.backend, self._now = backend, now
         self.revoked = LimitedSet(maxlen=50_000, expires=REVOKE_EXPIRES_S)
         self.ledger = Ledger()
-        self.pending: dict[str, None] = {}
+        self.pending: dict[str, bool] = {}
         self.marks_revokes = marks_revokes
         self.sweeper = Sweeper(
             interval_s=30.0,
@@ -81,7 +84,9 @@ class GuardedWorker:
         )
         #: The ways by which each id came in, as the history tells it and not as the ledger does.
         self.ways: dict[str, set[str]] = {}
-        self.marker = Marker(interval_s=30.0, pending=self.pending, store=backend)
+        self.marker = Marker(
+            interval_s=30.0, pending=self.pending, held=self.revoked, store=backend
+        )
 
     def add(self, task_id: str, source: Source) -> None:
         if task_id not in self.revoked:
@@ -90,11 +95,16 @@ class GuardedWorker:
         self.revoked.add(task_id, self._now[0])
         self.ledger.added(task_id, source, self._now[0])
         if source is Source.OPERATOR:
-            self.mark(task_id)
+            self.mark(task_id, True)
 
-    def mark(self, task_id: str) -> None:
-        self.pending[task_id] = None
+    def mark(self, task_id: str, operators: bool) -> None:
+        self.pending[task_id] = operators or self.pending.get(task_id, False)
         self.write_marks()
+
+    def peer_came(self) -> None:
+        """What the guard does when a peer takes its ids over."""
+        for task_id in self.ledger.ids(Origin.OPERATOR):
+            self.mark(task_id, True)
 
     def write_marks(self) -> None:
         if not self.backend.down:
@@ -181,6 +191,8 @@ class Histories(RuleBasedStateMachine):
     def says_hello(self, worker: int, source: str) -> None:
         """A peer's ids arrive, by hello or mingle."""
         peer = 1 - worker if source == "guarded" else None
+        # A worker that starts says hello to all.
+        self.workers[1 - worker].peer_came()
         ids = self.unguarded if peer is None else set(self.workers[peer].revoked)
         for task_id in ids:
             self.workers[worker].add(task_id, Source.FOREIGN)
@@ -191,6 +203,8 @@ class Histories(RuleBasedStateMachine):
     def restarts(self, worker: int, note: bool, keeps: bool) -> None:
         """A worker restarts, with its statedb, with one that has no note, or with none."""
         before = self.workers[worker]
+        # It says hello to the others as it starts.
+        self.workers[1 - worker].peer_came()
         if keeps or before.pending:
             # Without a statedb, a mark that could never be written is lost: a documented limit.
             self.workers[worker] = before.restart(note=note or bool(before.pending))
@@ -213,6 +227,13 @@ class Histories(RuleBasedStateMachine):
         next(slices, None)
         self.revokes(by, True)
         run_to_end(slices)
+
+    @rule()
+    def the_result_backend_loses_its_keys(self) -> None:
+        """It was restarted without persistence, or flushed, or evicted them."""
+        self.backend.records.clear()
+        # The marks of ids without proof are not written anew: a documented limit.
+        self.backend.marks = {i: is_op for i, is_op in self.backend.marks.items() if not is_op}
 
     @rule(down=st.sampled_from([True, False, False]))
     def the_result_backend_goes_down_or_comes_back(self, down: bool) -> None:

@@ -20,7 +20,7 @@ def history(*events: Source | Verdict | str) -> Ledger:
         if isinstance(event, Source):
             ledger.added("x", event, 0.0)
         elif isinstance(event, Verdict):
-            ledger.judged("x", event, 0.0, GRACE_S)
+            ledger.record_verdict("x", event, 0.0, GRACE_S)
         else:
             ledger.confirmed_expired("x", 0.0)
     return ledger
@@ -115,14 +115,14 @@ def test_an_id_from_elsewhere_is_proven_at_first_and_after_the_grace(
 ) -> None:
     """Whatever once was no proof stays none: the expiry came after the revocation then."""
     ledger = history(FOREIGN)
-    assert ledger.judged("x", first, 0.0, GRACE_S) is False
-    assert ledger.judged("x", second, GRACE_S, GRACE_S) is may_go
+    assert ledger.record_verdict("x", first, 0.0, GRACE_S) is False
+    assert ledger.record_verdict("x", second, GRACE_S, GRACE_S) is may_go
     assert ledger.origin("x") is origin
 
 
 def test_a_proof_that_comes_after_the_grace_is_enough() -> None:
     """The result backend was down meanwhile; its first answer is fresh."""
-    assert history(FOREIGN).judged("x", Verdict.EXPIRED, GRACE_S, GRACE_S) is True
+    assert history(FOREIGN).record_verdict("x", Verdict.EXPIRED, GRACE_S, GRACE_S) is True
 
 
 @pytest.mark.parametrize("meanwhile", [OPERATOR, EXPIRY])
@@ -130,7 +130,7 @@ def test_a_verdict_that_comes_too_late(meanwhile: Source) -> None:
     """What happens to the id while it is looked up counts."""
     ledger = history(FOREIGN)
     ledger.added("x", meanwhile, 1.0)
-    assert ledger.judged("x", Verdict.EXPIRED, 2 * GRACE_S, GRACE_S) is False
+    assert ledger.record_verdict("x", Verdict.EXPIRED, 2 * GRACE_S, GRACE_S) is False
 
 
 def test_counts_follow_each_change() -> None:
@@ -153,7 +153,7 @@ def test_a_copy_leaves_no_trace() -> None:
     """What happens to the copy does not happen to the original."""
     ledger = history(FOREIGN)
     twin = ledger.copy()
-    twin.judged("x", Verdict.UNPROVEN, 0.0, GRACE_S)
+    twin.record_verdict("x", Verdict.UNPROVEN, 0.0, GRACE_S)
     assert twin.origin("x") is Origin.UNPROVEN
     twin.forget(["x"])
     assert (ledger.origin("x"), ledger.count(Origin.FOREIGN)) == (Origin.FOREIGN, 1)

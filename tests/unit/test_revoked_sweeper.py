@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import pytest
+
 from worker_guard.containment import Containment
 from worker_guard.events import CleanupCompleted, Event, PartFailed, RevokedKept
 from worker_guard.revoked.backfill import Backfill
@@ -46,6 +48,7 @@ class FakeRecords:
         self.asked: list[int] = []
         self.error: Exception | None = None
         self.marked: list[str] = []
+        self.unproven: list[str] = []
 
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         self.asked.append(len(task_ids))
@@ -53,10 +56,11 @@ class FakeRecords:
             raise self.error
         return {i: self.known[i] for i in task_ids if i in self.known}
 
-    def mark(self, task_ids: Sequence[str]) -> None:
+    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
         if self.error:
             raise self.error
-        self.marked += task_ids
+        self.marked += operators
+        self.unproven += unproven
 
 
 class World:
@@ -66,7 +70,7 @@ class World:
         self.now = 1000.0
         self.step_s = 0.0
         self.revoked, self.ledger, self.events = FakeSet(), Ledger(), list[Event]()
-        self.kept: list[str] = []
+        self.kept: list[tuple[str, bool]] = []
         actor: Actor = DryRun() if dry_run else Clearing(self.revoked)
         self.sweeper = Sweeper(
             interval_s=30.0,
@@ -78,7 +82,7 @@ class World:
             lookups=Containment("revoked_verify", first_pause_s=30, report=self.events.append),
             backfill=Backfill(),
             totals=Totals(),
-            on_kept=self.kept.append,
+            on_kept=lambda task_id, operators: self.kept.append((task_id, operators)),
             report=self.events.append,
             monotonic=self.clock,
         )
@@ -118,7 +122,7 @@ def test_the_event_says_what_was_cleared_and_what_was_kept_and_why() -> None:
     assert world.revoked == {"unconfirmed", "marked", "unknown", "operators", "fresh"}
     assert world.sweeper.totals.revoked_tasks_cleared == 3
     assert world.revoked.finished == 1
-    assert world.kept == ["marked", "unknown"]
+    assert world.kept == [("marked", True), ("unknown", False)]
 
 
 def test_a_sweep_that_did_nothing_is_quiet() -> None:
@@ -208,15 +212,16 @@ def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
 
 
 def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
-    """A mark leaves the list when it is written, not before."""
+    """A mark leaves the list when it is written, not before; or when the set dropped its id."""
     store = FakeRecords()
-    pending = dict.fromkeys(f"{n}" for n in range(LOOKUP_BATCH + 1))
-    marker = Marker(interval_s=30.0, pending=pending, store=store)
+    ids = [f"{n}" for n in range(LOOKUP_BATCH + 1)]
+    pending = {**dict.fromkeys(ids, True), "unproven": False, "dropped": True}
+    held = {*ids, "unproven"}
+    marker = Marker(interval_s=30.0, pending=pending, held=held, store=store)
     store.error = ConnectionError("refused")
-    try:
+    with pytest.raises(ConnectionError):
         run_to_end(marker.round())
-    except ConnectionError:
-        assert len(pending) == LOOKUP_BATCH + 1
+    assert len(pending) == LOOKUP_BATCH + 3
     store.error = None
     assert sum(1 for _ in marker.round()) == 2
-    assert (len(store.marked), pending) == (LOOKUP_BATCH + 1, {})
+    assert (store.marked, store.unproven, pending) == (ids, ["unproven"], {})

@@ -117,6 +117,22 @@ def test_a_failure_is_reported_and_paused_for_longer_each_time() -> None:
     assert scheduler.failures() == {"fake": 0}
 
 
+def test_a_parts_pauses_can_have_a_bound_of_their_own() -> None:
+    """They still grow up to it."""
+    timer, events = FakeTimer(), list[Event]()
+    scheduler = Scheduler(
+        [FakePart(error=ValueError("broken"))],
+        report=events.append,
+        monotonic=lambda: timer.now,
+        longest_pauses_s={"fake": 30.0},
+        uniform=lambda _low, high: high,
+    )
+    scheduler.arm(timer.later)
+    timer.advance(200)
+    pauses = [event.retry_in_s for event in events if isinstance(event, PartFailed)]
+    assert pauses[:4] == [10, 20, 30, 30]
+
+
 def test_a_new_connection_goes_on_where_the_lost_one_was() -> None:
     """The round under way is resumed, and what was due meanwhile comes at once."""
     part = FakePart(slices=2)
@@ -174,6 +190,9 @@ def test_hastened() -> None:
     scheduler.hasten("fake")
     timer.advance(1)
     assert part.rounds == 5
+    scheduler.hasten("fake", anyway=True)
+    timer.advance(1)
+    assert part.rounds == 6
     scheduler.hasten("unknown")
 
 
@@ -184,7 +203,12 @@ def test_a_round_begun_elsewhere_is_finished() -> None:
     scheduler.arm(timer.later)
     slices = part.round()
     assert run_to_end(slices, until=lambda: True) is False
+    scheduler.disarm()
     scheduler.go_on("fake", slices)
+    scheduler.go_on("fake", FakePart(slices=2).round())
+    timer.advance(1)
+    assert part.resumed == 1
+    scheduler.arm(timer.later)
     timer.advance(1)
     assert part.resumed == 3
     scheduler.go_on("fake", FakePart(error=ValueError("broken")).round())

@@ -7,6 +7,7 @@ saying why counts as an operator's.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Verdict(Enum):
     """REVOKED with "expired", and no guard recorded an operator's revocation."""
 
     OPERATOR = "operator"
-    """A guard recorded that an operator revoked it, or Celery did (from 5.6 on)."""
+    """A guard marked it as an operator's, or Celery recorded a revoke (from 5.6 on)."""
 
     UNPROVEN = "unproven"
     """Anything else: no record, another state, one that can't be read."""
@@ -63,9 +64,27 @@ class Verdict(Enum):
 class _Entry(NamedTuple):
     origin: Origin
     since_mono: float
-    """When it came in last, by any way: the stamp that Celery's own set has."""
+    """When it came in last, by any way, by this host's clock."""
 
 
+#: What an id becomes that was not known before.
+_FIRST = {
+    Source.OPERATOR: Origin.OPERATOR,
+    Source.FOREIGN: Origin.FOREIGN,
+    Source.EXPIRY: Origin.EXPIRING,
+}
+
+#: What an id becomes that was known, where that is not the same as for one that was not.
+_ADDED: dict[Source, dict[Origin | None, Origin]] = {
+    Source.OPERATOR: {},
+    Source.FOREIGN: {o: o for o in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN)},
+    Source.EXPIRY: {
+        **{o: o for o in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN)},
+        Origin.FOREIGN: Origin.UNPROVEN,
+    },
+}
+
+#: What an id from elsewhere becomes by a verdict.
 _AFTER = {
     Verdict.EXPIRED: Origin.PROVEN,
     Verdict.OPERATOR: Origin.OPERATOR,
@@ -96,6 +115,9 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._counts: Counter[Origin] = Counter()
+        # Without an event loop, messages with an ETA expire on the timer's thread. Pool children
+        # never come here, so that it does not matter how they inherit it.
+        self._lock = threading.RLock()
 
     # -- what happens to ids ---------------------------------------------------------------
 
@@ -107,26 +129,19 @@ class Ledger:
         where it expires here before the result backend was asked, there is no proof to be had:
         the record says "expired" from then on, whatever brought the id to the peer.
         """
-        known = self._entries.get(task_id)
-        origin = known.origin if known else None
-        if source is Source.OPERATOR:
-            origin = Origin.OPERATOR
-        elif origin in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN):
-            pass
-        elif source is Source.FOREIGN:
-            origin = Origin.FOREIGN
-        else:
-            origin = Origin.UNPROVEN if origin is Origin.FOREIGN else Origin.EXPIRING
-        assert origin is not None
-        self._put(task_id, _Entry(origin, now))
+        with self._lock:
+            known = self._entries.get(task_id)
+            origin = _ADDED[source].get(known.origin if known else None, _FIRST[source])
+            self._put(task_id, _Entry(origin, now))
 
     def confirmed_expired(self, task_id: str, now: float) -> None:
         """``task_revoked`` was sent for this id with ``expired=True``."""
-        known = self._entries.get(task_id)
-        if known and known.origin is Origin.EXPIRING:
-            self._put(task_id, _Entry(Origin.EXPIRED, now))
+        with self._lock:
+            known = self._entries.get(task_id)
+            if known and known.origin is Origin.EXPIRING:
+                self._put(task_id, _Entry(Origin.EXPIRED, now))
 
-    def judged(self, task_id: str, verdict: Verdict, now: float, grace_s: float) -> bool:
+    def record_verdict(self, task_id: str, verdict: Verdict, now: float, grace_s: float) -> bool:
         """The result backend gave its verdict on an id from elsewhere.
 
         Returns whether the id may be cleared now. That is asked again here because an operator
@@ -136,18 +151,20 @@ class Ledger:
         that is there without the record is likely an operator's (before Celery 5.6 a revoke
         leaves none); and a record of an expiry that is written later does not make it less so.
         """
-        known = self._entries.get(task_id)
-        if known is None or known.origin not in (Origin.FOREIGN, Origin.PROVEN):
-            return False
-        self._put(task_id, _Entry(_AFTER[verdict], known.since_mono))
+        with self._lock:
+            known = self._entries.get(task_id)
+            if known is None or known.origin not in (Origin.FOREIGN, Origin.PROVEN):
+                return False
+            self._put(task_id, _Entry(_AFTER[verdict], known.since_mono))
         return verdict is Verdict.EXPIRED and now - known.since_mono >= grace_s
 
     def forget(self, task_ids: Iterable[str]) -> None:
         """These ids have left the set (or, in a dry run, would have)."""
-        for task_id in task_ids:
-            known = self._entries.pop(task_id, None)
-            if known is not None:
-                self._counts[known.origin] -= 1
+        with self._lock:
+            for task_id in task_ids:
+                known = self._entries.pop(task_id, None)
+                if known is not None:
+                    self._counts[known.origin] -= 1
 
     # -- what to do with them --------------------------------------------------------------
 

@@ -1,9 +1,10 @@
-"""The result backend's records of revoked ids, and the marks of operators' revocations.
+"""The result backend's records of revoked ids, and the marks of ids that are not to be cleared.
 
 A record alone is no proof. Where an operator revokes a task whose message expires as well, the
 expiry overwrites the record of the revoke (and before Celery 5.6 a revoke leaves none). So each
-guarded worker that hears an operator's revoke leaves a mark beside the results, and an id from
-elsewhere is proven only when its record says "expired" and no mark says otherwise.
+guarded worker that hears an operator's revoke leaves a mark beside the results, and so does one
+that finds an id from elsewhere without proof. An id from elsewhere is proven only when its record
+says "expired" and there is no mark.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from worker_guard.revoked.record import judge
 
 MARK_PREFIX = "worker-guard-operator-"
 
+#: What a mark says: an operator revoked the id, or there was no proof when a guard first asked.
+_OPERATORS, _UNPROVEN = b"operator", b"unproven"
+
 #: A record longer than this is no proof: that of an expired message is a few hundred bytes, and
-#: a batch of results of megabytes would hold the event loop.
-RECORD_LIMIT_BYTES = 64 * 1024
+#: to read a batch of large results would hold the event loop.
+RECORD_LIMIT_BYTES = 4 * 1024
+
+#: Each serializer leaves this name readable; what lacks it is not worth decoding.
+_REVOKED = b"TaskRevokedError"
 
 #: A Redis that hangs costs a connect and an answer, so twice this at most.
 REDIS_TIMEOUT_S = 0.4
@@ -41,8 +48,8 @@ class Records(Protocol):
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         """What the records and marks say of each id; one round trip."""
 
-    def mark(self, task_ids: Collection[str]) -> None:
-        """Record that an operator revoked these ids."""
+    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
+        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
 
 
 class RedisRecords:
@@ -56,12 +63,14 @@ class RedisRecords:
         mark_prefix: str,
         decode: Callable[[bytes], Any],
         mark_ttl_s: float,
+        unproven_ttl_s: float,
     ) -> None:
         self._client = client
         self._record_key = record_key
         self._mark_prefix = mark_prefix
         self._decode = decode
         self._mark_ttl_ms = int(mark_ttl_s * 1000)
+        self._unproven_ttl_ms = int(unproven_ttl_s * 1000)
 
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         """What the records and marks say of each id; one round trip."""
@@ -80,15 +89,20 @@ class RedisRecords:
         if isinstance(marks, Exception):
             raise marks
         return {
-            task_id: Verdict.OPERATOR if mark is not None else self._judge(payload)
+            task_id: _judge_mark(mark) if mark is not None else self._judge(payload)
             for task_id, payload, mark in zip(task_ids, payloads, marks, strict=True)
         }
 
-    def mark(self, task_ids: Collection[str]) -> None:
-        """Record that an operator revoked these ids."""
+    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
+        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
         with self._client.pipeline(transaction=False) as pipe:
-            for task_id in task_ids:
-                pipe.set(_mark_key(self._mark_prefix, task_id), b"1", px=self._mark_ttl_ms)
+            for task_id in operators:
+                key = _mark_key(self._mark_prefix, task_id)
+                pipe.set(key, _OPERATORS, px=self._mark_ttl_ms)
+            for task_id in unproven:
+                # Not renewed either, or such an id would feed its own mark.
+                key = _mark_key(self._mark_prefix, task_id)
+                pipe.set(key, _UNPROVEN, px=self._unproven_ttl_ms, nx=True)
             pipe.execute()
 
     def _judge(self, payload: Any) -> Verdict:
@@ -111,14 +125,17 @@ class KeyValueRecords:
         payloads = self._get(list(keys.values()))
         marks = self._get([self._mark_key(task_id) for task_id in keys])
         return {
-            task_id: Verdict.OPERATOR if mark else _judge_payload(payload, backend.decode)
+            task_id: _judge_mark(mark) if mark else _judge_payload(payload, backend.decode)
             for task_id, payload, mark in zip(keys, payloads, marks, strict=True)
         }
 
-    def mark(self, task_ids: Collection[str]) -> None:
-        """Record that an operator revoked these ids."""
-        for task_id in task_ids:
-            self._backend.set(self._mark_key(task_id), b"1")
+    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
+        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
+        for task_id in operators:
+            self._backend.set(self._mark_key(task_id), _OPERATORS)
+        for task_id in unproven:
+            if not self._backend.get(self._mark_key(task_id)):
+                self._backend.set(self._mark_key(task_id), _UNPROVEN)
 
     def _mark_key(self, task_id: str) -> Any:
         return self._backend.key_t(_mark_key(self._mark_prefix, task_id))
@@ -146,8 +163,14 @@ def _mark_key(prefix: str, task_id: object) -> bytes:
     return f"{prefix}{task_id}".encode("utf-8", "surrogatepass")
 
 
+def _judge_mark(mark: bytes | str) -> Verdict:
+    unproven = mark in (_UNPROVEN, _UNPROVEN.decode())
+    return Verdict.UNPROVEN if unproven else Verdict.OPERATOR
+
+
 def _judge_payload(payload: Any, decode: Callable[[bytes], Any]) -> Verdict:
-    if not payload:
+    revoked = _REVOKED if isinstance(payload, bytes) else _REVOKED.decode()
+    if not payload or revoked not in payload:
         return Verdict.UNPROVEN
     try:
         return judge(decode(payload))
@@ -174,6 +197,8 @@ def open_records(backend: Any, *, revoke_expires_s: float) -> Records:
         record_key=backend.get_key_for_task,
         mark_prefix=mark_prefix,
         decode=backend.decode,
-        # A mark has to outlive both the revocation in any worker's set and the record beside it.
+        # An operator's mark has to outlive the revocation in any worker's set, and is written
+        # anew whenever a peer takes the id over.
         mark_ttl_s=max(2 * revoke_expires_s, backend.expires or 0, 86_400),
+        unproven_ttl_s=max(revoke_expires_s, 1.0),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar, Protocol
@@ -60,9 +60,9 @@ class RecordLookup(Protocol):
 
 
 class MarkStore(Protocol):
-    """Where operators' revocations are marked."""
+    """Where ids are marked that are not to be cleared."""
 
-    def mark(self, task_ids: Sequence[str]) -> None:
+    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
         """One round trip for all."""
 
 
@@ -83,7 +83,8 @@ class Sweeper:
     """Takes out of the revoked set what only expiry put there.
 
     ``records`` is None where ids from elsewhere can't be looked up: they are left to their age.
-    ``on_kept(task_id)`` is called for each id that the result backend does not prove.
+    ``on_kept(task_id, operators)`` is called for each id that the result backend does not prove,
+    with whether it is an operator's.
     """
 
     name: ClassVar[str] = "revoked"
@@ -97,7 +98,7 @@ class Sweeper:
     lookups: Containment
     backfill: Backfill
     totals: Totals
-    on_kept: Callable[[str], None]
+    on_kept: Callable[[str, bool], None]
     report: Callable[[Event], None]
     monotonic: Callable[[], float]
 
@@ -130,7 +131,7 @@ class Sweeper:
             actor=DryRun(),
             backfill=Backfill(),
             totals=Totals(),
-            on_kept=lambda _task_id: None,
+            on_kept=lambda _task_id, _operators: None,
             report=report,
         )
 
@@ -173,13 +174,14 @@ class Sweeper:
         proven = [
             task_id
             for task_id in task_ids
-            if self.ledger.judged(
+            if self.ledger.record_verdict(
                 task_id, verdicts.get(task_id, Verdict.UNPROVEN), now, self.grace_s
             )
         ]
         for task_id in task_ids:
-            if self.ledger.origin(task_id) in (Origin.OPERATOR, Origin.UNPROVEN):
-                self.on_kept(task_id)
+            origin = self.ledger.origin(task_id)
+            if origin in (Origin.OPERATOR, Origin.UNPROVEN):
+                self.on_kept(task_id, origin is Origin.OPERATOR)
         if proven:
             self.actor.clear(proven)
             self.ledger.forget(proven)
@@ -206,23 +208,31 @@ class Sweeper:
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """Marks operators' revocations beside the results, for the guards of other workers.
+    """Marks ids beside the results that the guards of other workers are not to clear.
 
-    ``pending`` is filled from outside; an id leaves it when its mark is written.
+    ``pending`` is filled from outside: an id, and whether it is an operator's. An id leaves it when
+    its mark is written, or when it is no longer in the set.
     """
 
     name: ClassVar[str] = "operator_marks"
 
     interval_s: float
-    pending: dict[str, None]
+    pending: dict[str, bool]
+    held: Container[str]
     store: MarkStore
 
     def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Write the marks that are still to be written."""
-        while batch := list(islice(self.pending, LOOKUP_BATCH)):
-            self.store.mark(batch)
-            for task_id in batch:
-                self.pending.pop(task_id, None)
+        while batch := list(islice(self.pending.items(), LOOKUP_BATCH)):
+            wanted = [(task_id, is_op) for task_id, is_op in batch if task_id in self.held]
+            self.store.mark(
+                [task_id for task_id, is_op in wanted if is_op],
+                [task_id for task_id, is_op in wanted if not is_op],
+            )
+            for task_id, is_op in batch:
+                # One that became an operator's meanwhile waits for its other mark.
+                if self.pending.get(task_id) == is_op:
+                    del self.pending[task_id]
             yield
 
 
