@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -52,6 +53,17 @@ class WorkerGuard(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         if self.enabled:
             worker.app.steps["consumer"].add(GuardTimer)
+            self._prepare_pool(worker)
+
+    def _prepare_pool(self, worker: Any) -> None:
+        """Have the pool, which is not made yet, let its children be asked to leave."""
+        from worker_guard.celery_internals import MissingInternalError, allow_recycling
+
+        if self.settings.child_memory_limit is None or self.settings.dry_run:
+            return
+        # Where it can't be had, recycling is off, and the start event says so.
+        with contextlib.suppress(MissingInternalError):
+            allow_recycling(worker)
 
     def start(self, worker: Any) -> None:
         """Start the guard. Its own failure is logged, and the worker runs without it."""

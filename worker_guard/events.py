@@ -6,7 +6,7 @@ fields that all events share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -93,6 +93,140 @@ class ExpiredBackfillDetected(Event):
     waited_s_p50: float | None
     waited_s_max: float | None
     causes: BackfillCauses
+
+    @property
+    def level(self) -> Level:
+        """Always ``warning``."""
+        return "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessMemory:
+    """The memory of one process; ``used_bytes`` is its RSS where that is not over the limit."""
+
+    pid: int
+    rss_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySampled(Event):
+    """The memory of the worker's processes was read. ``parent`` is the main process."""
+
+    name: ClassVar[str] = "worker_guard.memory_sampled"
+
+    parent: ProcessMemory
+    children: Sequence[ProcessMemory]
+
+    @property
+    def level(self) -> Level:
+        """Always ``debug``."""
+        return "debug"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildOverLimit(Event):
+    """A child went over its limit; it is said again only after it was well below it."""
+
+    name: ClassVar[str] = "worker_guard.child_over_limit"
+
+    child_pid: int
+    metric: str
+    used_bytes: int
+    limit_bytes: int
+
+    @property
+    def level(self) -> Level:
+        """Always ``warning``."""
+        return "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A task, how often it ran, and how much of the children's growth is put down to it."""
+
+    task: str
+    runs: int
+    growth_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildRecycleRequested(Event):
+    """A child was asked to leave after the task that it runs, which is named where it runs one.
+
+    ``suspects`` are the tasks with the most growth for each run, in all children: an estimate.
+    """
+
+    name: ClassVar[str] = "worker_guard.child_recycle_requested"
+
+    child_pid: int
+    used_bytes: int
+    limit_bytes: int
+    busy: bool
+    task_id: str | None
+    task_name: str | None
+    suspects: Sequence[Suspect] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildRecycled(Event):
+    """A child has left and was replaced.
+
+    ``replacement_*`` are None where the pool was made smaller meanwhile.
+    """
+
+    name: ClassVar[str] = "worker_guard.child_recycled"
+
+    child_pid: int
+    replacement_pid: int | None
+    waited_s: float
+    used_bytes: int
+    replacement_used_bytes: int | None
+    freed_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildRecycleWaiting(Event):
+    """A child was asked to leave and still runs its task, which is left alone."""
+
+    name: ClassVar[str] = "worker_guard.child_recycle_waiting"
+
+    child_pid: int
+    waited_s: float
+    task_id: str | None
+    task_name: str | None
+
+    @property
+    def level(self) -> Level:
+        """Always ``warning``."""
+        return "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecyclingSuspended(Event):
+    """No child is recycled any more: it would gain nothing, for a new one is over the limit."""
+
+    name: ClassVar[str] = "worker_guard.recycling_suspended"
+
+    reason: Literal["baseline_over_limit"] = "baseline_over_limit"
+    baseline_bytes: int
+    limit_bytes: int
+
+    @property
+    def level(self) -> Level:
+        """Always ``error``."""
+        return "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentOverLimit(Event):
+    """The main process was over its limit for as many readings as it has strikes."""
+
+    name: ClassVar[str] = "worker_guard.parent_over_limit"
+
+    used_bytes: int
+    limit_bytes: int
+    action: str
 
     @property
     def level(self) -> Level:

@@ -13,6 +13,7 @@ from celery.worker import state
 from worker_guard import celery_internals
 from worker_guard.containment import Containment
 from worker_guard.events import CleanupCompleted, Event, PartFailed, Started, Stopped, Trigger
+from worker_guard.memory.compose import Memory
 from worker_guard.reporting import Reporter, masked, open_log
 from worker_guard.results.janitor import Janitor
 from worker_guard.results.opening import open_janitor
@@ -61,6 +62,7 @@ class Guard:
         self._watch = RevokedWatch(backfill=backfill, monotonic=self._monotonic, listener=self)
         self._lookups = self._containment("revoked_verify")
         self._watching = self._containment("revoked_watch")
+        self._pool_hooks = self._containment("memory_pool")
         actor: Actor = DryRun() if settings.dry_run else celery_internals.Discarding(state.revoked)
         self._sweeper = Sweeper(
             interval_s=settings.interval,
@@ -89,6 +91,9 @@ class Guard:
         self._janitor = self._open_janitor()
         if self._janitor is not None:
             parts.append(self._janitor)
+        self._memory = self._compose_memory()
+        if self._memory is not None:
+            parts.extend(self._memory.parts)
         self._scheduler = Scheduler(
             parts,
             report=self._report,
@@ -96,6 +101,23 @@ class Guard:
             # Another guard looks for a mark twice, a grace apart: it is to be there by then.
             longest_pauses_s={Marker.name: max(settings.revoked_grace / 2, 1.0)},
         )
+
+    def _compose_memory(self) -> Memory | None:
+        try:
+            memory = Memory(
+                self._worker,
+                self._settings,
+                report=self._report,
+                recycled=self._child_recycled,
+                hasten=self._hasten,
+                on_error=self._pool_hook_failed,
+                monotonic=self._monotonic,
+            )
+        except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
+            self.parts["memory"] = self.parts["recycling"] = masked(str(exc) or repr(exc))
+            return None
+        self.parts.update(memory.states)
+        return memory
 
     def _open_records(self) -> Records | None:
         off: str | None = None
@@ -139,7 +161,10 @@ class Guard:
             self.parts["revoked"] = _ON
         except celery_internals.MissingInternalError as exc:
             # Nothing is known of any id then, and so nothing is cleared or marked.
-            self.parts = dict.fromkeys((*self.parts, "revoked"), str(exc))
+            off = ("revoked", "revoked_verify", "operator_marks")
+            self.parts.update(dict.fromkeys(off, str(exc)))
+        if self._memory is not None:
+            self._memory.start()
         self._report(
             Started(
                 version=self._version,
@@ -154,6 +179,8 @@ class Guard:
     def abandon(self) -> None:
         """Leave the worker as it was found, after a start that failed."""
         self._watch.unhook()
+        if self._memory is not None:
+            self._memory.stop(cold=True)
         self._close_log()
 
     def arm(self, consumer: Any) -> None:
@@ -186,6 +213,8 @@ class Guard:
         if marker is not None:
             self._attempt(marker.name, lambda: self._run_briefly(marker.round()))
         self._attempt("last_sweep", lambda: self._run_briefly(sweeper.round()))
+        if (memory := self._memory) is not None:
+            self._attempt("memory", lambda: memory.stop(cold=cold))
         self._watch.unhook()
         self._attempt("statedb", lambda: self._watch.note_in_statedb(self._worker))
         self._report(
@@ -255,6 +284,7 @@ class Guard:
                 "unproven": sum(map(count, UNPROVEN)),
                 "stamps": len(state.revoked_stamps),
             },
+            "memory": self._memory.describe() if self._memory is not None else None,
             "totals": asdict(self._totals),
             "last_cleanup": asdict(self._last_cleanup) if self._last_cleanup else None,
         }
@@ -268,6 +298,21 @@ class Guard:
 
     def _containment(self, part: str) -> Containment:
         return Containment(part, first_pause_s=self._settings.interval, report=self._report)
+
+    def _pool_hook_failed(self, error: Exception) -> None:
+        self._report_once(self._pool_hooks, error)
+
+    def _report_once(self, containment: Containment, error: Exception) -> None:
+        now = self._monotonic()
+        # One line for each pause, not one for each time.
+        if containment.ready(now):
+            containment.failed(error, now)
+
+    def _hasten(self, part: str) -> None:
+        self._scheduler.hasten(part)
+
+    def _child_recycled(self) -> None:
+        self._totals.children_recycled += 1
 
     # -- what the watch is told by -----------------------------------------------------------
 
@@ -293,10 +338,7 @@ class Guard:
 
     def watch_failed(self, error: Exception) -> None:
         """The guard's own code raised in a hook; Celery was not touched by it."""
-        now = self._monotonic()
-        # One line for each pause, not one for each id.
-        if self._watching.ready(now):
-            self._watching.failed(error, now)
+        self._report_once(self._watching, error)
 
     def _keep_marked(self, task_id: str, operators: bool) -> None:
         if self._marker is not None:

@@ -9,9 +9,12 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from worker_guard.errors import SettingError
+from worker_guard.memory.size import parse_size
 
 PREFIX = "worker_guard_"
 LOG_FORMATS = ("json", "console", "inherit")
+MEMORY_METRICS = ("uss", "pss", "rss")
+PARENT_ACTIONS = ("log", "shutdown")
 
 Parse = Callable[[Any], Any]
 
@@ -46,6 +49,12 @@ def _seconds(*, above: float = 0.0, least: float | None = None) -> Parse:
         return float(value)
 
     return parse
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("an int, 1 or more")
+    return value
 
 
 def _one_of(*choices: str) -> Parse:
@@ -128,6 +137,14 @@ class Settings:
     interval: float = _setting(30.0, _seconds())
     revoked_grace: float = _setting(60.0, _seconds(least=0.0))
     revoked_verify: bool = _setting(True, _boolean)
+    memory_interval: float = _setting(5.0, _seconds())
+    memory_metric: str = _setting("uss", _one_of(*MEMORY_METRICS))
+    child_memory_limit: int | str | None = _setting(None, parse_size)
+    parent_memory_limit: int | str | None = _setting(None, parse_size)
+    parent_action: str = _setting("log", _one_of(*PARENT_ACTIONS))
+    memory_strikes: int = _setting(3, _count)
+    recycle_concurrency: int = _setting(1, _count)
+    recycle_min_lifetime: float = _setting(60.0, _seconds(least=0.0))
     results_schedule: Any = field(
         default_factory=_default_schedule, metadata={"parse": _results_schedule}
     )

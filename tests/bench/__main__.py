@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from tests.bench import results, start, sweep, throughput
+from tests.bench import memory, results, start, sweep, throughput
 from tests.bench.figure import Figure
 
 
@@ -17,10 +17,15 @@ def _printing(run: Callable[[], list[Figure]]) -> Callable[[], None]:
     return bench
 
 
+def _memory() -> None:
+    memory.main()
+
+
 BENCHES: dict[str, Callable[[], None]] = {
     "start": _printing(start.run),
     "sweep": _printing(sweep.run),
     "throughput": _printing(throughput.run),
+    "memory": _memory,
     "results": results.main,
 }
 

@@ -14,9 +14,11 @@ UNGUARDED = "WORKER_GUARD_TEST_UNGUARDED"
 
 app = Celery("harness")
 app.conf.update(
-    broker_connection_retry_on_startup=True,
-    task_default_queue="work",
-    **json.loads(os.environ.get(CONFIGURATION, "{}")),
+    {
+        "broker_connection_retry_on_startup": True,
+        "task_default_queue": "work",
+        **json.loads(os.environ.get(CONFIGURATION, "{}")),
+    }
 )
 
 if not os.environ.get(UNGUARDED):

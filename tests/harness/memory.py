@@ -1,0 +1,120 @@
+"""What the memory tests share: a worker with a small limit, and a ledger of who ran how often."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.harness.memory_app import FINISHED, FREE, LEDGER, PRELOAD, STARTED
+from tests.harness.redis_server import RedisServer
+from tests.harness.workers import Fleet, Worker, fleet, wait_for
+
+MB = 1_000_000
+
+#: Above what a new child of the harness uses (about 15 MB), below that and one leaking task.
+LIMIT = 50 * MB
+LEAK_MB = 60
+
+#: A guard that acts at once.
+EAGER: dict[str, Any] = {
+    "worker_guard_child_memory_limit": LIMIT,
+    "worker_guard_memory_interval": 0.1,
+    "worker_guard_memory_strikes": 1,
+    "worker_guard_recycle_min_lifetime": 0,
+}
+
+
+class Site:
+    """Workers on one Redis, with what their tasks wrote down."""
+
+    def __init__(self, server: RedisServer, workers: Fleet) -> None:
+        self.redis: Any = server.client
+        self.fleet = workers
+        self.url = f"redis://127.0.0.1:{server.port}/0"
+
+    def start(self, *options: str, preload_mb: int = 0, **arguments: Any) -> Worker:
+        """Start a worker that has the memory tasks, and wait until it takes tasks."""
+        environ = {LEDGER: self.url, PRELOAD: str(preload_mb), **arguments.pop("environ", {})}
+        return self.fleet.start(
+            "w",
+            "--without-mingle",
+            *options,
+            app_module="tests.harness.memory_app",
+            environ=environ,
+            **arguments,
+        )
+
+    def send(self, task: str, *args: Any, **options: Any) -> Any:
+        """Publish a task of the harness."""
+        return self.fleet.send(task, *args, **options)
+
+    def run(self, task: str, *args: Any, **options: Any) -> Any:
+        """The result of a task."""
+        return self.send(task, *args, **options).get(timeout=60)
+
+    def started(self) -> dict[str, int]:
+        """How often each task began."""
+        return {k.decode(): int(v) for k, v in self.redis.hgetall(STARTED).items()}
+
+    def finished(self) -> dict[str, int]:
+        """How often each task came to its end."""
+        return {k.decode(): int(v) for k, v in self.redis.hgetall(FINISHED).items()}
+
+    def free(self) -> None:
+        """Let the waiting tasks go on, now and later."""
+        self.redis.set(FREE, 1)
+
+    def waiting(self, count: int = 1) -> list[int]:
+        """The processes in which a ``wait`` task runs, once there are so many."""
+
+        def pids() -> list[int]:
+            return [int(k.split(":")[1]) for k in self.started() if k.startswith("pid:")]
+
+        return wait_for(lambda: pids() if len(pids()) >= count else [], "tasks that wait")
+
+
+@contextlib.contextmanager
+def memory_site(server: RedisServer, directory: Path, **conf: Any) -> Iterator[Site]:
+    """A site whose workers end with the block; its settings are :data:`EAGER` and these."""
+    server.client.flushall()
+    url = f"redis://127.0.0.1:{server.port}/0"
+    settings = {"broker_url": url, "result_backend": url, **EAGER, **conf}
+    with fleet(directory, **settings) as workers:
+        try:
+            yield Site(server, workers)
+        finally:
+            for worker in workers.workers:
+                # A test that cares for how it ends has ended it; the children go with it.
+                worker.process.kill()
+
+
+def file_broker(directory: Path) -> dict[str, Any]:
+    """Settings for a broker of files, a transport without an event loop."""
+    queues = directory / "queues"
+    queues.mkdir()
+    folders = {"data_folder_in": str(queues), "data_folder_out": str(queues)}
+    folders["control_folder"] = str(directory / "control")
+    return {"broker_url": "filesystem://", "broker_transport_options": folders}
+
+
+def happened(worker: Worker, event: str, count: int = 1) -> list[dict[str, Any]]:
+    """The worker's events of this name, once there are so many."""
+    return wait_for(
+        lambda: events if len(events := worker.events(event)) >= count else [],
+        f"{count} {event} of {worker.name}:\n{worker.text()[-3000:]}",
+    )
+
+
+def children(worker: Worker) -> list[dict[str, Any]]:
+    """The worker's children, by the guard."""
+    found: list[dict[str, Any]] = worker.ask("guard")["memory"]["children"]
+    return found
+
+
+def assert_unharmed(worker: Worker) -> None:
+    """The log holds no sign of a task that was lost or of a child that was killed."""
+    text = worker.text()
+    for sign in ("WorkerLostError", "Traceback", "exited with", "part_failed"):
+        assert sign not in text, text[-5000:]

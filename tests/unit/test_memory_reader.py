@@ -1,0 +1,127 @@
+"""What is read of a process, and how much memory it may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from worker_guard.memory.reader import MemoryReader, available_bytes
+
+MACHINE_BYTES = int(psutil.virtual_memory().total)
+
+
+def cgroup(directory: Path, lines: list[str], limits: dict[str, str]) -> int:
+    """What may be used where ``/proc/self/cgroup`` and the mounted limits are these."""
+    proc, mount = directory / "cgroup", directory / "mount"
+    proc.write_text("\n".join(lines))
+    mount.mkdir()
+    for path, limit in limits.items():
+        (mount / path).parent.mkdir(parents=True, exist_ok=True)
+        (mount / path).write_text(f"{limit}\n")
+    return available_bytes(proc=proc, mount=mount)
+
+
+@pytest.mark.parametrize(
+    ("lines", "limits", "expected"),
+    [
+        (["0::/app"], {"app/memory.max": "1000"}, 1000),
+        (["0::/app"], {"app/memory.max": "max"}, MACHINE_BYTES),
+        (["0::/a/b"], {"a/b/memory.max": "max", "a/memory.max": "2000"}, 2000),
+        (["0::/a/b"], {"a/b/memory.max": "3000", "a/memory.max": "2000"}, 2000),
+        (["0::/"], {"memory.max": "1000"}, 1000),
+        (["0::/host/path"], {"memory.max": "1000"}, 1000),
+        (["4:memory:/app"], {"memory/app/memory.limit_in_bytes": "1000"}, 1000),
+        (["4:cpu,memory:/host/path"], {"memory/memory.limit_in_bytes": "1000"}, 1000),
+        (["4:memory:/"], {"memory/memory.limit_in_bytes": "9223372036854771712"}, MACHINE_BYTES),
+        (
+            ["5:cpu:/app", "4:memory:/app", "0::/"],
+            {"memory/app/memory.limit_in_bytes": "1000", "cpu/app/memory.max": "1"},
+            1000,
+        ),
+        (["0::/app"], {}, MACHINE_BYTES),
+        ([], {"memory.max": "1000"}, MACHINE_BYTES),
+    ],
+)
+def test_the_tightest_cgroup_limit_holds(
+    tmp_path: Path, lines: list[str], limits: dict[str, str], expected: int
+) -> None:
+    """Version 2 and version 1, the groups above, a container's own root; else the machine's."""
+    assert cgroup(tmp_path, lines, limits) == expected
+
+
+def test_without_cgroups_the_machine_counts(tmp_path: Path) -> None:
+    """Not Linux, or no /proc."""
+    assert available_bytes(proc=tmp_path / "none", mount=tmp_path) == MACHINE_BYTES
+
+
+def test_only_what_is_over_the_limit_is_read_exactly() -> None:
+    """Below the limit RSS answers; above it the metric does, which is never more."""
+    reader = MemoryReader("uss")
+    below = reader.read(os.getpid(), 10**15)
+    above = reader.read(os.getpid(), 1)
+    assert below is not None
+    assert above is not None
+    assert (below.metric, below.used_bytes) == ("rss", below.rss_bytes)
+    assert above.metric == "uss"
+    assert 0 < above.used_bytes < above.rss_bytes
+    unlimited = reader.read(os.getpid(), None)
+    assert unlimited is not None
+    assert unlimited.metric == "rss"
+
+
+@pytest.mark.parametrize("metric", ["uss", "pss", "rss"])
+def test_each_metric_is_read(metric: str) -> None:
+    """What the setting names is what is compared, where the platform has it."""
+    reader = MemoryReader(metric)
+    reading = reader.read_exactly(os.getpid())
+    assert reading is not None
+    assert reading.metric == reader.metric
+    if sys.platform == "linux":
+        assert reader.metric == metric
+
+
+def test_a_process_that_has_ended_has_no_reading() -> None:
+    """Reaped or not: there is nothing to read, and that is no failure."""
+    reader = MemoryReader("uss")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert reader.read(process.pid, 1) is not None
+        process.kill()
+    assert reader.read(process.pid, 1) is None
+    assert reader.read(process.pid, 1) is None
+
+
+@pytest.mark.parametrize("module", ["worker_guard", "worker_guard.cli", "worker_guard.settings"])
+def test_what_every_celery_command_loads_is_light(module: str) -> None:
+    """psutil and redis are imported by a worker that needs them, not by ``celery --version``."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"psutil", "redis", "structlog"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["policy", "suspects", "size"])
+def test_the_core_imports_nothing_that_it_could_act_by(module: str) -> None:
+    """No celery, no psutil, no clock, no operating system: what it is told is all it knows."""
+    import ast
+
+    import worker_guard.memory
+
+    path = Path(worker_guard.memory.__path__[0]) / f"{module}.py"
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module or "")
+    assert imported <= {
+        "__future__",
+        "collections",
+        "collections.abc",
+        "dataclasses",
+        "re",
+        "worker_guard.events",
+    }

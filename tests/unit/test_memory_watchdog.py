@@ -1,0 +1,451 @@
+"""One round of the watchdog, and one of the recycler, with hand-written processes and pools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from worker_guard.events import (
+    ChildOverLimit,
+    ChildRecycled,
+    ChildRecycleRequested,
+    ChildRecycleWaiting,
+    Event,
+    MemorySampled,
+    ParentOverLimit,
+    RecyclingSuspended,
+)
+from worker_guard.memory.policy import ChildPolicy, Reading
+from worker_guard.memory.recycler import FOLLOW_S, IDLE_S, WAITING_S, Recycler
+from worker_guard.memory.watchdog import Actor, Child, DryRun, MemoryWatchdog, Roster, Task
+from worker_guard.scheduler import SLICE_S, run_to_end
+
+LIMIT = 1000
+PARENT = 1
+
+
+@dataclass(frozen=True)
+class FakeChild:
+    pid: int
+    slot: int
+    up: bool = True
+
+
+@dataclass(frozen=True)
+class FakeTask:
+    task_id: str
+    task_name: str
+
+
+@dataclass
+class Machine:
+    """The processes of a machine, a pool of some of them, and a clock. Reading takes time."""
+
+    used: dict[int, int] = field(default_factory=lambda: {PARENT: 100})
+    pool: list[FakeChild] = field(default_factory=list)
+    tasks: dict[int, FakeTask] = field(default_factory=dict)
+    busy: set[int] = field(default_factory=set)
+    now: float = 0.0
+    reading_s: float = 0.0
+    metric: str = "uss"
+    processes: int = 0
+    log: list[tuple[str, int]] = field(default_factory=list)
+    unaskable: set[int] = field(default_factory=set)
+    killed: set[int] = field(default_factory=set)
+    asked: set[int] = field(default_factory=set)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    # -- as a reader
+
+    def read(self, pid: int, limit_bytes: int | None) -> Reading | None:
+        self.now += self.reading_s
+        used_bytes = self.used.get(pid)
+        if used_bytes is None:
+            return None
+        return Reading(pid=pid, rss_bytes=used_bytes, used_bytes=used_bytes, metric=self.metric)
+
+    def read_exactly(self, pid: int) -> Reading | None:
+        return self.read(pid, 0)
+
+    def forget(self, pid: int) -> None:
+        self.log.append(("forget", pid))
+
+    # -- as the children of a pool
+
+    def listed(self) -> Sequence[Child]:
+        return list(self.pool)
+
+    def running(self) -> Mapping[int, Task]:
+        return self.tasks
+
+    def is_busy(self, pid: int) -> bool:
+        return pid in self.tasks or pid in self.busy
+
+    def size(self) -> int:
+        return self.processes
+
+    def ask_to_leave(self, pid: int) -> bool:
+        if pid in self.unaskable:
+            return False
+        self.asked.add(pid)
+        return True
+
+    def wake(self, pid: int) -> None:
+        self.log.append(("wake", pid))
+
+    def maintain(self) -> None:
+        self.log.append(("maintain", 0))
+
+    def has_left(self, pid: int) -> bool:
+        return all(child.pid != pid for child in self.pool)
+
+    def left_by_itself(self, pid: int) -> bool:
+        return pid not in self.killed
+
+    # -- what happens on it
+
+    def fork(self, pid: int, slot: int, used_bytes: int, *, up: bool = True) -> FakeChild:
+        child = FakeChild(pid, slot, up)
+        self.pool.append(child)
+        self.processes = max(self.processes, len(self.pool))
+        self.used[pid] = used_bytes
+        return child
+
+    def end(self, pid: int) -> None:
+        self.pool = [child for child in self.pool if child.pid != pid]
+        del self.used[pid]
+
+
+@dataclass
+class Recorder:
+    """An actor that writes down what it was told."""
+
+    recycled: list[int] = field(default_factory=list)
+    shut_downs: int = 0
+
+    def recycle(self, child: Child, reading: Reading) -> bool:
+        self.recycled.append(child.pid)
+        return True
+
+    def shut_down(self) -> None:
+        self.shut_downs += 1
+
+
+@dataclass
+class Setup:
+    machine: Machine
+    roster: Roster
+    events: list[Event]
+
+    def told(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def setup() -> Setup:
+    machine, events = Machine(), list[Event]()
+    policy = ChildPolicy(limit_bytes=LIMIT, strikes=1, concurrency=1, min_lifetime_s=0.0)
+    return Setup(machine, Roster(policy=policy, reader=machine, report=events.append), events)
+
+
+def watchdog(
+    setup: Setup,
+    actor: Actor,
+    *,
+    parent_limit_bytes: int | None = None,
+    parent_action: str = "log",
+    strikes: int = 1,
+) -> MemoryWatchdog:
+    return MemoryWatchdog(
+        interval_s=5.0,
+        pid=PARENT,
+        children=setup.machine,
+        roster=setup.roster,
+        reader=setup.machine,
+        parent_limit_bytes=parent_limit_bytes,
+        parent_action=parent_action,
+        strikes=strikes,
+        actor=actor,
+        report=setup.events.append,
+        monotonic=setup.machine.monotonic,
+    )
+
+
+def grown(setup: Setup, pid: int, slot: int, used_bytes: int) -> FakeChild:
+    """A child that was small when it was born."""
+    child = setup.machine.fork(pid, slot, 10)
+    setup.roster.up(pid, setup.machine.now)
+    setup.machine.used[pid] = used_bytes
+    return child
+
+
+def test_a_round_observes_decides_acts_and_reports(setup: Setup) -> None:
+    """The whole events of one round, for a child that runs a task and one that does not."""
+    recorder = Recorder()
+    grown(setup, 10, 0, 400)
+    grown(setup, 11, 1, 3000)
+    setup.machine.tasks[11] = FakeTask("id-1", "app.leak")
+    setup.roster.began.append((11, "app.leak"))
+    run_to_end(watchdog(setup, recorder).round())
+    sampled, over, requested = setup.events
+    assert isinstance(sampled, MemorySampled)
+    assert [child.pid for child in sampled.children] == [10, 11]
+    assert over == ChildOverLimit(child_pid=11, metric="uss", used_bytes=3000, limit_bytes=LIMIT)
+    assert isinstance(requested, ChildRecycleRequested)
+    assert requested == ChildRecycleRequested(
+        child_pid=11,
+        used_bytes=3000,
+        limit_bytes=LIMIT,
+        busy=True,
+        task_id="id-1",
+        task_name="app.leak",
+        suspects=requested.suspects,
+    )
+    assert [suspect.task for suspect in requested.suspects] == ["app.leak"]
+    assert recorder.recycled == [11]
+
+
+def test_a_job_in_the_pipe_makes_a_child_busy_without_a_task(setup: Setup) -> None:
+    """The child has it and has not said so: busy, and no task can be named."""
+    grown(setup, 10, 0, 3000)
+    setup.machine.busy.add(10)
+    run_to_end(watchdog(setup, Recorder()).round())
+    (requested,) = setup.told(ChildRecycleRequested)
+    assert isinstance(requested, ChildRecycleRequested)
+    assert (requested.busy, requested.task_id, requested.task_name) == (True, None, None)
+
+
+def test_no_slice_is_longer_than_its_time_and_one_reading(setup: Setup) -> None:
+    """Sixteen slow readings are spread over as many turns of the event loop as they need."""
+    setup.machine.reading_s = SLICE_S * 0.4
+    for slot in range(16):
+        grown(setup, 10 + slot, slot, 400)
+    slices, last = [], setup.machine.now
+    for _ in watchdog(setup, Recorder()).round():
+        slices.append(setup.machine.now - last)
+        last = setup.machine.now
+    assert len(slices) >= 4
+    assert max(slices) <= SLICE_S + 2 * setup.machine.reading_s
+    (sampled,) = setup.told(MemorySampled)
+    assert isinstance(sampled, MemorySampled)
+    assert len(sampled.children) == 16
+
+
+def test_children_that_start_or_have_ended_are_passed_over(setup: Setup) -> None:
+    """One is not up yet, one ended between the list and the reading."""
+    setup.machine.fork(10, 0, 3000, up=False)
+    grown(setup, 11, 1, 3000)
+    del setup.machine.used[11]
+    recorder = Recorder()
+    run_to_end(watchdog(setup, recorder).round())
+    assert recorder.recycled == []
+
+
+def test_a_dry_run_counts_once_and_frees_the_place(setup: Setup) -> None:
+    """Another actor, the same round: nothing happens to the child, and the next gets its turn."""
+    counted: list[int] = []
+    grown(setup, 10, 0, 3000)
+    grown(setup, 11, 1, 2000)
+    dog = watchdog(setup, DryRun(count=lambda: counted.append(1)))
+    for _ in range(4):
+        run_to_end(dog.round())
+    requested = [e.child_pid for e in setup.events if isinstance(e, ChildRecycleRequested)]
+    assert requested == [10, 11]
+    assert len(counted) == 2
+
+
+@pytest.mark.parametrize(
+    ("action", "used", "told", "shut_downs"),
+    [
+        ("log", [2000, 2000, 2000, 2000, 2000], 1, 0),
+        ("shutdown", [2000, 2000, 2000, 2000, 2000], 1, 1),
+        ("shutdown", [2000, 2000, 900, 2000, 2000], 0, 0),
+        ("log", [2000, 2000, 2000, 900, 2000, 2000, 2000], 2, 0),
+        ("log", [2000, 2000, 2000, 990, 2000, 2000, 2000], 1, 0),
+    ],
+)
+def test_the_main_process_has_strikes_too(
+    setup: Setup, action: str, used: list[int], told: int, shut_downs: int
+) -> None:
+    """Told once for each time that it is over for three readings; shut down once."""
+    recorder = Recorder()
+    dog = watchdog(setup, recorder, parent_limit_bytes=LIMIT, parent_action=action, strikes=3)
+    for used_bytes in used:
+        setup.machine.used[PARENT] = used_bytes
+        run_to_end(dog.round())
+    over = setup.told(ParentOverLimit)
+    assert over == [ParentOverLimit(used_bytes=2000, limit_bytes=LIMIT, action=action)] * told
+    assert recorder.shut_downs == shut_downs
+
+
+def test_a_newborn_over_the_limit_suspends_and_is_told_once(setup: Setup) -> None:
+    """What a child uses before its first task is the least that any child will use."""
+    for pid in (10, 11):
+        setup.machine.fork(pid, pid, 1500)
+        setup.roster.up(pid, 0.0)
+    recorder = Recorder()
+    run_to_end(watchdog(setup, recorder).round())
+    assert setup.told(RecyclingSuspended) == [
+        RecyclingSuspended(baseline_bytes=1500, limit_bytes=LIMIT)
+    ]
+    assert recorder.recycled == []
+
+
+@pytest.mark.parametrize(("ran", "suspended"), [(False, 1), (True, 0)])
+def test_where_nobody_tells_of_births_the_first_reading_of_an_unused_child_counts(
+    setup: Setup, ran: bool, suspended: int
+) -> None:
+    """As in a pool with threads; a child that has run something is no newborn."""
+    setup.machine.fork(10, 0, 1500)
+    if ran:
+        setup.roster.began.append((10, "app.task"))
+    run_to_end(watchdog(setup, Recorder()).round())
+    assert len(setup.told(RecyclingSuspended)) == suspended
+
+
+def test_where_nobody_tells_of_tasks_no_child_passes_for_a_newborn(setup: Setup) -> None:
+    """Else every child would, and a leak would suspend recycling."""
+    setup.roster.knows_runs = False
+    setup.machine.fork(10, 0, 1500)
+    run_to_end(watchdog(setup, Recorder()).round())
+    assert not setup.told(RecyclingSuspended)
+
+
+# -- the recycler ---------------------------------------------------------------------------
+
+
+@dataclass
+class Following:
+    setup: Setup
+    recycler: Recycler
+    counted: list[int]
+
+    def look(self, after_s: float = FOLLOW_S) -> None:
+        self.setup.machine.now += after_s
+        run_to_end(self.recycler.round())
+
+
+@pytest.fixture
+def following(setup: Setup) -> Following:
+    """A child with 3000 bytes in slot 0 that was just asked to leave."""
+    counted: list[int] = []
+    recycler = Recycler(
+        exits=setup.machine,
+        roster=setup.roster,
+        report=setup.events.append,
+        recycled=lambda: counted.append(1),
+        hasten=lambda: setup.machine.log.append(("hasten", 0)),
+        monotonic=setup.machine.monotonic,
+    )
+    child = grown(setup, 10, 0, 3000)
+    assert setup.roster.policy is not None
+    decision = setup.roster.policy.judge(
+        [Reading(pid=10, rss_bytes=3000, used_bytes=3000, metric="uss")], 0.0
+    )
+    recycler.begin(child, decision.recycle[0])
+    return Following(setup, recycler, counted)
+
+
+def test_a_child_is_followed_until_its_replacement_is_up(following: Following) -> None:
+    """The whole event; the pool is looked after meanwhile, and left alone after that."""
+    machine = following.setup.machine
+    assert following.recycler.interval_s == FOLLOW_S
+    assert ("hasten", 0) in machine.log
+    following.look()
+    machine.end(10)
+    following.look()
+    machine.fork(20, 0, 300, up=False)
+    following.look()
+    assert not following.setup.told(ChildRecycled)
+    machine.pool = [FakeChild(20, 0, up=True)]
+    following.look()
+    assert following.setup.told(ChildRecycled) == [
+        ChildRecycled(
+            child_pid=10,
+            replacement_pid=20,
+            waited_s=round(4 * FOLLOW_S, 3),
+            used_bytes=3000,
+            replacement_used_bytes=300,
+            freed_bytes=2700,
+        )
+    ]
+    assert following.counted == [1]
+    assert following.recycler.interval_s == IDLE_S
+    machine.log.clear()
+    following.look()
+    assert machine.log == []
+
+
+def test_a_child_that_cant_be_asked_now_is_asked_again(following: Following) -> None:
+    """Its event's lock was taken: no waiting for it, and no waking before it was asked."""
+    machine = following.setup.machine
+    machine.asked.clear()
+    machine.unaskable.add(11)
+    child = grown(following.setup, 11, 1, 3000)
+    machine.log.clear()
+    following.recycler.begin(child, Reading(pid=11, rss_bytes=3000, used_bytes=3000, metric="uss"))
+    following.look()
+    assert ("wake", 11) not in machine.log
+    machine.unaskable.clear()
+    following.look()
+    assert 11 in machine.asked
+    assert ("wake", 11) in machine.log
+
+
+def test_a_child_that_ends_before_it_could_be_asked_is_forgotten(following: Following) -> None:
+    """It went by itself: no recycle, and its place is free."""
+    machine = following.setup.machine
+    machine.unaskable.add(11)
+    child = grown(following.setup, 11, 1, 3000)
+    following.recycler.begin(child, Reading(pid=11, rss_bytes=3000, used_bytes=3000, metric="uss"))
+    machine.end(11)
+    following.look()
+    assert set(following.recycler.leaving) == {10}
+    assert not following.counted
+
+
+def test_a_child_that_was_killed_is_no_recycle(following: Following) -> None:
+    """It is replaced all the same, and the next may go; Celery's own log says that it died."""
+    machine = following.setup.machine
+    machine.killed.add(10)
+    machine.end(10)
+    machine.fork(20, 0, 300)
+    following.look()
+    assert not following.setup.told(ChildRecycled)
+    assert not following.counted
+    assert not following.recycler.leaving
+    assert following.setup.roster.policy is not None
+    assert not following.setup.roster.policy.leaving()
+
+
+def test_a_child_whose_place_is_gone_has_no_replacement(following: Following) -> None:
+    """The pool was made smaller while the child was on its way out."""
+    machine = following.setup.machine
+    machine.end(10)
+    machine.processes = 0
+    following.look()
+    (recycled,) = following.setup.told(ChildRecycled)
+    assert isinstance(recycled, ChildRecycled)
+    assert (recycled.replacement_pid, recycled.replacement_used_bytes) == (None, None)
+    assert recycled.freed_bytes == 3000
+
+
+def test_a_task_that_goes_on_is_told_each_minute(following: Following) -> None:
+    """With its name, and nothing else is done to it."""
+    machine = following.setup.machine
+    machine.tasks[10] = FakeTask("id-1", "app.endless")
+    following.look(WAITING_S - 1)
+    assert not following.setup.told(ChildRecycleWaiting)
+    following.look(1)
+    following.look(1)
+    following.look(WAITING_S - 1)
+    assert following.setup.told(ChildRecycleWaiting) == [
+        ChildRecycleWaiting(
+            child_pid=10, waited_s=waited_s, task_id="id-1", task_name="app.endless"
+        )
+        for waited_s in (WAITING_S, 2 * WAITING_S)
+    ]

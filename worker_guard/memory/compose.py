@@ -1,0 +1,186 @@
+"""The memory parts of one worker's guard, put together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker_guard import celery_internals
+from worker_guard.celery_internals import MissingInternalError, PoolChildren
+from worker_guard.events import Event
+from worker_guard.memory.policy import ChildPolicy, Reading
+from worker_guard.memory.reader import MemoryReader, available_bytes
+from worker_guard.memory.recycler import Recycler
+from worker_guard.memory.size import size_bytes
+from worker_guard.memory.watchdog import Child, DryRun, MemoryWatchdog, NoChildren, Roster
+from worker_guard.scheduler import Part
+from worker_guard.settings import Settings
+
+_ON = "on"
+
+
+@dataclass(frozen=True)
+class Acting:
+    """Does what the watchdog decides. ``recycler`` is None where no child can be recycled."""
+
+    recycler: Recycler | None
+
+    def recycle(self, child: Child, reading: Reading) -> bool:
+        """Have this child leave and be replaced."""
+        if self.recycler is not None:
+            self.recycler.begin(child, reading)
+        return self.recycler is not None
+
+    def shut_down(self) -> None:
+        """Have the worker finish its running tasks and end."""
+        celery_internals.shut_down_warmly()
+
+
+class Memory:
+    """Watches the memory of one worker's processes.
+
+    :attr:`parts` are for the scheduler; :attr:`states` maps each part's name to ``"on"`` or to
+    the reason why it is off. ``hasten(name)`` is to have that part's next round now.
+    """
+
+    def __init__(
+        self,
+        worker: Any,
+        settings: Settings,
+        *,
+        report: Callable[[Event], None],
+        recycled: Callable[[], None],
+        hasten: Callable[[str], None],
+        on_error: Callable[[Exception], None],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._on_error = on_error
+        self._monotonic = monotonic
+        self._undo: list[Callable[[], None]] = []
+        self._pool: PoolChildren | None = None
+        off = ""
+        try:
+            self._pool = PoolChildren(worker)
+        except MissingInternalError as exc:
+            off = str(exc)
+        off = off or _reason_not_to_recycle(self._pool, settings)
+
+        reader = MemoryReader(settings.memory_metric)
+        available = available_bytes()
+        limit_bytes = size_bytes(settings.child_memory_limit, available)
+        policy = limit_bytes and ChildPolicy(
+            limit_bytes=limit_bytes,
+            strikes=settings.memory_strikes,
+            concurrency=settings.recycle_concurrency if settings.dry_run or not off else 0,
+            min_lifetime_s=settings.recycle_min_lifetime,
+        )
+        self._roster = Roster(policy=policy or None, reader=reader, report=report)
+        self._recycler = None
+        if self._pool is not None and not off:
+            self._recycler = Recycler(
+                exits=self._pool,
+                roster=self._roster,
+                report=report,
+                recycled=recycled,
+                hasten=lambda: hasten(Recycler.name),
+                monotonic=monotonic,
+            )
+        self._watchdog = MemoryWatchdog(
+            interval_s=settings.memory_interval,
+            pid=os.getpid(),
+            children=NoChildren() if self._pool is None else self._pool,
+            roster=self._roster,
+            reader=reader,
+            parent_limit_bytes=size_bytes(settings.parent_memory_limit, available),
+            parent_action=settings.parent_action,
+            strikes=settings.memory_strikes,
+            actor=DryRun(count=recycled) if settings.dry_run else Acting(self._recycler),
+            report=report,
+            monotonic=monotonic,
+        )
+        self.states = {"memory": _ON, "recycling": off or _ON}
+        self.parts: list[Part] = [self._watchdog]
+        if self._recycler is not None:
+            self.parts.append(self._recycler)
+
+    def start(self) -> None:
+        """Begin to note which child runs what, and when one is up."""
+        if self._pool is None:
+            return
+        try:
+            self._undo.append(celery_internals.watch_accepted(self._began).undo)
+        except MissingInternalError:
+            # No suspects then, and no newborn that is known by having run nothing.
+            self._roster.knows_runs = False
+        try:
+            births = self._pool.watch_births(self._born)
+        except MissingInternalError:
+            births = None
+        if births is not None:
+            self._undo.append(births.undo)
+        if self._recycler is not None and not self._pool.has_event_loop:
+            self._undo.append(celery_internals.keep_replacements_alive())
+
+    def stop(self, *, cold: bool) -> None:
+        """Undo every hook; a ``cold`` shutdown waits for no child."""
+        try:
+            if self._pool is not None and not cold:
+                self._pool.hear_woken()
+        except Exception as exc:  # noqa: BLE001 - reported; the pool then waits for that child
+            self._on_error(exc)
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+    def describe(self) -> dict[str, Any]:
+        """The last reading of each process against its limit, in bytes; ages in seconds."""
+        roster, parent = self._roster, self._watchdog.parent
+        suspension = roster.policy.suspension if roster.policy else None
+        return {
+            "metric": roster.reader.metric,
+            "child_limit_bytes": roster.limit_bytes,
+            "parent_limit_bytes": self._watchdog.parent_limit_bytes,
+            "parent": asdict(parent) if parent else None,
+            "children": self._describe_children(),
+            "suspended": asdict(suspension) if suspension else None,
+            "suspects": [asdict(suspect) for suspect in roster.suspects.top()],
+        }
+
+    def _describe_children(self) -> list[dict[str, Any]]:
+        roster, now = self._roster, self._monotonic()
+        leaving = self._recycler.leaving if self._recycler is not None else {}
+        described = []
+        for child in self._pool.listed() if self._pool is not None else ():
+            reading = roster.readings.get(child.pid)
+            described.append(
+                {
+                    "pid": child.pid,
+                    "rss_bytes": reading and reading.rss_bytes,
+                    "used_bytes": reading and reading.used_bytes,
+                    "metric": reading and reading.metric,
+                    "age_s": round(now - roster.born_mono.get(child.pid, now), 1),
+                    "recycles": roster.recycles[child.slot],
+                    "leaving": child.pid in leaving,
+                }
+            )
+        return described
+
+    def _began(self, pid: int, task: str) -> None:
+        # Not counted here: without an event loop this is a thread of the pool's.
+        self._roster.began.append((pid, task))
+
+    def _born(self, pid: int) -> None:
+        try:
+            self._roster.up(pid, self._monotonic())
+        except Exception as exc:  # noqa: BLE001 - in the pool's own callback; the next reading serves
+            self._on_error(exc)
+
+
+def _reason_not_to_recycle(pool: PoolChildren | None, settings: Settings) -> str:
+    if settings.child_memory_limit is None:
+        return "worker_guard_child_memory_limit is None"
+    if settings.dry_run:
+        return "a dry run"
+    return "" if pool is None else pool.why_not_to_recycle()
