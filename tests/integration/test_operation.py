@@ -166,7 +166,7 @@ def test_events_are_bare_json_lines_on_stderr(make_fleet: MakeFleet) -> None:
     worker = fleet.start("w", "--without-mingle")
     wait_for(lambda: worker.cleared() == 12, "the ids to be cleared")
     worker.stop()
-    lines = [line for line in worker.text().splitlines() if "worker_guard." in line]
+    lines = [line for line in worker.text().splitlines() if '"worker_guard.' in line]
     events = [json.loads(line) for line in lines]
     assert events[0]["event"] == "worker_guard.started"
     assert events[-1]["event"] == "worker_guard.stopped"
@@ -193,7 +193,7 @@ def test_events_follow_the_logfile_through_a_rotation(
     log = tmp_path / "worker.log"
     worker = fleet.start("w", "--without-mingle", log=log, to_logfile=True)
     assert worker.events("started")
-    assert "worker_guard" not in Path(f"{log}.stderr").read_text()
+    assert '"event"' not in Path(f"{log}.stderr").read_text()
     log.rename(tmp_path / "worker.log.1")
     worker.ask("guard_sweep")
     wait_for(lambda: log.exists() and worker.events("cleanup_completed"), "the new file")
@@ -332,8 +332,12 @@ def test_a_result_backend_that_hangs(make_fleet: MakeFleet) -> None:
         worker = fleet.start("w", "-Q", "own")
         fleet.app.send_task("harness.add", (1, 2), task_id="own", expires=-1, queue="own")
         wait_for(lambda: worker.cleared() == 1, "the own id to be cleared")
-        wait_for(lambda: worker.events("part_failed"), "the failure to be reported")
-        assert {e["part"] for e in worker.events("part_failed")} == {"revoked_verify"}
+
+        def failed() -> set[str]:
+            return {event["part"] for event in worker.events("part_failed")}
+
+        wait_for(lambda: "revoked_verify" in failed(), "the failure to be reported")
+        assert failed() <= {"revoked_verify", "results"}
         fleet.app.send_task("harness.add", (1, 2), task_id="runs", queue="own")
         worker.logged("Task harness.add[runs]")
         worker.logged("harness.add[runs] succeeded")
