@@ -26,10 +26,12 @@ from worker_guard import WorkerGuard
 from worker_guard.bootstep import GuardTimer
 from worker_guard.celery_internals import Discarding, Hook, MissingInternalError
 from worker_guard.events import Stopped
+from worker_guard.guard import Guard
 from worker_guard.reporting import LOGGER, Reporter, open_log
 from worker_guard.revoked.backfill import Backfill
 from worker_guard.revoked.ledger import Ledger, Origin, Source
 from worker_guard.revoked.watch import RevokedWatch
+from worker_guard.settings import Settings
 
 
 def hooks_in_place() -> dict[str, Any]:
@@ -327,3 +329,57 @@ def test_two_threads_never_lose_an_operators_id() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert ledger.count(Origin.OPERATOR) == len(ids)
+
+
+def test_a_revoke_while_a_peers_ids_are_taken_in_is_an_operators(
+    heard: tuple[RevokedWatch, Heard],
+) -> None:
+    """With gevent the two interleave; what one call comes from says nothing of the other."""
+    watch, listener = heard
+    watch.start(StubWorker())
+
+    def peers_ids() -> Iterator[str]:
+        yield "foreign"
+        revoke = threading.Thread(target=state.revoked.update, args=({"operators"},))
+        revoke.start()
+        revoke.join()
+
+    control.Panel.data["hello"](
+        SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=peers_ids()
+    )
+    assert listener.errors == []
+    assert watch.ledger.origin("foreign") is Origin.FOREIGN
+    assert watch.ledger.origin("operators") is Origin.OPERATOR
+
+
+class FakeConsumer:
+    """A consumer without an event loop: its timer is another thread."""
+
+    hub = None
+
+    def __init__(self) -> None:
+        self.timed: list[tuple[Any, ...]] = []
+        self.soon: list[Any] = []
+        self.timer = SimpleNamespace(call_after=lambda *call: self.timed.append(call))
+
+    def call_soon(self, function: Any) -> None:
+        self.soon.append(function)
+
+
+def test_without_an_event_loop_a_tick_only_hands_over_to_the_consumers_thread() -> None:
+    """The revoked set is not made for two threads."""
+    app = Celery("test", set_as_current=False)
+    worker = SimpleNamespace(hostname="w@test", app=app)
+    guard, consumer = Guard(worker, Settings(), version="0"), FakeConsumer()
+    try:
+        guard.arm(consumer)
+        assert consumer.timed
+        armed = len(consumer.timed)
+        for _delay_s, function, arguments in list(consumer.timed):
+            function(*arguments)
+        # Nothing ran but the handing over, or it would have set its next tick.
+        assert (len(consumer.soon), len(consumer.timed)) == (armed, armed)
+        consumer.soon[0]()
+        assert len(consumer.timed) == armed + 1
+    finally:
+        guard.abandon()

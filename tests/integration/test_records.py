@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from worker_guard.revoked.records import (
     RECORD_LIMIT_BYTES,
     Records,
     RecordsUnavailableError,
+    RedisRecords,
     open_records,
 )
 
@@ -183,3 +185,40 @@ def test_backends_that_prove_nothing(conf: dict[str, Any], reason: str) -> None:
     app.conf.update(conf)
     with pytest.raises(RecordsUnavailableError, match=reason):
         open_records(app.backend, revoke_expires_s=10_800.0)
+
+
+class FakePipeline:
+    """Records the commands in their order; each is answered with None."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def __enter__(self) -> FakePipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be closed."""
+
+    def getrange(self, *_: object) -> None:
+        self.called.append("record")
+
+    def mget(self, keys: list[bytes]) -> None:
+        self.called.append("marks")
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        return [None] * (len(self.called) - 1) + [[None] * (len(self.called) - 1)]
+
+
+def test_records_are_read_before_marks() -> None:
+    """The other way round a mark and an expiry written in between look like an expiry alone."""
+    pipeline = FakePipeline()
+    records = RedisRecords(
+        SimpleNamespace(pipeline=lambda **_: pipeline),
+        record_key=str,
+        mark_prefix="",
+        decode=lambda _: None,
+        mark_ttl_s=1.0,
+        unproven_ttl_s=1.0,
+    )
+    records.verdicts(["a", "b"])
+    assert pipeline.called == ["record", "record", "marks"]
