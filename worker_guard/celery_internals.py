@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -265,7 +268,18 @@ def redis_client(backend: Any, timeout_s: float) -> Any:
     params.pop("retry_on_timeout", None)
     # Once more, at once: the pooled connection is stale after the server was restarted.
     params["retry"] = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-    return backend._create_client(**params)
+    client = backend._create_client(**params)
+    # Sentinels are asked by clients of their own, which wait for minutes too.
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    sentinels = manager.sentinels if manager is not None else ()
+    for sentinel in sentinels:
+        share_s = timeout_s / len(sentinels)
+        sentinel.connection_pool.connection_kwargs.update(
+            socket_timeout=share_s,
+            socket_connect_timeout=share_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+    return client
 
 
 def key_prefix(backend: Any) -> str:
@@ -302,12 +316,15 @@ def result_key_prefixes(backend: Any) -> tuple[bytes, ...]:
 
 
 def result_lifetime_s(backend: Any) -> float | None:
-    """``result_expires`` in seconds, 0 or None for ever.
+    """The longest lifetime in seconds that this backend gives to what it stores; None: for ever.
 
-    Relies on ``Backend.expires``, which is None where ``result_expires`` is.
+    Relies on ``Backend.expires`` (``result_expires``) and, from Celery 5.7 on, ``failure_expires``
+    and ``chord_expires``, which can each be longer. None and 0 both mean "for ever", for one of
+    them as for all: what is meant to stay is not told from the rest.
     """
-    expires = backend.expires
-    return None if expires is None else float(expires)
+    names = ("expires", "failure_expires", "chord_expires")
+    lifetimes = [getattr(backend, name, backend.expires) for name in names]
+    return float(max(lifetimes)) if all(lifetimes) and min(lifetimes) > 0 else None
 
 
 def results_client(backend: Any, timeout_s: float) -> Any:
@@ -627,12 +644,21 @@ def outlive_the_forking_thread() -> None:
     Celery has the kernel kill each child when its parent dies, and the kernel takes the thread
     that forked it for the parent. Without an event loop replacements are forked by a thread that
     ends as soon as a warm shutdown begins, so that their running tasks would be lost. Such a
-    child still ends when the main process does: its queue is closed then.
+    child still ends when the main process does: a thread of its own looks for that.
 
     Relies on ``billiard.util.set_pdeathsig``; elsewhere than on Linux there is nothing to undo.
     """
+    parent = os.getppid()
     with contextlib.suppress(OSError):
         set_pdeathsig(0)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """In a child: what the kernel did, for the main process instead of for its thread."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def keep_replacements_alive() -> Callable[[], None]:

@@ -164,7 +164,7 @@ class Guard:
             off = ("revoked", "revoked_verify", "operator_marks")
             self.parts.update(dict.fromkeys(off, str(exc)))
         if self._memory is not None:
-            self._memory.start()
+            self._attempt("memory", self._memory.start)
         self._report(
             Started(
                 version=self._version,

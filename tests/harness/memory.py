@@ -48,7 +48,7 @@ class Site:
 
     def send(self, task: str, *args: Any, **options: Any) -> Any:
         """Publish a task of the harness."""
-        return self.fleet.send(task, *args, **options)
+        return self.fleet.results.send_task(f"harness.{task}", args, **options)
 
     def run(self, task: str, *args: Any, **options: Any) -> Any:
         """The result of a task."""

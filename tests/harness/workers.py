@@ -145,7 +145,7 @@ class Fleet:
         ours = {k: v for k, v in conf.items() if k != "result_backend"}
         self.app.conf.update(ours, harness=conf, task_default_queue="work")
         self.results = Celery("results", set_as_current=False)
-        self.results.conf.update(conf)
+        self.results.conf.update(conf, task_default_queue="work")
         self.workers: list[Worker] = []
 
     def start(self, name: str, *options: str, **arguments: Any) -> Worker:

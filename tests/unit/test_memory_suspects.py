@@ -123,3 +123,14 @@ def test_a_child_that_left_leaves_nothing_behind() -> None:
     assert suspects.ran_nothing(1)
     suspects.read(1, 50 * MB, busy=False)
     assert suspects.top() == ()
+
+
+def test_nothing_is_kept_of_children_that_are_gone() -> None:
+    """Whatever was heard of one, and in whatever order, it is known by its pid until it is gone."""
+    suspects = Suspects()
+    suspects.began(1, "heard.of.late")
+    suspects.read(2, 10, busy=False)
+    assert suspects.children() == {1, 2}
+    for pid in (1, 2):
+        suspects.gone(pid)
+    assert suspects.children() == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from celery import Celery
 from celery.schedules import crontab, schedule
 
 from tests.unit.test_settings import conf
+from worker_guard.celery_internals import result_lifetime_s
 from worker_guard.errors import SettingError
 from worker_guard.results.janitor import celery_schedule
 from worker_guard.results.opening import Cleanup, NoAgeError, ResultsOffError, open_janitor
@@ -180,3 +182,25 @@ def test_any_schedule_of_celery_says_when(value: Any, due_after_s: float) -> Non
     assert 0 < wait_s <= due_after_s
     due, wait_s = ask(time.time() + 1)
     assert not due
+
+
+@pytest.mark.parametrize(
+    ("lifetimes", "longest_s"),
+    [
+        ({"expires": 60}, 60.0),
+        ({"expires": 60, "failure_expires": 600, "chord_expires": 60}, 600.0),
+        ({"expires": 60, "failure_expires": 60, "chord_expires": 6000}, 6000.0),
+        # For ever, for one as for all.
+        ({"expires": None}, None),
+        ({"expires": 0}, None),
+        ({"expires": 60, "failure_expires": 0, "chord_expires": 60}, None),
+        ({"expires": 60, "failure_expires": 60, "chord_expires": 0}, None),
+        ({"expires": None, "failure_expires": 60}, None),
+        ({"expires": -1}, None),
+    ],
+)
+def test_the_longest_lifetime_that_celery_gives_counts(
+    lifetimes: dict[str, Any], longest_s: float | None
+) -> None:
+    """Celery 5.7 can keep failures and chords for longer than results."""
+    assert result_lifetime_s(SimpleNamespace(**lifetimes)) == longest_s

@@ -70,6 +70,10 @@ class Suspects:
             # What goes on running can go on growing, though it is no further run.
             self._runs[pid] = Counter({self._running[pid]: 0})
 
+    def children(self) -> set[int]:
+        """The children of which something is kept."""
+        return self._rss_bytes.keys() | self._running.keys() | self._runs.keys()
+
     def gone(self, pid: int) -> None:
         """A child has left."""
         for known in (self._rss_bytes, self._runs, self._running):

@@ -136,7 +136,7 @@ class Roster:
     def keep(self, pids: set[int]) -> None:
         """Forget the children that are not among these, but for those that are followed."""
         followed = self.policy.leaving() if self.policy is not None else set()
-        for pid in self.born_mono.keys() - pids - followed:
+        for pid in (self.born_mono.keys() | self.suspects.children()) - pids - followed:
             self.gone(pid)
 
     def up(self, pid: int, now: float) -> None:

@@ -361,18 +361,28 @@ _CLUSTER = (
 )
 
 
+_PERHAPS_A_CLUSTER = (
+    "it can't be told whether the result backend is a node of a Redis Cluster, which worker_guard "
+    "does not sweep; allow its user the command INFO"
+)
+
+
 def refuse_cluster(client: Any) -> None:
     """Make sure, before anything is changed, that the server holds all of the keys.
 
     Raises:
         SweepImpossibleError: it is a node of a cluster.
     """
-    from redis.exceptions import ResponseError
+    from redis.exceptions import RedisError, ResponseError
 
     try:
         info = client.info("cluster")
     except ResponseError:
-        # INFO is refused to this user; a node of a cluster would still say so at the first page.
+        # INFO is refused to this user. A node of a cluster answers for no two keys of two slots.
+        try:
+            client.exists("{worker-guard-a}", "{worker-guard-b}")
+        except RedisError as exc:
+            raise SweepImpossibleError(_PERHAPS_A_CLUSTER) from exc
         return
     if int(info.get("cluster_enabled", 0)):
         raise SweepImpossibleError(_CLUSTER)
