@@ -208,8 +208,11 @@ class Guard:
         marker, sweeper = self._marker, replace(self._sweeper, grace_s=0.0)
         if cold:
             marker, sweeper = None, replace(sweeper, records=None)
-        if self._janitor is not None and not cold:
-            self._attempt(self._janitor.name, self._janitor.give_back)
+        if (janitor := self._janitor) is not None:
+            # A sweep under way reports what it has done so far.
+            self._attempt(janitor.name, lambda: self._scheduler.close(janitor.name))
+            if not cold:
+                self._attempt(janitor.name, janitor.give_back)
         if marker is not None:
             self._attempt(marker.name, lambda: self._run_briefly(marker.round()))
         self._attempt("last_sweep", lambda: self._run_briefly(sweeper.round()))

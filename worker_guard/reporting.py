@@ -14,8 +14,10 @@ from worker_guard.events import Event
 
 LOGGER = "worker_guard"
 
-#: The password in a URL, wherever an error's text quotes one: before the host, or as a parameter.
+#: The password in a URL, wherever an error's text quotes one: before the host, or as a parameter;
+#: and what is left of one where a piece of the URL is quoted, as for a slash in the password.
 _PASSWORD = re.compile(r"(?<=://)([^\s:/@]*):\S+(?=@)")
+_HOST = re.compile(r"(?<![^\s'\"])(?![^\s'\"]*://)[^\s'\"]+@(?=[\w.\-\[\]]+:\d)")
 _PARAMETER = re.compile(r"(?<=[?&]password=)[^&\s]+")
 
 
@@ -55,7 +57,7 @@ class Reporter:
 def masked(value: Any) -> Any:
     """The value with the passwords of URLs in it hidden."""
     if isinstance(value, str):
-        return _PARAMETER.sub("**", _PASSWORD.sub(r"\1:**", value))
+        return _HOST.sub("**@", _PARAMETER.sub("**", _PASSWORD.sub(r"\1:**", value)))
     if isinstance(value, Mapping):
         return {key: masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Protocol
@@ -95,6 +95,14 @@ class Scheduler:
         self._later = None
         for run in self._runs.values():
             run.ticket += 1
+
+    def close(self, name: str) -> None:
+        """End a part's round where it is; what it clears up at its end is done now."""
+        run = self._runs.get(name)
+        if run is not None and run.slices is not None:
+            slices, run.slices = run.slices, None
+            if isinstance(slices, Generator):
+                slices.close()
 
     def hasten(self, name: str, *, within_s: float = 0.0, anyway: bool = False) -> None:
         """Have a part's next round at a moment of the next ``within_s`` if it is due later.

@@ -40,18 +40,18 @@ def run() -> list[Figure]:
         ),
         Figure(
             "longest time that this sweep held the event loop",
-            statistics.median(holds) * 1000,
+            max(holds) * 1000,
             "ms",
             aim=5.0,
-            note=f"median over {ROUNDS} sweeps of each one's longest slice; "
-            f"the longest of all {max(holds) * 1000:.2f} ms",
+            note=f"the longest slice of {ROUNDS} sweeps; the median of each sweep's longest is "
+            f"{statistics.median(holds) * 1000:.2f} ms",
         ),
         Figure(
             f"the same where {IDS - IDS // 10:,} of the ids are an operator's",
-            statistics.median(mixed) * 1000,
+            max(mixed) * 1000,
             "ms",
             aim=5.0,
-            note=f"the longest of all {max(mixed) * 1000:.2f} ms",
+            note=f"the median of each sweep's longest is {statistics.median(mixed) * 1000:.2f} ms",
         ),
     ]
 

@@ -70,6 +70,7 @@ def test_the_hosts_levels_hold(root: logging.Handler) -> None:
         "amqp://guest:s3cret@localhost//",
         "redis://user:s3cret@and:s3cret@host/0",
         "redis://host/0?password=s3cret&timeout=1",
+        "Port could not be cast to integer value as 's3cret@127.0.0.1:6379/0' of redis://",
     ],
 )
 def test_a_urls_password_is_hidden(root: logging.Handler, error: str) -> None:

@@ -196,6 +196,27 @@ def test_hastened() -> None:
     scheduler.hasten("unknown")
 
 
+def test_a_round_that_is_closed_clears_up_at_once() -> None:
+    """And is not resumed."""
+    cleared_up: list[bool] = []
+
+    class Careful(FakePart):
+        def round(self, trigger: Trigger = "timer") -> Iterator[None]:
+            try:
+                yield from super().round(trigger)
+            finally:
+                cleared_up.append(True)
+
+    part = Careful(slices=3)
+    scheduler, timer, _ = scheduled(part)
+    scheduler.close("fake")
+    scheduler.arm(timer.later)
+    timer.advance(10.0)
+    scheduler.close("fake")
+    assert (cleared_up, part.resumed) == ([True], 1)
+    scheduler.close("unknown")
+
+
 def test_a_round_begun_elsewhere_is_finished() -> None:
     """The rest of a remote command's sweep; its failure is contained too."""
     part = FakePart(slices=3)

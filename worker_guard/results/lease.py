@@ -35,9 +35,13 @@ class Lease:
         self.held = False
 
     def take(self) -> bool:
-        """Take it where nobody holds it."""
-        taken = self._client.set(self._key, self._holder, nx=True, px=int(LEASE_S * 1000))
-        self.held = bool(taken)
+        """Take it where nobody holds it, or this holder already does.
+
+        It does after a sweep that failed, and where the answer to an earlier try was lost.
+        """
+        lease_ms = int(LEASE_S * 1000)
+        taken = self._client.set(self._key, self._holder, nx=True, px=lease_ms)
+        self.held = bool(taken) or self._if_mine(lambda pipe: pipe.pexpire(self._key, lease_ms))
         self._renew_mono = self._monotonic() + LEASE_S / 3
         return self.held
 
