@@ -218,10 +218,22 @@ def test_a_cluster_is_refused_before_anything_is_changed() -> None:
     with cluster_node() as node:
         with pytest.raises(SweepImpossibleError, match="Cluster"):
             refuse_cluster(node.client)
-        node.client.acl_setuser("x", enabled=True, nopass=True, keys=["*"], categories=["+@all"])
-        node.client.execute_command("ACL", "SETUSER", "x", "-info")
-        with redis.Redis(port=node.port, username="x", password="x") as blind:
+        told = pytest.raises(SweepImpossibleError, match="it can't be told")
+        with blind_client(node) as blind, told:
             refuse_cluster(blind)
+
+
+def blind_client(server: RedisServer) -> redis.Redis:
+    """A client whose user may do all but ask what the server is."""
+    server.client.acl_setuser("x", enabled=True, nopass=True, keys=["*"], categories=["+@all"])
+    server.client.execute_command("ACL", "SETUSER", "x", "-info")
+    return redis.Redis(port=server.port, username="x", password="x")
+
+
+def test_a_single_server_is_swept_where_info_is_refused() -> None:
+    """It answers for two keys at once, which no node of a cluster does."""
+    with RedisServer() as server, blind_client(server) as blind:
+        refuse_cluster(blind)
 
 
 def test_the_server_killed_in_mid_sweep_is_an_error(client: Any) -> None:

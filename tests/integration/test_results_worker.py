@@ -93,6 +93,8 @@ def guard_process(server: RedisServer, *arguments: str, **values: Any) -> subpro
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # As a terminal starts it: a shell's background job, CI's say, ignores Ctrl-C for all below.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )
 
 
