@@ -98,8 +98,9 @@ class Guard:
             parts,
             report=self._report,
             monotonic=self._monotonic,
-            # Another guard looks for a mark twice, a grace apart: it is to be there by then.
-            longest_pauses_s={Marker.name: max(settings.revoked_grace / 2, 1.0)},
+            # Another guard looks for a mark twice, a grace apart: it is to be there by then. But a
+            # result backend that hangs costs the loop most of a second for each try.
+            longest_pauses_s={Marker.name: max(settings.revoked_grace / 2, 10.0)},
         )
 
     def _compose_memory(self) -> Memory | None:
