@@ -49,6 +49,20 @@ def leaving(site: Site, worker: Worker) -> int:
     return int(requested["child_pid"])
 
 
+def wake_one(site: Site, worker: Worker) -> None:
+    """Have an idle child woken. One whose task is not over yet when it is read leaves unwoken."""
+
+    def left(pid: int) -> bool:
+        return any(event["child_pid"] == pid for event in worker.events("child_recycled"))
+
+    def woken_or_left(pid: int) -> bool:
+        return f"woken: {pid}" in worker.text() or left(pid)
+
+    while "woken: " not in worker.text():
+        pid = site.run("fill", LEAK_MB)
+        wait_for(lambda pid=pid: woken_or_left(pid), f"child {pid} to be woken")  # type: ignore[misc]
+
+
 def pids(worker: Worker) -> set[int]:
     return {child["pid"] for child in children(worker)}
 
@@ -295,8 +309,7 @@ def test_a_warm_shutdown_does_not_wait_for_a_child_that_was_just_woken(
     Nor does it wait for one that was killed before it could answer.
     """
     worker = site.start("--concurrency=2", environ={STOP_AT_WAKE: str(int(signum))})
-    pid = site.run("fill", LEAK_MB)
-    worker.logged(f"woken: {pid}")
+    wake_one(site, worker)
     # Without the answer being read it takes 31 s, with it 2 s; this is far from both.
     assert worker.process.wait(16) == 0
     assert worker.events("stopped")
@@ -314,8 +327,7 @@ def test_a_child_that_was_just_woken_costs_no_task_at_a_warm_shutdown(
         worker = site.start("--concurrency=2", environ={STOP_AT_WAKE: "0"})
         result = site.send("wait", 1)
         waits_in = site.waiting()
-        pid = site.run("fill", LEAK_MB)
-        worker.logged(f"woken: {pid}")
+        wake_one(site, worker)
         others = [site.send("work", 0.01) for _ in range(5)]
         happened(worker, "stopped")
         site.free()
