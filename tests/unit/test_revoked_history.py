@@ -161,8 +161,9 @@ class Histories(RuleBasedStateMachine):
 
         The guard asks for it; only after that the message expires, at whichever worker.
         """
-        if self.backend.down or self.backend.records.get(task_id) == "expired":
-            # A record from before makes the two look alike: a documented limit.
+        asks = not self.backend.down and self.workers[worker].sweeper.lookups.ready(self.now[0])
+        if not asks or self.backend.records.get(task_id) == "expired":
+            # A record from before the first look makes the two look alike: a documented limit.
             return
         self.unguarded.add(task_id)
         self.workers[worker].add(task_id, Source.FOREIGN)

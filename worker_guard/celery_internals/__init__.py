@@ -1,0 +1,70 @@
+"""The one place that touches what Celery, kombu and billiard do not document.
+
+Read and run against Celery 5.3.6, 5.4.0, 5.5.3, 5.6.3 and 5.7.0. Each function says what it
+relies on. Where something is missing on another release the function raises
+:exc:`MissingInternalError`, and the part that needs it stays off and says so.
+"""
+
+from worker_guard.celery_internals.children import (
+    PoolChild,
+    PoolChildren,
+    RunningTask,
+)
+from worker_guard.celery_internals.hooks import (
+    Hook,
+    MissingInternalError,
+)
+from worker_guard.celery_internals.host import (
+    allow_recycling,
+    keep_replacements_alive,
+    outlive_the_forking_thread,
+    pool_name,
+    shut_down_warmly,
+    watch_accepted,
+)
+from worker_guard.celery_internals.revoked import (
+    STATEDB_KEY,
+    Discarding,
+    RevokedSet,
+    statedb,
+    watch_revoked_set,
+)
+from worker_guard.celery_internals.servers import (
+    is_key_value,
+    is_redis,
+    key_prefix,
+    naive_date_ahead_s,
+    redis_client,
+    result_key_prefixes,
+    result_lifetime_s,
+    results_client,
+    waiting_messages,
+)
+
+__all__ = [
+    "STATEDB_KEY",
+    "Discarding",
+    "Hook",
+    "MissingInternalError",
+    "PoolChild",
+    "PoolChildren",
+    "RevokedSet",
+    "RunningTask",
+    "allow_recycling",
+    "is_key_value",
+    "is_redis",
+    "keep_replacements_alive",
+    "key_prefix",
+    "naive_date_ahead_s",
+    "outlive_the_forking_thread",
+    "pool_name",
+    "redis_client",
+    "result_key_prefixes",
+    "result_lifetime_s",
+    "results_client",
+    "shut_down_warmly",
+    "statedb",
+    "waiting_messages",
+    "watch_accepted",
+    "watch_revoked_set",
+]

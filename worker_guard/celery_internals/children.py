@@ -1,0 +1,286 @@
+"""The children of a prefork pool, and how one of them leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from billiard.pool import EX_OK, EX_RECYCLE
+from celery.utils.functional import noop
+from celery.worker import state
+
+from worker_guard.celery_internals.hooks import Hook, MissingInternalError
+from worker_guard.celery_internals.host import pool_name
+
+#: A woken child answers within milliseconds; one that does not in this time is stopped or stuck.
+ANSWER_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolChild:
+    """A process of the pool. ``slot`` is its place, which its replacement takes over.
+
+    ``up`` is False until it has said that it takes tasks.
+    """
+
+    pid: int
+    slot: int
+    up: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningTask:
+    """A task that a child has accepted and not finished."""
+
+    task_id: str
+    task_name: str
+
+
+class PoolChildren:
+    """The children of a prefork pool, and how one of them leaves without losing its work.
+
+    A child leaves by its sentinel: an event that it looks at before it waits for its next job.
+    An idle child is past that look already, so it is given an empty job, as Celery's own
+    ``TaskPool.restart`` does, and looks again after it. No signal is sent at any time: whatever
+    the pool has written to the child is run by it, or was never begun and is put back by the pool.
+
+    Relies on ``TaskPool._pool`` (None after stop), ``Pool._pool``, ``_cache``, ``_poolctrl``,
+    ``_processes``, ``_putlock`` and the processes' ``index`` and ``exitcode``; with an event loop
+    also on ``AsynPool._all_inqueues``, ``_busy_workers``, ``_active_writes``,
+    ``_waiting_to_start``, ``outbound_buffer``, ``handle_result_event``, ``inqW_fd``, ``outq``,
+    ``outqR_fd`` and the ``consolidate_callback`` of ``worker.hub``. Run on billiard 4.2.0 and
+    4.3.2.
+
+    Raises:
+        MissingInternalError: the pool has no children, or lacks one of these.
+    """
+
+    _NEEDED = ("_pool", "_cache", "_processes", "_poolctrl", "_putlock", "apply_async")
+    _NEEDED_BY_LOOP = (
+        "_all_inqueues",
+        "_busy_workers",
+        "_active_writes",
+        "_waiting_to_start",
+        "_result_handler",
+        "outbound_buffer",
+    )
+
+    def __init__(self, worker: Any) -> None:
+        from celery.concurrency.prefork import TaskPool
+
+        if not isinstance(worker.pool, TaskPool):
+            raise MissingInternalError(f"the {pool_name(worker)} pool has no children")
+        self._worker = worker
+        self._task_pool = worker.pool
+        pool = worker.pool._pool
+        #: Whether the pool is driven by the event loop; else by threads of its own.
+        self.has_event_loop = not getattr(pool, "threads", True)
+        needed = self._NEEDED + (self._NEEDED_BY_LOOP if self.has_event_loop else ())
+        missing = [name for name in needed if not hasattr(pool, name)]
+        if missing:
+            raise MissingInternalError(f"this release's pool has no {', '.join(missing)}")
+        self._asked: dict[int, Any] = {}
+        self._wakes: list[Any] = []
+
+    def why_not_to_recycle(self) -> str:
+        """Why the children can't be asked to leave; empty: they can."""
+        if not getattr(self._task_pool._pool, "allow_restart", False):
+            return "the pool was made without a sentinel for each child"
+        if not self.has_event_loop and not getattr(self._task_pool, "forking_enable", True):
+            return "a pool with threads that spawns its children loses them when its thread ends"
+        return ""
+
+    def listed(self) -> list[PoolChild]:
+        """The children that the pool has now, in the order of their slots."""
+        pool = self._task_pool._pool
+        if pool is None:
+            return []
+        waiting = getattr(pool, "_waiting_to_start", ())
+        children = [
+            PoolChild(pid=process.pid, slot=process.index, up=process not in waiting)
+            for process in list(pool._pool)
+            if process.pid is not None
+        ]
+        return sorted(children, key=lambda child: child.slot)
+
+    def size(self) -> int:
+        """How many children the pool is to have."""
+        pool = self._task_pool._pool
+        return 0 if pool is None else int(pool._processes)
+
+    def running(self) -> dict[int, RunningTask]:
+        """The task that each busy child has accepted and not finished."""
+        pool = self._task_pool._pool
+        found: dict[int, RunningTask] = {}
+        for job in () if pool is None else list(pool._cache.values()):
+            if job.correlation_id and job.accepted() and not job.ready():
+                known = state.requests.get(job.correlation_id)
+                name = str(getattr(known, "name", ""))
+                for pid in job.worker_pids():
+                    found[pid] = RunningTask(task_id=job.correlation_id, task_name=name)
+        return found
+
+    def is_busy(self, pid: int) -> bool:
+        """Whether a job was given to this child and isn't known to be finished."""
+        process = self._process(pid)
+        return process is not None and self._has_job(self._task_pool._pool, process)
+
+    def ask_to_leave(self, pid: int) -> bool:
+        """Set the child's sentinel; False: not now, try again.
+
+        The event's lock is only tried: a child that was killed while it held it holds it for ever.
+        """
+        process = self._process(pid)
+        pool = self._task_pool._pool
+        sentinel = None if process is None else pool._poolctrl.get(pid)
+        if sentinel is None or not sentinel._cond.acquire(False):
+            return False
+        try:
+            # What Event.set does, less the notifying: nobody waits for it.
+            sentinel._flag.acquire(False)
+            sentinel._flag.release()
+        finally:
+            sentinel._cond.release()
+        self._asked[pid] = process
+        return True
+
+    def wake(self, pid: int) -> None:
+        """Give the child an empty job where it is idle, so that it looks at its sentinel."""
+        process = self._process(pid)
+        pool = self._task_pool._pool
+        if process is None or self._has_job(pool, process):
+            return
+        if self.has_event_loop:
+            self._wake_by_loop(pool, process)
+        else:
+            self._wake_by_queue(pool)
+
+    def _wake_by_loop(self, pool: Any, process: Any) -> None:
+        fd = process.inqW_fd
+        free = (
+            fd in pool._all_inqueues
+            and fd not in pool._busy_workers
+            and fd not in pool._active_writes
+        )
+        # A waiting task wakes the child as well; and a slot is taken as a task would take it,
+        # since the pool gives one back when the empty job is done.
+        if not free or pool.outbound_buffer or pool._putlock.value <= 0:
+            return
+        hub = self._worker.hub  # kombu's own get_event_loop() can be None after a reconnect
+        if hub is None or hub.consolidate_callback is None:
+            return
+        self._wakes = [wake for wake in self._wakes if self._unanswered(pool, wake)]
+        pool._putlock.acquire(self._put_empty_job, pool)
+        # The job is the only one that waits, so that it is written to this child.
+        hub.consolidate_callback([fd])
+
+    def _put_empty_job(self, pool: Any) -> None:
+        wake = pool.apply_async(noop)
+        if wake is not None:
+            self._wakes.append(wake)
+
+    def hear_woken(self) -> None:
+        """Read what the children that were just woken answer; for a warm shutdown.
+
+        To be called after the consumer has closed and before the pool does. ``AsynPool.flush``
+        has by then dropped the empty jobs that were not accepted yet, so that the pool would read
+        no answer to them, and billiard's child waits 30 s for its answer to be read. An empty job
+        is put back into the books only while this reads: left there it could outlast its child.
+        With threads the pool reads by itself.
+        """
+        pool = self._task_pool._pool
+        if pool is None or not self.has_event_loop:
+            return
+        until = time.monotonic() + ANSWER_S
+        for wake in self._wakes:
+            if wake._job in pool._cache:
+                continue  # accepted, or a release that drops none: the pool reads it
+            pool._cache[wake._job] = wake
+            try:
+                while self._unanswered(pool, wake) and time.monotonic() < until:
+                    process = wake._write_to
+                    # Its messages are small enough to be written whole, so to be read whole.
+                    if process.outq._reader.poll(0.05):
+                        pool.handle_result_event(process.outqR_fd)
+            finally:
+                wake.discard()
+
+    @staticmethod
+    def _unanswered(pool: Any, wake: Any) -> bool:
+        """Whether the child that this empty job was written to lives and has not answered it."""
+        process = wake._write_to
+        return not wake.ready() and process in pool._pool and bool(process._is_alive())
+
+    def _wake_by_queue(self, pool: Any) -> None:
+        # All children read one queue, in turns: each idle one has to get an empty job for this
+        # one to get its own.
+        self._wakes = [wake for wake in self._wakes if not wake.ready()]
+        if self._wakes:
+            return
+        for _ in range(len(pool._pool)):
+            if not pool._putlock.acquire(False):
+                return
+            wake = pool.apply_async(noop, waitforslot=False)
+            if wake is None:
+                return
+            self._wakes.append(wake)
+
+    def has_left(self, pid: int) -> bool:
+        """Whether a child that was asked to leave is no more in the pool."""
+        return self._process(pid) is not self._asked.get(pid)
+
+    def left_by_itself(self, pid: int) -> bool:
+        """Whether a child that has left did so between two tasks, and not by a signal.
+
+        Forgets the child.
+        """
+        process = self._asked.pop(pid, None)
+        return process is not None and process.exitcode in (EX_OK, EX_RECYCLE)
+
+    def maintain(self) -> None:
+        """Reap who has left, and replace it, now instead of at the pool's next look.
+
+        Only with an event loop: otherwise a thread does that, and two must not.
+        """
+        if self.has_event_loop and self._task_pool._pool is not None:
+            self._task_pool.maintain_pool()
+
+    def watch_births(self, on_born: Callable[[int], None]) -> Hook | None:
+        """Have ``on_born(pid)`` called when a child is up, before it gets a task.
+
+        None: with threads nobody is told. Relies on ``ResultHandler.state_handlers``.
+        """
+        if not self.has_event_loop:
+            return None
+        from celery.concurrency.asynpool import WORKER_UP
+
+        handlers = getattr(self._task_pool._pool._result_handler, "state_handlers", None)
+        if handlers is None or WORKER_UP not in handlers:
+            raise MissingInternalError("this release's pool does not tell when a child is up")
+
+        def wrap(on_process_alive: Callable[..., Any]) -> Callable[..., Any]:
+            def told(pid: int) -> Any:
+                told_pool = on_process_alive(pid)
+                on_born(pid)
+                return told_pool
+
+            return told
+
+        return Hook(handlers, WORKER_UP, wrap)
+
+    def _process(self, pid: int) -> Any:
+        pool = self._task_pool._pool
+        processes = () if pool is None else list(pool._pool)
+        return next((process for process in processes if process.pid == pid), None)
+
+    @staticmethod
+    def _has_job(pool: Any, process: Any) -> bool:
+        return any(
+            process.pid in job.worker_pids()
+            or job._write_to is process
+            or job._scheduled_for is process
+            for job in list(pool._cache.values())
+            if not job.ready()
+        )

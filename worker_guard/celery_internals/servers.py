@@ -1,0 +1,125 @@
+"""The result backend, its clients and its key names, and the queues of the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+from celery.backends.base import BaseKeyValueStoreBackend
+from kombu.utils.encoding import bytes_to_str, ensure_bytes
+
+
+def redis_client(backend: Any, timeout_s: float) -> Any:
+    """A Redis client of the guard's own for the server of this result backend.
+
+    Relies on ``RedisBackend.connparams`` and ``_create_client``, which serve Sentinel, TLS and
+    sockets as the backend is configured. The backend's own client waits for minutes.
+    """
+    from redis.backoff import NoBackoff
+    from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.retry import Retry
+
+    params = dict(backend.connparams, socket_timeout=timeout_s)
+    if "path" not in params:
+        params["socket_connect_timeout"] = timeout_s
+    params.pop("retry_on_timeout", None)
+    # Once more, at once: the pooled connection is stale after the server was restarted.
+    params["retry"] = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
+    client = backend._create_client(**params)
+    # Sentinels are asked by clients of their own, which wait for minutes too.
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    sentinels = manager.sentinels if manager is not None else ()
+    for sentinel in sentinels:
+        share_s = timeout_s / len(sentinels)
+        sentinel.connection_pool.connection_kwargs.update(
+            socket_timeout=share_s,
+            socket_connect_timeout=share_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+    return client
+
+
+def results_client(backend: Any, timeout_s: float) -> Any:
+    """A client for the server of this result backend that returns bytes, whatever its URL says.
+
+    Relies on what :func:`redis_client` relies on, and on ``ConnectionPool.connection_kwargs``.
+    """
+    client = redis_client(backend, timeout_s)
+    client.connection_pool.connection_kwargs["decode_responses"] = False
+    return client
+
+
+def key_prefix(backend: Any) -> str:
+    """The ``global_keyprefix`` of a key-value result backend, ``""`` where there is none.
+
+    Relies on ``task_keyprefix``: the class's value, behind the global prefix on an instance.
+    """
+    to_str: Callable[[Any], str] = bytes_to_str
+    return to_str(backend.task_keyprefix).removesuffix(to_str(type(backend).task_keyprefix))
+
+
+def is_key_value(backend: Any) -> bool:
+    """Whether the result backend stores values under keys that the guard can read and write."""
+    return isinstance(backend, BaseKeyValueStoreBackend)
+
+
+def is_redis(backend: Any) -> bool:
+    """Whether the result backend is Redis (Sentinel included)."""
+    return (
+        is_key_value(backend)
+        and hasattr(backend, "connparams")
+        and hasattr(backend, "_create_client")
+    )
+
+
+def result_key_prefixes(backend: Any) -> tuple[bytes, ...]:
+    """The prefixes of a key-value result backend's keys: of tasks, of groups, of chords.
+
+    Relies on ``task_keyprefix``, ``group_keyprefix`` and ``chord_keyprefix``, which hold the
+    ``global_keyprefix`` on an instance.
+    """
+    prefixes = (backend.task_keyprefix, backend.group_keyprefix, backend.chord_keyprefix)
+    return tuple(ensure_bytes(prefix) for prefix in prefixes)
+
+
+def result_lifetime_s(backend: Any) -> float | None:
+    """The longest lifetime in seconds that this backend gives to what it stores; None: for ever.
+
+    Relies on ``Backend.expires`` (``result_expires``) and, from Celery 5.7 on, ``failure_expires``
+    and ``chord_expires``, which can each be longer. None and 0 both mean "for ever", for one of
+    them as for all: what is meant to stay is not told from the rest.
+    """
+    names = ("expires", "failure_expires", "chord_expires")
+    lifetimes = [getattr(backend, name, backend.expires) for name in names]
+    return float(max(lifetimes)) if all(lifetimes) and min(lifetimes) > 0 else None
+
+
+def naive_date_ahead_s(app: Any) -> int:
+    """By how much (s) a ``date_done`` without an offset can be later than it says, read as UTC.
+
+    Celery 5.3.6 writes naive UTC (``Backend._get_result_meta``: ``datetime.utcnow()``) and later
+    releases an offset, whatever the time zone is. So it matters only to what others wrote under
+    ``enable_utc = False``: there, a local time west of Greenwich looks older than it is.
+    """
+    if app.conf.enable_utc:
+        return 0
+    days = [datetime(datetime.now(timezone.utc).year, month, 1) for month in range(1, 13)]  # noqa: DTZ001 - a local time
+    offsets = [app.timezone.utcoffset(day) for day in days]
+    return max(0, *(-int(offset.total_seconds()) for offset in offsets if offset is not None))
+
+
+def waiting_messages(app: Any) -> int:
+    """The messages that wait in the queues of this app; a queue that isn't there has none.
+
+    Relies on ``channel.queue_declare(passive=True)``, as ``celery amqp`` and kombu do.
+    """
+    waiting = 0
+    with app.connection_for_write() as connection:
+        for queue in app.amqp.queues.consume_from.values():
+            with connection.channel() as channel:
+                try:
+                    waiting += channel.queue_declare(queue.name, passive=True).message_count
+                except connection.channel_errors:
+                    continue
+    return waiting
