@@ -10,21 +10,16 @@ from datetime import datetime, timezone
 from typing import Any
 
 import click
-from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from worker_guard import celery_internals
-from worker_guard.errors import EX_USAGE, SettingError, WorkerGuardError
+from worker_guard.console import EX_OK, EX_TROUBLE, failed, say
 from worker_guard.reporting import masked
 from worker_guard.results.history import History, Outcome
 from worker_guard.results.opening import Cleanup
 from worker_guard.results.running import seconds_of
 from worker_guard.results.target import TIMEOUT_S, Target, open_target, this_process
 from worker_guard.settings import read_settings
-
-EX_OK = 0
-EX_TROUBLE = 1
-EX_UNAVAILABLE = 69
 
 
 def run_sweep(
@@ -49,10 +44,10 @@ def run_sweep(
         )
         ask = purge_queues and not yes and not settings.dry_run
         if ask and not _confirmed(app):
-            _say("Nothing was done.")
+            say("Nothing was done.")
             return EX_TROUBLE
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return _failed(exc)
+        return failed(exc)
     code = _swept(job, target, quiet=as_json)
     purged: int | None = None
     if purge_queues and code == EX_OK:
@@ -72,7 +67,7 @@ def run_history(app: Any, *, as_json: bool) -> int:
         target.check()
         entries = History(target.client, target.own_prefix).entries()
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return _failed(exc)
+        return failed(exc)
     if as_json:
         click.echo(json.dumps(entries))
     elif not entries:
@@ -87,10 +82,10 @@ def _swept(job: Cleanup, target: Target, *, quiet: bool) -> int:
         with _progress(target, quiet=quiet) as progress:
             job.run(progress)
     except KeyboardInterrupt:
-        _say("Stopped; the counts are those up to here.")
+        say("Stopped; the counts are those up to here.")
         return EX_TROUBLE
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return _failed(exc)
+        return failed(exc)
     return EX_OK
 
 
@@ -112,7 +107,7 @@ def _confirmed(app: Any) -> bool:
     try:
         return click.confirm(f"Drop the {waiting} messages that wait in this app's queues?")
     except click.Abort:
-        _say("--purge-queues asks first; --yes answers it.")
+        say("--purge-queues asks first; --yes answers it.")
         return False
 
 
@@ -120,14 +115,14 @@ def _purged(app: Any, *, dry_run: bool) -> tuple[int | None, int]:
     try:
         return (celery_internals.waiting_messages(app) if dry_run else app.control.purge()), EX_OK
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return None, _failed(exc)
+        return None, failed(exc)
 
 
 def _remember(target: Target, outcome: Outcome) -> None:
     try:
         History(target.client, target.own_prefix).add(outcome)
     except RedisError as exc:
-        _say(f"This cleanup is not in the history: {masked(str(exc))}")
+        say(f"This cleanup is not in the history: {masked(str(exc))}")
 
 
 def _show(outcome: Outcome, purged: int | None, *, as_json: bool) -> None:
@@ -178,21 +173,3 @@ def _time(at: Any) -> str:
         return datetime.fromtimestamp(float(at), timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
     except (TypeError, ValueError, OverflowError, OSError):
         return "?"
-
-
-def _failed(exc: Exception) -> int:
-    """Say in one line what went wrong; the exit code that stands for it."""
-    if isinstance(exc, SettingError):
-        _say(f"ImproperlyConfigured: {exc}")
-        return EX_USAGE
-    if isinstance(exc, WorkerGuardError):
-        _say(str(exc))
-        return EX_USAGE
-    unreachable = isinstance(exc, RedisError | OperationalError | OSError)
-    what = "The server can't be used" if unreachable else type(exc).__name__
-    _say(f"{what}: {masked(' '.join(str(exc).split()))}")
-    return EX_UNAVAILABLE if unreachable else EX_TROUBLE
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -1,0 +1,75 @@
+"""What the commands of ``celery guard`` share: a line for people, and the exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+from celery.exceptions import ImproperlyConfigured
+
+from worker_guard.errors import EX_USAGE, SettingError, WorkerGuardError
+from worker_guard.reporting import masked
+
+__all__ = ["EX_OK", "EX_TROUBLE", "EX_UNAVAILABLE", "EX_USAGE", "failed", "say"]
+
+EX_OK = 0
+EX_TROUBLE = 1
+EX_UNAVAILABLE = 69
+
+
+def say(line: str) -> None:
+    """Tell people, on stderr, so that stdout holds the answer alone."""
+    click.echo(line, err=True)
+
+
+def failed(exc: Exception) -> int:
+    """Say in one line, without a password, what went wrong; the exit code that stands for it."""
+    what, code = _judged(exc)
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    say(masked(f"{what}: {text}" if what else text))
+    return code
+
+
+def _judged(exc: Exception) -> tuple[str, int]:
+    if isinstance(exc, SettingError | ImproperlyConfigured):
+        return "ImproperlyConfigured", EX_USAGE
+    if isinstance(exc, WorkerGuardError):
+        return "", EX_USAGE
+    chain = list(_chain(exc))
+    if any(_refused(link) for link in chain):
+        return "The server refuses", EX_TROUBLE
+    if any(_unreachable(link) for link in chain):
+        return "The server can't be reached", EX_UNAVAILABLE
+    return type(exc).__name__, EX_TROUBLE
+
+
+def _chain(exc: BaseException | None) -> Iterator[BaseException]:
+    """The error with what it was raised from: kombu wraps its transports' errors."""
+    while exc is not None:
+        yield exc
+        exc = exc.__cause__
+
+
+def _refused(exc: BaseException) -> bool:
+    """Whether a server was there, and said no."""
+    from amqp.exceptions import AccessRefused, NotAllowed
+    from redis import exceptions as redis
+
+    # The first three are connection errors to redis-py.
+    said_no = (
+        redis.AuthenticationError,
+        redis.AuthorizationError,
+        redis.BusyLoadingError,
+        redis.ResponseError,
+    )
+    return isinstance(exc, (*said_no, AccessRefused, NotAllowed))
+
+
+def _unreachable(exc: BaseException) -> bool:
+    from kombu.exceptions import OperationalError
+    from redis import exceptions as redis
+
+    if isinstance(exc, redis.ConnectionError | redis.TimeoutError | OperationalError):
+        return True
+    # An error that names a file is of this machine, and of no server.
+    return isinstance(exc, OSError) and exc.filename is None
