@@ -215,6 +215,9 @@ class Guard:
             if not cold:
                 self._attempt(janitor.name, janitor.give_back)
         if marker is not None:
+            # The result backend may have lost a mark, and this worker takes what it knows with it.
+            operators = self._watch.ledger.ids(Origin.OPERATOR)
+            self._pending_marks.update(dict.fromkeys(operators, True))
             self._attempt(marker.name, lambda: self._run_briefly(marker.round()))
         self._attempt("last_sweep", lambda: self._run_briefly(sweeper.round()))
         if (memory := self._memory) is not None:
@@ -323,6 +326,11 @@ class Guard:
     def operator_revoked(self, task_id: str) -> None:
         """An operator revoked this id, here and now or before a restart."""
         self._keep_marked(task_id, True)
+
+    def proof_lost(self, task_id: str) -> None:
+        """An id from elsewhere expired here before it was asked for; its record proves nothing."""
+        # Nor to a peer that gets the id from here, and would find the record alone.
+        self._keep_marked(task_id, False)
 
     def foreign_came(self) -> None:
         """An id came in from elsewhere."""

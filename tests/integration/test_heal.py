@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,40 @@ def test_marks_that_the_result_backend_lost_are_written_anew(make_fleet: MakeFle
         swept(late, 5)
         assert late.revoked() == {"both"}
         assert results.client.exists("worker-guard-operator-both")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT], ids=["warm", "cold"])
+def test_a_guard_that_stops_leaves_its_marks(make_fleet: MakeFleet, signum: int) -> None:
+    """It may be the last that knows; a cold shutdown asks the result backend nothing at all."""
+    with RedisServer() as results:
+        fleet = make_fleet(result_backend=results.url(), worker_guard_interval=3600.0)
+        worker = fleet.start("w", "--without-mingle")
+        fleet.app.control.revoke("both")
+        wait_for(lambda: results.client.exists("worker-guard-operator-both"), "the mark")
+        results.client.flushall()
+        results.client.config_resetstat()
+        worker.stop(signum)
+        assert worker.events("stopped")
+        asked = {name.split("_", 1)[1] for name in results.client.info("commandstats")}
+        marked = bool(results.client.exists("worker-guard-operator-both"))
+        assert marked == (signum == signal.SIGTERM)
+        assert marked or asked <= {"info", "config|resetstat", "config"}
+
+
+def test_an_id_that_expires_before_it_is_asked_for_is_marked(
+    make_fleet: MakeFleet, redis_server: RedisServer
+) -> None:
+    """Its record proves nothing then, to a peer neither that gets the id from here."""
+    fleet = make_fleet(worker_guard_revoked_verify=False)
+    peer = fleet.start("peer", "--without-mingle", "-Q", "other", guarded=False)
+    fleet.app.control.revoke("both")
+    wait_for(lambda: "both" in peer.revoked(), "the revoke to arrive")
+    worker = fleet.start("w")
+    assert worker.ask("guard")["revoked"]["unproven"] == 1
+    fleet.send("add", 1, 2, task_id="both", expires=-1)
+    redis_server.client.execute_command("SELECT", 1)
+    wait_for(lambda: redis_server.client.get("worker-guard-operator-both"), "the mark")
+    assert redis_server.client.get("worker-guard-operator-both") == b"unproven"
 
 
 def test_a_mark_that_could_not_be_written_is_there_when_a_peer_starts(

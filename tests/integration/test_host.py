@@ -217,11 +217,15 @@ class Heard:
     def __init__(self) -> None:
         self.operators: list[str] = []
         self.foreign = 0
+        self.proofs_lost: list[str] = []
         self.peers: list[list[str]] = []
         self.errors: list[Exception] = []
 
     def operator_revoked(self, task_id: str) -> None:
         self.operators.append(task_id)
+
+    def proof_lost(self, task_id: str) -> None:
+        self.proofs_lost.append(task_id)
 
     def foreign_came(self) -> None:
         self.foreign += 1

@@ -94,16 +94,17 @@ class GuardedWorker:
             self.ways[task_id] = set()
         self.ways[task_id].add(source.value)
         self.revoked.add(task_id, self._now[0])
-        self.ledger.added(task_id, source, self._now[0])
-        if source is Source.OPERATOR:
+        if self.ledger.added(task_id, source, self._now[0]):
+            self.mark(task_id, False)
+        elif source is Source.OPERATOR:
             self.mark(task_id, True)
 
     def mark(self, task_id: str, operators: bool) -> None:
         self.pending[task_id] = operators or self.pending.get(task_id, False)
         self.write_marks()
 
-    def peer_came(self) -> None:
-        """What the guard does when a peer takes its ids over."""
+    def marks_anew(self) -> None:
+        """What the guard does when a peer takes its ids over, and when it stops."""
         for task_id in self.ledger.ids(Origin.OPERATOR):
             self.mark(task_id, True)
 
@@ -141,6 +142,8 @@ class Histories(RuleBasedStateMachine):
     @rule(task_id=task_ids, worker=guarded, confirmed=st.sampled_from([True, True, False]))
     def expires(self, task_id: str, worker: int, confirmed: bool) -> None:
         """A message expires here: a first delivery, a redelivery, or a retry of the same id."""
+        if self._forgotten(task_id):
+            return
         self.workers[worker].add(task_id, Source.EXPIRY)
         if confirmed:
             self.backend.records[task_id] = "expired"
@@ -152,6 +155,8 @@ class Histories(RuleBasedStateMachine):
     @rule(task_id=task_ids)
     def expires_at_the_unguarded(self, task_id: str) -> None:
         """The worker without the guard discards it, and overwrites whatever record there was."""
+        if self._forgotten(task_id):
+            return
         self.unguarded.add(task_id)
         self.backend.records[task_id] = "expired"
 
@@ -161,9 +166,11 @@ class Histories(RuleBasedStateMachine):
 
         The guard asks for it; only after that the message expires, at whichever worker.
         """
-        asks = not self.backend.down and self.workers[worker].sweeper.lookups.ready(self.now[0])
-        if not asks or self.backend.records.get(task_id) == "expired":
-            # A record from before the first look makes the two look alike: a documented limit.
+        guard = self.workers[worker]
+        asks = not self.backend.down and guard.sweeper.lookups.ready(self.now[0])
+        proven = guard.ledger.origin(task_id) is Origin.PROVEN
+        if not asks or proven or self.backend.records.get(task_id) == "expired":
+            # An answer or a record from before makes the two look alike: a documented limit.
             return
         self.unguarded.add(task_id)
         self.workers[worker].add(task_id, Source.FOREIGN)
@@ -194,7 +201,7 @@ class Histories(RuleBasedStateMachine):
         """A peer's ids arrive, by hello or mingle."""
         peer = 1 - worker if source == "guarded" else None
         # A worker that starts says hello to all.
-        self.workers[1 - worker].peer_came()
+        self.workers[1 - worker].marks_anew()
         ids = self.unguarded if peer is None else set(self.workers[peer].revoked)
         for task_id in ids:
             self.workers[worker].add(task_id, Source.FOREIGN)
@@ -205,8 +212,9 @@ class Histories(RuleBasedStateMachine):
     def restarts(self, worker: int, note: bool, keeps: bool) -> None:
         """A worker restarts, with its statedb, with one that has no note, or with none."""
         before = self.workers[worker]
+        before.marks_anew()
         # It says hello to the others as it starts.
-        self.workers[1 - worker].peer_came()
+        self.workers[1 - worker].marks_anew()
         if keeps or before.pending:
             # Without a statedb, a mark that could never be written is lost: a documented limit.
             self.workers[worker] = before.restart(note=note or bool(before.pending))
@@ -253,6 +261,19 @@ class Histories(RuleBasedStateMachine):
         self.backend.down = down
         for worker in self.workers:
             worker.write_marks()
+
+    def _forgotten(self, task_id: str) -> bool:
+        """Whether a guard has yet to ask for an operator's id of which nobody left word.
+
+        Its mark was lost, and those who wrote it forgot it. That it expires before the guard asks,
+        which takes seconds, is a documented limit.
+        """
+        if task_id in self.backend.marks or any(task_id in w.pending for w in self.workers):
+            return False
+        return any(
+            worker.ledger.origin(task_id) is Origin.FOREIGN and self.operators.get((task_id, i))
+            for i, worker in enumerate(self.workers)
+        )
 
     # -- what must hold --------------------------------------------------------------------
 

@@ -121,8 +121,10 @@ class Ledger:
 
     # -- what happens to ids ---------------------------------------------------------------
 
-    def added(self, task_id: str, source: Source, now: float) -> None:
+    def added(self, task_id: str, source: Source, now: float) -> bool:
         """An id was added to the set, by ``source``.
+
+        Returns whether that took away the proof that it could have had.
 
         An operator's stays an operator's. An id from elsewhere needs the result backend's proof
         even when its message expires here too: the peer may have had it from an operator. And
@@ -131,8 +133,10 @@ class Ledger:
         """
         with self._lock:
             known = self._entries.get(task_id)
-            origin = _ADDED[source].get(known.origin if known else None, _FIRST[source])
+            before = known.origin if known else None
+            origin = _ADDED[source].get(before, _FIRST[source])
             self._put(task_id, _Entry(origin, now))
+        return origin is Origin.UNPROVEN and before is not Origin.UNPROVEN
 
     def confirmed_expired(self, task_id: str, now: float) -> None:
         """``task_revoked`` was sent for this id with ``expired=True``."""

@@ -20,6 +20,9 @@ class Listener(Protocol):
     def operator_revoked(self, task_id: str) -> None:
         """An operator revoked this id, here and now or before a restart."""
 
+    def proof_lost(self, task_id: str) -> None:
+        """An id from elsewhere expired here before it was asked for; its record proves nothing."""
+
     def foreign_came(self) -> None:
         """An id came in from elsewhere."""
 
@@ -72,8 +75,10 @@ class RevokedWatch:
         try:
             # The time of arrival, not the set's own stamp: in Celery 5.6 and before that can be
             # another host's monotonic clock, or this one's from before a reboot.
-            self.ledger.added(task_id, source, self._monotonic())
-            if source is Source.OPERATOR:
+            proof_lost = self.ledger.added(task_id, source, self._monotonic())
+            if proof_lost:
+                self._listener.proof_lost(task_id)
+            elif source is Source.OPERATOR:
                 self._listener.operator_revoked(task_id)
             elif source is Source.FOREIGN:
                 self._listener.foreign_came()
