@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from celery.bin.base import CeleryOption
@@ -12,6 +12,9 @@ from celery.bin.worker import worker
 from worker_guard.bootstep import WorkerGuard
 from worker_guard.remote import guard as guard_state
 from worker_guard.remote import guard_sweep
+
+if TYPE_CHECKING:
+    from worker_guard.audit.finding import Level
 
 _NO_STEP = (
     "--guard-dry-run needs the guard, and this app has none. Add to the module of the app:\n\n"
@@ -116,3 +119,22 @@ def history(ctx: click.Context, as_json: bool) -> None:
     from worker_guard.results.command import run_history
 
     ctx.exit(run_history(ctx.obj.app, as_json=as_json))
+
+
+@guard.command()
+@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "note"]),
+    default="warning",
+    show_default=True,
+    help="Exit with 1 where a finding has this level or a worse one.",
+)
+@click.pass_context
+def audit(ctx: click.Context, as_json: bool, fail_on: Level) -> None:
+    """Find what in configuration and Beat schedule will hurt."""
+    from worker_guard.audit.command import run_audit
+
+    ctx.exit(
+        run_audit(ctx.obj.app, json_wanted=as_json, fail_on=fail_on, color=not ctx.obj.no_color)
+    )

@@ -170,7 +170,7 @@ def read_settings(
     """
     parsers = {f.name: f.metadata["parse"] for f in fields(Settings)}
     values: dict[str, Any] = {}
-    for name, given in _given(conf).items():
+    for name, given in given_keys(conf).items():
         value = conf.get(PREFIX + name, _UNREADABLE)
         if name not in parsers or value is _UNREADABLE:
             raise SettingError(_unknown(given, parsers, shout=bool(conf.prefix)))
@@ -187,7 +187,7 @@ def read_settings(
     return Settings(**values)
 
 
-def _given(conf: Configuration) -> Mapping[str, str]:
+def given_keys(conf: Configuration) -> Mapping[str, str]:
     """The guard's keys that are set, without their prefix, with the name as the user wrote it.
 
     Under a namespace (Django) ``app.conf`` answers for the plain name, but lists the key as it

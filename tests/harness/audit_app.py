@@ -1,0 +1,69 @@
+"""The tests' app for what the audit claims: a Beat schedule, and tasks that count their runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import redis
+
+from tests.harness.app import app
+
+__all__ = ["app"]
+
+#: The entry that Beat sends every half second, as JSON: its options. ``expires`` can be an object:
+#: ``{"at": seconds from import, "naive": bool}`` or ``{"timedelta": seconds}``.
+ENTRY = "WORKER_GUARD_TEST_ENTRY"
+COUNTS = "WORKER_GUARD_TEST_COUNTS"
+
+
+def _expires(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "timedelta" in value:
+        return timedelta(seconds=value["timedelta"])
+    now = datetime.now() if value.get("naive") else datetime.now(timezone.utc)  # noqa: DTZ005
+    return now + timedelta(seconds=value["at"])
+
+
+if ENTRY in os.environ:
+    options = json.loads(os.environ[ENTRY])
+    if "expires" in options:
+        options["expires"] = _expires(options["expires"])
+    entry = {"task": "harness.add", "args": (1, 2), "schedule": 0.5, "options": options}
+    app.conf.beat_schedule = {"entry": entry}
+
+
+def _count(key: str) -> int:
+    with redis.Redis.from_url(os.environ[COUNTS]) as client:
+        return int(client.incr(key))
+
+
+@app.task(name="harness.die_once", bind=True)
+def die_once(self: Any) -> int:
+    """Kill the process that runs this, the first time."""
+    runs = _count(f"runs:{self.request.id}")
+    if runs == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return runs
+
+
+@app.task(name="harness.count", bind=True)
+def count(self: Any, seconds: float = 0) -> int:
+    """Count the run, and take so long."""
+    runs = _count(f"runs:{self.request.id}")
+    time.sleep(seconds)
+    return runs
+
+
+@app.task(name="harness.hold")
+def hold() -> None:
+    """Run until the test lets it end."""
+    with redis.Redis.from_url(os.environ[COUNTS]) as client:
+        client.set("holding", 1)
+        while not client.exists("free"):
+            time.sleep(0.02)

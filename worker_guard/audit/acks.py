@@ -1,0 +1,92 @@
+"""Rules: what becomes of a task whose child is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from worker_guard.audit.facts import Facts, TaskFacts
+from worker_guard.audit.finding import Finding
+from worker_guard.audit.spelling import names
+
+_LATE, _REJECT = "task_acks_late", "task_reject_on_worker_lost"
+
+
+def acks_late_without_reject(facts: Facts) -> Iterator[Finding]:
+    """Late acknowledgement alone does not bring a killed task back."""
+    tasks = [task for task in _unprotected(facts) if task.reject_on_worker_lost is None]
+    conf = facts.delivery
+    everywhere = conf.acks_late and conf.reject_on_worker_lost is None
+    if everywhere and conf.retry_on_worker_lost:
+        return
+    if tasks or (everywhere and not facts.tasks):
+        yield Finding(
+            level="warning",
+            subject=_LATE if everywhere else _subject(tasks),
+            happens="A task whose child is killed (out of memory, a signal) is acknowledged as "
+            "FAILURE and does not run again; only the loss of the whole worker brings it back.",
+            evidence=_evidence(facts, tasks),
+            change=f"app.conf.{_REJECT} = True"
+            if everywhere
+            else "@app.task(acks_late=True, reject_on_worker_lost=True)",
+        )
+
+
+def reject_false_does_not_requeue(facts: Facts) -> Iterator[Finding]:
+    """``False`` is often given as the way to have a killed task run again. It is ``True``."""
+    tasks = [task for task in _unprotected(facts) if task.reject_on_worker_lost is False]
+    conf = facts.delivery
+    everywhere = conf.acks_late and conf.reject_on_worker_lost is False
+    if everywhere and conf.retry_on_worker_lost:
+        return
+    if tasks or (everywhere and not facts.tasks):
+        yield Finding(
+            level="warning",
+            subject=_REJECT if everywhere else _subject(tasks),
+            happens="False is not what requeues: with it a task whose child is killed is "
+            "acknowledged as FAILURE, and True brings it back to the queue.",
+            evidence=_evidence(facts, tasks),
+            change=f"app.conf.{_REJECT} = True"
+            if everywhere
+            else "@app.task(acks_late=True, reject_on_worker_lost=True)",
+        )
+
+
+def reject_without_acks_late(facts: Facts) -> Iterator[Finding]:
+    """``reject_on_worker_lost`` alone has nothing left to reject."""
+    conf = facts.delivery
+    everywhere = bool(conf.reject_on_worker_lost) and not conf.acks_late
+    tasks = [task for task in facts.tasks if task.reject_on_worker_lost and not task.acks_late]
+    # Set for all, it serves those that acknowledge late.
+    if everywhere and len(tasks) < len(facts.tasks):
+        return
+    if tasks or everywhere:
+        yield Finding(
+            level="warning",
+            subject=_REJECT if everywhere else _subject(tasks),
+            happens="It has no effect: the message is acknowledged when the task begins, so that "
+            "a task whose child is killed is lost.",
+            evidence=_evidence(facts, tasks),
+            change=f"app.conf.{_LATE} = True  # for tasks that may run twice"
+            if everywhere
+            else "@app.task(acks_late=True, reject_on_worker_lost=True)",
+        )
+
+
+def _unprotected(facts: Facts) -> list[TaskFacts]:
+    return [
+        task
+        for task in facts.tasks
+        if task.acks_late and not task.reject_on_worker_lost and not task.retry_on_worker_lost
+    ]
+
+
+def _subject(tasks: list[TaskFacts]) -> str:
+    return f"task {names([task.name for task in tasks])}"
+
+
+def _evidence(facts: Facts, tasks: list[TaskFacts]) -> dict[str, object]:
+    conf = facts.delivery
+    found: dict[str, object] = {_LATE: conf.acks_late, _REJECT: conf.reject_on_worker_lost}
+    if tasks:
+        found["tasks"] = names([task.name for task in tasks])
+    return found

@@ -1,0 +1,111 @@
+"""Rules: messages that come twice, or wait where no other worker can take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from worker_guard.audit.facts import Delivery, Facts, Moment
+from worker_guard.audit.finding import Finding, Level
+from worker_guard.audit.spelling import seconds
+
+#: What Celery prefetches for each process by default.
+_DEFAULT_MULTIPLIER = 4
+#: A message that may wait for less than this behind each of the others is in danger.
+_SLACK_S = 60.0
+
+
+def visibility_timeout_short(facts: Facts) -> Iterator[Finding]:
+    """A message that is held unacknowledged for longer than the broker waits for it."""
+    timeout_s = facts.delivery.visibility_timeout_s
+    if timeout_s is None:
+        return
+    certain = {
+        f"{what} of Beat entry {entry.name}": held_s
+        for entry in facts.entries
+        for what, held_s in (
+            ("countdown", entry.countdown_s),
+            ("eta", entry.eta.ahead_s if isinstance(entry.eta, Moment) else None),
+        )
+        if held_s is not None and held_s > timeout_s
+    }
+    possible = {
+        f"{what} of task {task.name}": held_s
+        for task in facts.tasks
+        for what, held_s in (
+            ("longest retry delay", task.retry_delay_s),
+            # Acknowledged early, the message is gone while the task runs.
+            ("time limit", task.time_limit_s if task.acks_late else None),
+        )
+        if held_s is not None and held_s > timeout_s
+    }
+    held = {**certain, **possible}
+    if not held:
+        return
+    longest = sorted(held, key=lambda name: -held[name])[:5]
+    more = {"more": len(held) - len(longest)} if len(held) > len(longest) else {}
+    wanted_s = max(held.values()) * 1.5
+    yield Finding(
+        level="error" if certain else "warning",
+        subject="broker_transport_options",
+        happens=f"A message that is held for longer than {seconds(timeout_s)} without being "
+        "acknowledged is delivered once more, and its task runs twice.",
+        evidence={
+            "transport": facts.delivery.transport,
+            "visibility_timeout": seconds(timeout_s),
+            **{name: seconds(held[name]) for name in longest},
+            **more,
+        },
+        change=f'app.conf.broker_transport_options = {{"visibility_timeout": {wanted_s:.0f}}}',
+    )
+
+
+def prefetch_outlasts_expires(facts: Facts) -> Iterator[Finding]:
+    """Messages that expire in one worker's hands while another has nothing to do."""
+    conf = facts.delivery
+    dying = {f"Beat entry {e.name}": e.expires for e in facts.entries}
+    dying |= {f"task {t.name}": t.expires for t in facts.tasks}
+    lives = {name: life for name, life in dying.items() if isinstance(life, float) and life > 0}
+    if not lives or conf.prefetch_disabled or conf.prefetch_multiplier == 1:
+        return
+    shortest = min(lives, key=lambda name: lives[name])
+    limit_s = _longest_limit_s(facts)
+    level, happens = _prefetch(conf, lives[shortest], limit_s)
+    if level is None:
+        return
+    known = {} if limit_s is None else {"longest_time_limit": seconds(limit_s)}
+    yield Finding(
+        level=level,
+        subject="worker_prefetch_multiplier",
+        happens=happens,
+        evidence={
+            "worker_prefetch_multiplier": conf.prefetch_multiplier,
+            f"expires of {shortest}": seconds(lives[shortest]),
+            **known,
+        },
+        change="app.conf.worker_prefetch_multiplier = 1",
+    )
+
+
+def _prefetch(conf: Delivery, expires_s: float, limit_s: float | None) -> tuple[Level | None, str]:
+    ahead = conf.prefetch_multiplier
+    if ahead == 0:
+        return "warning", (
+            "One worker takes every message that waits; those behind its running tasks expire "
+            "there, while other workers are idle."
+        )
+    if expires_s / ahead < _SLACK_S:
+        return "warning" if ahead > _DEFAULT_MULTIPLIER else "note", (
+            f"Up to {ahead} messages for each process wait in one worker; the last expires where "
+            f"they take more than {seconds(expires_s / ahead)} each, while other workers are idle."
+        )
+    if limit_s is not None and limit_s >= expires_s:
+        return "note", (
+            f"A message that was prefetched behind a task that may run for {seconds(limit_s)} "
+            f"expires after {seconds(expires_s)}, while other workers are idle."
+        )
+    return None, ""
+
+
+def _longest_limit_s(facts: Facts) -> float | None:
+    limits = [task.time_limit_s for task in facts.tasks if task.time_limit_s is not None]
+    return max(limits, default=None)

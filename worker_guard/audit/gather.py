@@ -1,0 +1,191 @@
+"""The facts that the rules judge, read from an app.
+
+Nothing is connected to but stores of schedules.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+from typing import Any
+
+from worker_guard import celery_internals
+from worker_guard.audit.facts import Delivery, Facts, GuardFacts, Memory, Results, TaskFacts
+from worker_guard.audit.schedules import read_entries, when
+from worker_guard.bootstep import WorkerGuard
+from worker_guard.errors import SettingError
+from worker_guard.memory.reader import MemoryReader, available_bytes
+from worker_guard.memory.size import size_bytes
+from worker_guard.reporting import masked
+from worker_guard.settings import PREFIX, Settings, given_keys, read_settings
+
+#: kombu's defaults, by transport.
+_VISIBILITY_S = {
+    "redis": 3600.0,
+    "rediss": 3600.0,
+    "sentinel": 3600.0,
+    "sqs": 1800.0,
+    "slmq": 1800.0,
+    "pgmq": 1800.0,
+}
+#: Celery's own default; a task that says nothing has it.
+_RETRY_DELAY_S = 180.0
+#: celery.app.autoretry's default.
+_BACKOFF_MAX_S = 600.0
+
+
+def gather(app: Any) -> tuple[Facts, list[str]]:
+    """The facts about an app, and a line for each schedule that could not be read.
+
+    Loads the app's modules as a worker does; what they raise goes through.
+    """
+    app.loader.import_default_modules()
+    app.finalize(auto=True)
+    memory_bytes = _own_rss_bytes()
+    entries, unread = read_entries(app)
+    own = [task for name, task in sorted(app.tasks.items()) if _is_users(name)]
+    settings, rejected = _settings(app)
+    results = _results(app)
+    facts = Facts(
+        entries=tuple(entries),
+        tasks=tuple(map(_task, own)),
+        delivery=_delivery(app),
+        memory=_memory(app, settings, memory_bytes),
+        results=results,
+        guard=_guard(app, settings, rejected, results),
+        pool=_pool(app),
+        statedb=masked(str(app.conf.worker_state_db)) if app.conf.worker_state_db else None,
+    )
+    return facts, unread
+
+
+def _is_users(name: str) -> bool:
+    return not name.startswith(("celery.", PREFIX, "worker_guard."))
+
+
+def _task(task: Any) -> TaskFacts:
+    return TaskFacts(
+        name=task.name,
+        acks_late=bool(task.acks_late),
+        reject_on_worker_lost=_yes_no_unsaid(task.reject_on_worker_lost),
+        # From Celery 5.7 on.
+        retry_on_worker_lost=bool(getattr(task, "retry_on_worker_lost", False)),
+        time_limit_s=_seconds(task.time_limit or task.soft_time_limit),
+        retry_delay_s=_retry_delay_s(task),
+        expires=when(task.expires),
+        ignore_result=bool(task.ignore_result),
+    )
+
+
+def _retry_delay_s(task: Any) -> float | None:
+    """The longest countdown that the task declares for its retries."""
+    delay_s = _seconds(task.default_retry_delay)
+    if not getattr(task, "autoretry_for", ()):
+        return None if delay_s == _RETRY_DELAY_S else delay_s
+    if getattr(task, "retry_backoff", False):
+        return _seconds(getattr(task, "retry_backoff_max", _BACKOFF_MAX_S))
+    return _seconds(dict(getattr(task, "retry_kwargs", {})).get("countdown", delay_s))
+
+
+def _delivery(app: Any) -> Delivery:
+    conf = app.conf
+    with app.connection_for_read() as connection:
+        transport = str(connection.transport_cls)
+        options = dict(connection.transport_options or {})
+    visibility_s = _VISIBILITY_S.get(transport.lower())
+    if visibility_s is not None:
+        visibility_s = _seconds(options.get("visibility_timeout")) or visibility_s
+    offset = datetime.now().astimezone().utcoffset()
+    return Delivery(
+        transport=transport,
+        visibility_timeout_s=visibility_s,
+        prefetch_multiplier=int(conf.worker_prefetch_multiplier or 0),
+        # From Celery 5.6 on.
+        prefetch_disabled=bool(conf.get("worker_disable_prefetch")),
+        enable_utc=bool(conf.enable_utc),
+        utc_offset_s=offset.total_seconds() if offset else 0.0,
+        acks_late=bool(conf.task_acks_late),
+        reject_on_worker_lost=_yes_no_unsaid(conf.task_reject_on_worker_lost),
+        retry_on_worker_lost=bool(conf.get("task_retry_on_worker_lost")),
+    )
+
+
+def _memory(app: Any, settings: Settings, own_bytes: int) -> Memory:
+    limit = app.conf.worker_max_memory_per_child
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    available = available_bytes()
+    return Memory(
+        # As billiard does, which takes 0 for no limit.
+        child_limit_kib=float(limit) if is_number and limit > 0 else None,
+        child_limit_odd=None if is_number or not limit else repr(limit),
+        guard_child_limit_bytes=size_bytes(settings.child_memory_limit, available)
+        if settings.enabled and _has_guard(app)
+        else None,
+        newborn_bytes=own_bytes,
+        available_bytes=available,
+    )
+
+
+def _own_rss_bytes() -> int:
+    reading = MemoryReader("rss").read(os.getpid(), None)
+    return reading.rss_bytes if reading else 0
+
+
+def _results(app: Any) -> Results:
+    expires = app.conf.result_expires
+    seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
+    backend = app.backend
+    return Results(
+        is_redis=celery_internals.is_redis(backend),
+        backend=type(backend).__name__,
+        expires_s=None if seconds is None else float(seconds),
+        ignored=bool(app.conf.task_ignore_result),
+    )
+
+
+def _settings(app: Any) -> tuple[Settings, str | None]:
+    try:
+        return read_settings(app.conf), None
+    except SettingError as exc:
+        return Settings(), masked(str(exc))
+
+
+def _guard(app: Any, settings: Settings, rejected: str | None, results: Results) -> GuardFacts:
+    installed = _has_guard(app)
+    works = installed and settings.enabled and not settings.dry_run and rejected is None
+    return GuardFacts(
+        installed=installed,
+        enabled=settings.enabled,
+        dry_run=settings.dry_run,
+        rejected=rejected,
+        given=frozenset(PREFIX + name for name in given_keys(app.conf)),
+        parent_limit=settings.parent_memory_limit is not None,
+        parent_action=settings.parent_action,
+        deletes_results=works
+        and results.is_redis
+        and bool(settings.results_max_age)
+        and settings.results_schedule is not None,
+    )
+
+
+def _has_guard(app: Any) -> bool:
+    return WorkerGuard in app.steps["worker"]
+
+
+def _pool(app: Any) -> str:
+    """The pool's alias, also where it is given as a class's path."""
+    pool = app.conf.worker_pool
+    path = pool if isinstance(pool, str) else getattr(pool, "__module__", str(pool))
+    return path.partition(":")[0].removesuffix(".TaskPool").rpartition(".")[2]
+
+
+def _yes_no_unsaid(value: Any) -> bool | None:
+    return None if value is None else bool(value)
+
+
+def _seconds(value: Any) -> float | None:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    try:
+        return None if seconds is None else float(seconds)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,130 @@
+"""Rules: the guard itself, and what only it would heal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from worker_guard.audit.facts import Facts
+from worker_guard.audit.finding import Finding
+from worker_guard.audit.spelling import names
+
+_ADD = 'app.steps["worker"].add(WorkerGuard)'
+_CHILDLESS = {"solo", "threads", "gevent", "eventlet"}
+
+_OF_RESULTS = {
+    "worker_guard_results_schedule",
+    "worker_guard_results_max_age",
+    "worker_guard_state_patterns",
+}
+_OF_CHILDREN = {
+    "worker_guard_child_memory_limit",
+    "worker_guard_recycle_concurrency",
+    "worker_guard_recycle_min_lifetime",
+}
+
+
+def statedb_without_guard(facts: Facts) -> Iterator[Finding]:
+    """A revoked set that outlives restarts, and nobody who clears it."""
+    guard = facts.guard
+    if facts.statedb is None or (guard.installed and guard.enabled):
+        return
+    yield Finding(
+        level="warning",
+        subject="worker_state_db",
+        happens="Ids that only expiry revoked survive each restart, and a task that reuses one is "
+        "discarded.",
+        evidence={
+            "worker_state_db": facts.statedb,
+            "WorkerGuard": "disabled" if guard.installed else "not in the app's steps",
+        },
+        change="app.conf.worker_guard_enabled = True" if guard.installed else _ADD,
+    )
+
+
+def guard_not_installed(facts: Facts) -> Iterator[Finding]:
+    """Settings of a guard that is not there."""
+    if facts.guard.installed:
+        return
+    given = sorted(facts.guard.given)
+    yield Finding(
+        level="warning" if given else "note",
+        subject="WorkerGuard",
+        happens="The workers of this app run without the guard"
+        + (", and its settings have no effect." if given else "."),
+        evidence={"settings": names(given)} if given else {},
+        change=_ADD,
+    )
+
+
+def guard_settings_rejected(facts: Facts) -> Iterator[Finding]:
+    """A setting on which the worker does not start."""
+    if facts.guard.rejected is None:
+        return
+    yield Finding(
+        level="error" if facts.guard.installed else "warning",
+        subject="worker_guard settings",
+        happens="The worker does not start."
+        if facts.guard.installed
+        else "The worker will not start once the guard is added.",
+        evidence={"worker_says": facts.guard.rejected},
+        change="correct the setting that is named, or remove it to get its default",
+    )
+
+
+def guard_changes_nothing(facts: Facts) -> Iterator[Finding]:
+    """A guard that is switched off, or only watches."""
+    guard = facts.guard
+    if not guard.installed or (guard.enabled and not guard.dry_run):
+        return
+    setting, value = (
+        ("worker_guard_dry_run", False) if guard.enabled else ("worker_guard_enabled", True)
+    )
+    yield Finding(
+        level="note",
+        subject=setting,
+        happens="The guard measures and logs, and changes nothing."
+        if guard.enabled
+        else "The guard is there, and does nothing.",
+        evidence={setting: not value},
+        change=f"app.conf.{setting} = {value}",
+    )
+
+
+def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
+    """A setting of a part that this app does not have."""
+    guard = facts.guard
+    if not guard.installed:
+        return
+    of_results = sorted(guard.given & _OF_RESULTS)
+    if of_results and not facts.results.is_redis:
+        yield _idle(
+            of_results,
+            "the results part is off, because it needs a Redis result backend",
+            {"result_backend": facts.results.backend},
+            'app.conf.result_backend = "redis://…"',
+        )
+    of_children = sorted(guard.given & _OF_CHILDREN)
+    if of_children and facts.pool in _CHILDLESS:
+        yield _idle(
+            of_children,
+            f"the pool {facts.pool} has no children to recycle",
+            {"worker_pool": facts.pool},
+            'app.conf.worker_pool = "prefork", or worker_guard_parent_memory_limit',
+        )
+    if guard.parent_action != "log" and not guard.parent_limit:
+        yield _idle(
+            ["worker_guard_parent_action"],
+            "the main process has no limit that could be reached",
+            {"worker_guard_parent_memory_limit": None},
+            'app.conf.worker_guard_parent_memory_limit = "1GB"',
+        )
+
+
+def _idle(settings: list[str], why: str, evidence: dict[str, object], change: str) -> Finding:
+    return Finding(
+        level="warning",
+        subject=names(settings),
+        happens=f"It has no effect: {why}.",
+        evidence=evidence,
+        change=change,
+    )
