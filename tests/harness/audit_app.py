@@ -19,6 +19,8 @@ __all__ = ["app"]
 #: ``{"at": seconds from import, "naive": bool}`` or ``{"timedelta": seconds}``.
 ENTRY = "WORKER_GUARD_TEST_ENTRY"
 COUNTS = "WORKER_GUARD_TEST_COUNTS"
+#: Have an entry added when the app is finalized, and say so on stdout.
+PERIODIC = "WORKER_GUARD_TEST_PERIODIC"
 
 
 def _expires(value: Any) -> Any:
@@ -67,3 +69,11 @@ def hold() -> None:
         client.set("holding", 1)
         while not client.exists("free"):
             time.sleep(0.02)
+
+
+if PERIODIC in os.environ:
+
+    @app.on_after_finalize.connect
+    def add_entries(sender: Any, **kwargs: Any) -> None:
+        print("finalized")
+        sender.add_periodic_task(60, count.s(), name="late", expires=60)

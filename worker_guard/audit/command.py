@@ -37,11 +37,9 @@ def run_audit(app: Any, *, json_wanted: bool, fail_on: Level, color: bool) -> in
     report = Report(
         findings=[_without_passwords(finding) for finding in judge(facts, RULES)],
         unread=unread,
-        checked={
-            "rule": len(RULES),
-            "Beat_entry": len(facts.entries),
-            "task": len(facts.tasks),
-        },
+        rules=len(RULES),
+        beat_entries=len(facts.entries),
+        tasks=len(facts.tasks),
     )
     if json_wanted:
         click.echo(json.dumps(as_json(report)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -20,8 +20,10 @@ class Report:
     findings: Sequence[Finding]
     #: Schedules that could not be read, a line for each.
     unread: Sequence[str]
-    #: How much was looked at, by name.
-    checked: Mapping[str, int]
+    #: How much was looked at.
+    rules: int
+    beat_entries: int
+    tasks: int
 
     def counts(self) -> dict[str, int]:
         """How many findings of each level."""
@@ -34,24 +36,34 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "findings": found,
         "counts": report.counts(),
-        "checked": dict(report.checked),
+        "checked": {
+            "rules": report.rules,
+            "beat_entries": report.beat_entries,
+            "tasks": report.tasks,
+        },
         "unread": list(report.unread),
     }
 
 
-def show(report: Report, *, color: bool, file: IO[str] | None = None) -> None:
-    """Print the report: a block for each finding, and how many there are."""
+def show(
+    report: Report, *, color: bool, file: IO[str] | None = None, width: int | None = None
+) -> None:
+    """Print the report: a block for each finding, and how many there are.
+
+    ``width`` is in columns; None: the terminal's, and a fixed one where there is none.
+    """
     from rich.console import Console  # not at the top: for people only
 
     console = Console(
         file=file,
+        width=width,
         highlight=False,
         markup=False,
         emoji=False,
         # Without this, "no colour" would leave the bold.
         color_system="auto" if color and "NO_COLOR" not in os.environ else None,
     )
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not (width or console.is_terminal or "COLUMNS" in os.environ):
         console.width = _PLAIN_WIDTH
     for finding in report.findings:
         console.print(_block(finding))
@@ -83,13 +95,6 @@ def _block(finding: Finding) -> Any:
 
 
 def _summary(report: Report) -> str:
-    counted = [_plural(n, level) for level, n in report.counts().items() if n]
-    looked = ", ".join(_plural(n, name) for name, n in report.checked.items())
-    return f"{', '.join(counted) or 'No findings'} ({looked} checked)."
-
-
-def _plural(number: int, name: str) -> str:
-    name = name.replace("_", " ")
-    if number == 1:
-        return f"1 {name}"
-    return f"{number} {name.removesuffix('y')}ies" if name.endswith("y") else f"{number} {name}s"
+    counted = [f"{n} {level}{'' if n == 1 else 's'}" for level, n in report.counts().items() if n]
+    looked = f"{report.rules} rules on {report.tasks} tasks and {report.beat_entries} Beat entries"
+    return f"{', '.join(counted) or 'No findings'}; {looked}."

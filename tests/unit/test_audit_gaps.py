@@ -1,0 +1,84 @@
+"""How often a schedule runs: of crontabs by their sets, of all others by what they say."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from celery.schedules import crontab, schedule
+from redbeat.schedules import rrule
+
+from worker_guard.audit.facts import Moment, Odd
+from worker_guard.audit.gaps import Gaps, gaps_between
+from worker_guard.audit.schedules import gaps_of, when
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("given", "shortest_s", "longest_s"),
+    [
+        (30, 30.0, 30.0),
+        (timedelta(minutes=5), 5 * MINUTE, 5 * MINUTE),
+        (schedule(90.0), 90.0, 90.0),
+        (crontab(), MINUTE, MINUTE),
+        (crontab(minute="*/5"), 5 * MINUTE, 5 * MINUTE),
+        # Seven does not divide sixty: the last of an hour is four minutes before the next.
+        (crontab(minute="*/7"), 4 * MINUTE, 7 * MINUTE),
+        (crontab(minute=0), HOUR, HOUR),
+        (crontab(minute=0, hour="6,18"), 12 * HOUR, 12 * HOUR),
+        (crontab(minute=0, hour="8,9"), HOUR, 23 * HOUR),
+        (crontab(minute=0, hour=4), DAY, DAY),
+        (crontab(minute=0, hour=4, day_of_week="mon-fri"), DAY, 3 * DAY),
+        (crontab(minute="*/10", hour="9-17", day_of_week="mon-fri"), 600.0, 63 * HOUR + 600),
+        (crontab(minute=0, hour=4, day_of_week="sun"), 7 * DAY, 7 * DAY),
+        (crontab(minute=0, hour=4, day_of_month=1), 28 * DAY, 31 * DAY),
+        (crontab(minute=0, hour=0, day_of_month=29, month_of_year=2), 1461 * DAY, 1461 * DAY),
+        (rrule("HOURLY", dtstart=START), HOUR, HOUR),
+        (rrule("WEEKLY", dtstart=START, byweekday=(0, 2)), 2 * DAY, 5 * DAY),
+        (rrule("DAILY", dtstart=START, count=3), DAY, DAY),
+    ],
+    ids=str,
+)
+def test_the_time_between_two_runs(given: Any, shortest_s: float, longest_s: float) -> None:
+    """The shortest and the longest, over weekends and months."""
+    assert gaps_of(given) == Gaps(shortest_s, longest_s)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, 0, object(), "later", rrule("DAILY", dtstart=START, count=1)],
+    ids=["none", "zero", "unknown", "text", "once"],
+)
+def test_where_nobody_can_tell(given: Any) -> None:
+    """No gaps, so that no lifetime is judged by them."""
+    assert gaps_of(given) is None
+
+
+def test_a_sequence_of_moments() -> None:
+    """Two or more make gaps."""
+    moments = [START, START + timedelta(hours=1), START + timedelta(hours=3)]
+    assert gaps_between(moments) == Gaps(HOUR, 2 * HOUR)
+    assert gaps_between(moments[:1]) is None
+
+
+def test_what_an_expires_is() -> None:
+    """Seconds, a fixed time as Celery reads it, or nothing that Celery could send."""
+    assert when(None) is None
+    assert when(60) == 60.0
+    past = when(START)
+    assert isinstance(past, Moment)
+    assert past.ahead_s < 0
+    assert not past.naive
+    naive = when("2036-01-01T00:00:00")
+    assert isinstance(naive, Moment)
+    assert naive.naive
+    # As UTC, wherever this runs.
+    utc = when("2036-01-01T00:00:00+00:00")
+    assert isinstance(utc, Moment)
+    assert naive.ahead_s == pytest.approx(utc.ahead_s, abs=5)
+    assert when(timedelta(hours=1)) == Odd("datetime.timedelta(seconds=3600)")
+    assert when("soon") == Odd("'soon'")
+    assert when(True) == Odd("True")

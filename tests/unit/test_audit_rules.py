@@ -1,0 +1,424 @@
+"""The rules on a table of configurations, good ones too, and the page that explains them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from worker_guard.audit.facts import (
+    BeatEntry,
+    Delivery,
+    Facts,
+    GuardFacts,
+    Memory,
+    Moment,
+    Odd,
+    Results,
+    TaskFacts,
+    When,
+)
+from worker_guard.audit.finding import LEVELS, Finding, judge, reaches
+from worker_guard.audit.gaps import Gaps
+from worker_guard.audit.rules import IDS, RULES
+from worker_guard.audit.spelling import megabytes, names, seconds
+
+MINUTE, HOUR, DAY, WEEK = 60.0, 3600.0, 86400.0, 7 * 86400.0
+
+PAST = Moment("2026-01-01T00:00:00+00:00", -DAY, naive=False)
+AHEAD = Moment("2036-01-01T00:00:00+00:00", 10 * 365 * DAY, naive=False)
+NAIVE = Moment("2036-01-01T00:00:00", 10 * 365 * DAY, naive=True)
+
+
+def every(gap_s: float, expires: When = None, **more: Any) -> Facts:
+    """One Beat entry that runs so often."""
+    gaps = Gaps(gap_s, more.pop("longest_s", gap_s))
+    entry = BeatEntry(
+        name="entry",
+        task=more.pop("task", "proj.task"),
+        schedule="every so often",
+        gaps=more.pop("gaps", gaps),
+        expires=expires,
+        **more,
+    )
+    return Facts(entries=(entry,))
+
+
+def tasks(*given: TaskFacts, **delivery: Any) -> Facts:
+    """These tasks, under these settings of delivery."""
+    return Facts(tasks=given, delivery=Delivery(**delivery))
+
+
+def task(**given: Any) -> TaskFacts:
+    """One task."""
+    return TaskFacts(name=given.pop("name", "proj.task"), **given)
+
+
+def with_entry(facts: Facts, **delivery: Any) -> Facts:
+    """The same under other settings of delivery."""
+    return replace(facts, delivery=Delivery(**delivery))
+
+
+def memory(**given: Any) -> Facts:
+    """These limits of memory, for children of 60 MB on a machine of 8 GB."""
+    return Facts(memory=Memory(**given))
+
+
+def guard(**given: Any) -> Facts:
+    """This guard; other facts by their name."""
+    own = {k: v for k, v in given.items() if k in GuardFacts.__dataclass_fields__}
+    rest = {k: v for k, v in given.items() if k not in own}
+    return Facts(guard=GuardFacts(**own), **rest)
+
+
+def redis_results(**given: Any) -> Results:
+    """A Redis result backend."""
+    return Results(is_redis=True, backend="RedisBackend", **given)
+
+
+CHILD_LIMIT = frozenset({"worker_guard_child_memory_limit"})
+MAX_AGE = frozenset({"worker_guard_results_max_age"})
+
+#: Rule, level, and facts in which it finds that.
+BAD: list[tuple[str, str, Facts]] = [
+    ("expires-shorter-than-interval", "warning", every(5 * MINUTE, MINUTE)),
+    ("expires-shorter-than-interval", "warning", every(6 * HOUR, 2 * HOUR)),
+    ("expires-shorter-than-interval", "warning", every(HOUR, HOUR - 1)),
+    ("expires-shorter-than-interval", "note", every(WEEK, DAY)),
+    ("expires-under-an-hour", "warning", every(10.0, 10.0)),
+    ("expires-under-an-hour", "warning", every(5 * MINUTE, 10 * MINUTE)),
+    ("expires-under-an-hour", "warning", every(MINUTE, HOUR - 1, expires_of_task=True)),
+    ("expires-under-a-day", "warning", every(DAY, HOUR)),
+    ("expires-under-a-day", "warning", every(DAY, 12 * HOUR, source="django-celery-beat")),
+    ("expires-under-a-day", "warning", every(WEEK, HOUR, source="redbeat")),
+    # A solar day, or the day on which the clocks are set.
+    ("expires-under-a-day", "warning", every(DAY - 120, 23.5 * HOUR)),
+    ("expires-under-a-day", "note", every(DAY, 12 * HOUR, task="celery.backend_cleanup")),
+    ("expires-absolute", "error", every(DAY, PAST)),
+    ("expires-absolute", "warning", every(DAY, AHEAD)),
+    ("expires-absolute", "error", every(DAY, PAST, gaps=None)),
+    ("expires-absolute", "error", tasks(task(expires=PAST))),
+    ("expires-absolute", "warning", tasks(task(expires=AHEAD))),
+    ("expires-before-start", "error", every(DAY, 0.0)),
+    ("expires-before-start", "error", every(DAY, -5.0)),
+    ("expires-before-start", "error", every(DAY, HOUR, countdown_s=HOUR)),
+    ("expires-not-a-time", "error", every(DAY, Odd("datetime.timedelta(days=1)"))),
+    ("expires-naive", "note", every(DAY, NAIVE)),
+    ("expires-naive", "warning", with_entry(every(DAY, NAIVE), utc_offset_s=HOUR)),
+    ("expires-naive", "warning", with_entry(every(DAY, eta=NAIVE), utc_offset_s=-HOUR)),
+    ("expires-naive", "note", tasks(task(expires=NAIVE))),
+    ("fixed-task-id", "warning", every(DAY, DAY, task_id="same")),
+    (
+        "fixed-task-id",
+        "error",
+        replace(every(DAY, DAY, task_id="same"), guard=GuardFacts(installed=False)),
+    ),
+    (
+        "fixed-task-id",
+        "error",
+        replace(every(DAY, DAY, task_id="same"), guard=GuardFacts(dry_run=True)),
+    ),
+    ("fixed-task-id", "note", every(DAY, task_id="same")),
+    ("acks-late-without-reject", "warning", tasks(acks_late=True)),
+    ("acks-late-without-reject", "warning", tasks(task(acks_late=True), acks_late=True)),
+    ("acks-late-without-reject", "warning", tasks(task(acks_late=True), task(name="other"))),
+    (
+        "reject-false-does-not-requeue",
+        "warning",
+        tasks(acks_late=True, reject_on_worker_lost=False),
+    ),
+    (
+        "reject-false-does-not-requeue",
+        "warning",
+        tasks(task(acks_late=True, reject_on_worker_lost=False), reject_on_worker_lost=True),
+    ),
+    ("reject-without-acks-late", "warning", tasks(reject_on_worker_lost=True)),
+    (
+        "reject-without-acks-late",
+        "warning",
+        tasks(task(reject_on_worker_lost=True), reject_on_worker_lost=True),
+    ),
+    (
+        "reject-without-acks-late",
+        "warning",
+        tasks(task(reject_on_worker_lost=True), task(name="other")),
+    ),
+    ("memory-limit-below-newborn", "error", memory(child_limit_kib=50_000.0)),
+    ("memory-limit-unit", "error", memory(child_limit_kib=200.0)),
+    ("memory-limit-unit", "error", memory(child_limit_kib=200_000_000.0)),
+    ("memory-limit-unit", "error", memory(child_limit_odd="'400MB'")),
+    (
+        "memory-limit-beside-guard",
+        "warning",
+        memory(child_limit_kib=300_000.0, guard_child_limit_bytes=400_000_000),
+    ),
+    (
+        "memory-limit-beside-guard",
+        "note",
+        memory(child_limit_kib=500_000.0, guard_child_limit_bytes=400_000_000),
+    ),
+    ("result-expires-never", "warning", Facts(results=redis_results(expires_s=None))),
+    ("result-expires-never", "warning", Facts(results=redis_results(expires_s=0.0))),
+    (
+        "result-expires-never",
+        "warning",
+        Facts(results=redis_results(expires_s=None, ignored=True), tasks=(task(),)),
+    ),
+    (
+        "visibility-timeout-short",
+        "error",
+        with_entry(every(DAY, countdown_s=2 * HOUR), transport="redis", visibility_timeout_s=HOUR),
+    ),
+    (
+        "visibility-timeout-short",
+        "error",
+        with_entry(every(DAY, eta=AHEAD), transport="redis", visibility_timeout_s=HOUR),
+    ),
+    (
+        "visibility-timeout-short",
+        "warning",
+        tasks(
+            task(acks_late=True, reject_on_worker_lost=True, time_limit_s=2 * HOUR),
+            visibility_timeout_s=HOUR,
+        ),
+    ),
+    (
+        "visibility-timeout-short",
+        "warning",
+        tasks(task(retry_delay_s=2 * HOUR), visibility_timeout_s=HOUR),
+    ),
+    ("prefetch-outlasts-expires", "warning", with_entry(every(HOUR, HOUR), prefetch_multiplier=0)),
+    (
+        "prefetch-outlasts-expires",
+        "warning",
+        with_entry(every(HOUR, HOUR), prefetch_multiplier=100),
+    ),
+    ("prefetch-outlasts-expires", "note", with_entry(every(HOUR, 200.0), prefetch_multiplier=4)),
+    (
+        "prefetch-outlasts-expires",
+        "note",
+        tasks(task(expires=HOUR), task(name="long", time_limit_s=DAY)),
+    ),
+    ("statedb-without-guard", "warning", guard(installed=False, statedb="worker.state")),
+    ("statedb-without-guard", "warning", guard(enabled=False, statedb="worker.state")),
+    ("guard-not-installed", "note", guard(installed=False)),
+    ("guard-not-installed", "warning", guard(installed=False, given=CHILD_LIMIT)),
+    ("guard-settings-rejected", "error", guard(rejected="worker_guard_x is not a setting")),
+    ("guard-settings-rejected", "warning", guard(installed=False, rejected="it is not a setting")),
+    ("guard-changes-nothing", "note", guard(dry_run=True)),
+    ("guard-changes-nothing", "note", guard(enabled=False)),
+    ("guard-setting-without-effect", "warning", guard(given=MAX_AGE)),
+    ("guard-setting-without-effect", "warning", guard(given=CHILD_LIMIT, pool="solo")),
+    ("guard-setting-without-effect", "warning", guard(parent_action="shutdown")),
+]
+
+#: Rules, and facts in which they find nothing at all.
+GOOD: list[tuple[str, Facts]] = [
+    ("all", Facts()),
+    ("all", every(MINUTE, HOUR)),
+    ("all", every(10.0, 2 * HOUR)),
+    ("all", every(HOUR, HOUR)),
+    ("all", every(6 * HOUR, 6 * HOUR)),
+    ("all", every(DAY, DAY)),
+    ("all", every(WEEK, WEEK)),
+    # Weekdays only: the shortest gap counts, not the weekend.
+    ("all", every(DAY, DAY, longest_s=3 * DAY)),
+    ("all", every(5 * MINUTE, HOUR, longest_s=15 * HOUR)),
+    ("all", every(MINUTE)),
+    ("all", every(MINUTE, HOUR, countdown_s=MINUTE)),
+    # Its lifetime can't be judged where nobody knows when it runs.
+    ("all", every(0.0, HOUR, gaps=None)),
+    # Where it ends a schedule, a fixed time is what is meant.
+    ("expires-absolute", every(DAY, AHEAD, ends_at_expires=True, source="django-celery-beat")),
+    # Said once, at the entry.
+    ("expires-not-a-time", every(DAY, PAST)),
+    ("expires-naive", every(DAY, AHEAD)),
+    ("expires-naive", with_entry(every(DAY, NAIVE), enable_utc=False, utc_offset_s=HOUR)),
+    (
+        "all",
+        tasks(
+            task(acks_late=True, reject_on_worker_lost=True),
+            acks_late=True,
+            reject_on_worker_lost=True,
+        ),
+    ),
+    ("all", tasks(task(acks_late=True, reject_on_worker_lost=True), task(name="other"))),
+    # Set for all, it serves the tasks that acknowledge late.
+    (
+        "all",
+        tasks(
+            task(acks_late=True, reject_on_worker_lost=True),
+            task(name="other", reject_on_worker_lost=True),
+            reject_on_worker_lost=True,
+        ),
+    ),
+    # Celery 5.7 sends it again as a retry.
+    (
+        "all",
+        tasks(
+            task(acks_late=True, retry_on_worker_lost=True),
+            acks_late=True,
+            retry_on_worker_lost=True,
+        ),
+    ),
+    ("all", tasks(acks_late=True, retry_on_worker_lost=True)),
+    ("all", tasks(acks_late=True, reject_on_worker_lost=False, retry_on_worker_lost=True)),
+    # Without late acknowledgement False says nothing.
+    ("all", tasks(task(reject_on_worker_lost=False), reject_on_worker_lost=False)),
+    # Each task that acknowledges late has its own answer.
+    ("all", tasks(task(acks_late=True, reject_on_worker_lost=True), acks_late=True)),
+    ("all", memory(child_limit_kib=400_000.0)),
+    ("all", memory(guard_child_limit_bytes=400_000_000)),
+    # A machine of 64 GB can mean 40 of them.
+    ("all", memory(child_limit_kib=40_000_000.0, available_bytes=64_000_000_000)),
+    # A limit above this machine's memory: the workers may have more.
+    ("all", memory(child_limit_kib=12_000_000.0)),
+    ("all", Facts(results=redis_results())),
+    (
+        "all",
+        Facts(
+            results=redis_results(expires_s=None, ignored=True), tasks=(task(ignore_result=True),)
+        ),
+    ),
+    ("all", Facts(results=redis_results(expires_s=None), guard=GuardFacts(deletes_results=True))),
+    ("all", Facts(results=Results(expires_s=None))),
+    # Acknowledged early, the message is gone while the task runs.
+    ("all", tasks(task(time_limit_s=DAY), visibility_timeout_s=HOUR)),
+    (
+        "all",
+        tasks(
+            task(acks_late=True, reject_on_worker_lost=True, time_limit_s=HOUR),
+            visibility_timeout_s=HOUR,
+        ),
+    ),
+    ("all", with_entry(every(DAY, countdown_s=HOUR), visibility_timeout_s=HOUR)),
+    ("all", with_entry(every(DAY, countdown_s=2 * HOUR))),
+    ("all", with_entry(every(DAY, DAY, eta=PAST), visibility_timeout_s=HOUR)),
+    ("all", with_entry(every(MINUTE, HOUR), prefetch_multiplier=1)),
+    ("all", with_entry(every(MINUTE, HOUR), prefetch_multiplier=0, prefetch_disabled=True)),
+    ("all", with_entry(every(MINUTE, HOUR), prefetch_multiplier=16)),
+    ("all", tasks(prefetch_multiplier=0)),
+    ("all", guard(statedb="worker.state")),
+    ("all", guard(given=MAX_AGE, results=redis_results())),
+    ("all", guard(given=CHILD_LIMIT)),
+    ("all", guard(parent_action="shutdown", parent_limit=True, pool="solo")),
+]
+
+
+def found(facts: Facts) -> dict[str, Finding]:
+    """What the rules find, by the rule's id."""
+    return {finding.rule: finding for finding in judge(facts, RULES)}
+
+
+@pytest.mark.parametrize(("rule", "level", "facts"), BAD)
+def test_a_configuration_that_will_hurt(rule: str, level: str, facts: Facts) -> None:
+    """The rule finds it, at its level, in one sentence, with evidence and the line to change."""
+    finding = found(facts)[rule]
+    assert finding.level == level
+    assert finding.happens.endswith(".")
+    assert ". " not in finding.happens
+    assert finding.subject
+    assert finding.change
+    assert finding.evidence or rule == "guard-not-installed"
+
+
+@pytest.mark.parametrize(("rule", "facts"), GOOD)
+def test_a_good_configuration(rule: str, facts: Facts) -> None:
+    """Nothing is found in it, not even a note."""
+    findings = found(facts)
+    assert not findings if rule == "all" else rule not in findings
+
+
+def test_celerys_defaults_are_nothing_above_a_note() -> None:
+    """The facts of an app that sets nothing, and has no guard."""
+    defaults = Facts(
+        tasks=(task(),),
+        delivery=Delivery(transport="redis", visibility_timeout_s=HOUR),
+        results=redis_results(),
+        guard=GuardFacts(installed=False),
+    )
+    assert [(f.rule, f.level) for f in judge(defaults, RULES)] == [("guard-not-installed", "note")]
+
+
+def test_each_rule_has_rows() -> None:
+    """A rule that no row finds, or that finds something everywhere, is held by nothing."""
+    assert {rule for rule, _, _ in BAD} == set(IDS)
+    assert len(set(IDS)) == len(RULES)
+    assert {rule for rule, _ in GOOD} <= {"all", *IDS}
+
+
+def test_each_expiry_is_said_once() -> None:
+    """The three rules of a lifetime never name the same entry twice."""
+    lifetimes = {"expires-shorter-than-interval", "expires-under-an-hour", "expires-under-a-day"}
+    for gap in (10.0, MINUTE, HOUR, 5 * HOUR, DAY, WEEK):
+        for expires in (1.0, 30.0, MINUTE, HOUR, DAY, WEEK):
+            assert len(lifetimes & found(every(gap, expires)).keys()) <= 1, (gap, expires)
+
+
+@pytest.mark.parametrize("gap", [10.0, MINUTE, HOUR, 5 * HOUR, DAY])
+@pytest.mark.parametrize("expires", [1.0, MINUTE, HOUR])
+def test_the_line_to_change_is_a_cure(gap: float, expires: float) -> None:
+    """With the lifetime that it names, nothing is found any more."""
+    for finding in judge(every(gap, expires), RULES):
+        if finding.rule.startswith("expires"):
+            wanted = float(finding.change.rpartition("= ")[2])
+            assert not judge(every(gap, wanted), RULES)
+
+
+@pytest.mark.parametrize("kib", [200.0, 20_000.0, 50_000.0, 200_000_000.0])
+def test_the_limit_to_change_is_a_cure(kib: float) -> None:
+    """With the limit that it names, nothing is found any more."""
+    (finding,) = judge(memory(child_limit_kib=kib), RULES)
+    wanted = float(finding.change.split("= ")[1].split(" ")[0])
+    assert not judge(memory(child_limit_kib=wanted), RULES)
+
+
+def test_the_worst_come_first() -> None:
+    """Errors, then warnings, then notes."""
+    facts = replace(
+        every(DAY, PAST, task_id="same"),
+        guard=GuardFacts(installed=False),
+        statedb="worker.state",
+    )
+    levels = [LEVELS.index(finding.level) for finding in judge(facts, RULES)]
+    assert levels == sorted(levels)
+    assert len(set(levels)) == 3
+
+
+@pytest.mark.parametrize(
+    ("level", "asked", "expected"),
+    [
+        ("error", "error", True),
+        ("error", "note", True),
+        ("warning", "error", False),
+        ("warning", "warning", True),
+        ("note", "warning", False),
+        ("note", "note", True),
+    ],
+)
+def test_what_an_audit_fails_on(level: Any, asked: Any, expected: bool) -> None:
+    """A finding of the level that is asked for, or of a worse one."""
+    finding = Finding(level=level, subject="s", happens="h", evidence={}, change="c")
+    assert reaches(finding, asked) is expected
+
+
+def test_where_the_line_stands() -> None:
+    """The line names the place where this entry's expires is kept."""
+
+    def change(**more: Any) -> str:
+        return found(every(MINUTE, MINUTE, **more))["expires-under-an-hour"].change
+
+    assert change() == 'app.conf.beat_schedule["entry"]["options"]["expires"] = 3600'
+    assert change(expires_of_task=True) == '@app.task(name="proj.task", expires=3600)'
+    assert change(source="redbeat") == ('RedBeatSchedulerEntry "entry": options["expires"] = 3600')
+    assert change(source="django-celery-beat") == 'PeriodicTask "entry": expire_seconds = 3600'
+
+
+def test_how_values_are_spelt() -> None:
+    """Durations in their largest whole unit, sizes in MB, long lists cut off."""
+    durations = [seconds(x) for x in (0.25, 59.0, 90.0, 120.0, 5400.0, 7200.0, 2 * DAY)]
+    assert durations == ["0.2 s", "59 s", "90 s", "2 min", "90 min", "2 h", "2 d"]
+    assert megabytes(1_234_567_890) == "1,235 MB"
+    assert names(["a", "b"]) == "a, b"
+    assert names([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
