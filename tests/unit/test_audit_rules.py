@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tests.unit.test_docs import DOCS, ROOT, sections
 from worker_guard.audit.facts import (
     BeatEntry,
     Delivery,
@@ -21,6 +26,7 @@ from worker_guard.audit.facts import (
 )
 from worker_guard.audit.finding import LEVELS, Finding, judge, reaches
 from worker_guard.audit.gaps import Gaps
+from worker_guard.audit.render import Report, show
 from worker_guard.audit.rules import IDS, RULES
 from worker_guard.audit.spelling import megabytes, names, seconds
 
@@ -268,6 +274,17 @@ GOOD: list[tuple[str, Facts]] = [
     ("all", tasks(task(reject_on_worker_lost=False), reject_on_worker_lost=False)),
     # Each task that acknowledges late has its own answer.
     ("all", tasks(task(acks_late=True, reject_on_worker_lost=True), acks_late=True)),
+    # Without children nothing but the whole worker is lost, or has a limit.
+    ("all", replace(tasks(acks_late=True), pool="threads")),
+    ("all", replace(tasks(acks_late=True, reject_on_worker_lost=False), pool="gevent")),
+    ("all", replace(memory(child_limit_kib=200.0), pool="solo")),
+    ("all", replace(memory(child_limit_kib=20_000.0), pool="solo")),
+    (
+        "memory-limit-beside-guard",
+        replace(
+            memory(child_limit_kib=300_000.0, guard_child_limit_bytes=400_000_000), pool="solo"
+        ),
+    ),
     ("all", memory(child_limit_kib=400_000.0)),
     ("all", memory(guard_child_limit_bytes=400_000_000)),
     # A machine of 64 GB can mean 40 of them.
@@ -422,3 +439,52 @@ def test_how_values_are_spelt() -> None:
     assert megabytes(1_234_567_890) == "1,235 MB"
     assert names(["a", "b"]) == "a, b"
     assert names([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+# -- the page ------------------------------------------------------------------------------
+
+
+def test_each_rule_has_its_section() -> None:
+    """In the catalogue's order, and no other; each names the test that is its experiment."""
+    page = sections(DOCS / "audit.md")
+    assert list(page) == list(IDS)
+    texts = (path.read_text() for path in (ROOT / "tests/integration").glob("test_*.py"))
+    known = set(re.findall(r"^def (test_\w+)", "\n".join(texts), re.MULTILINE))
+    for rule, text in page.items():
+        assert "Experiment" in text, rule
+        named = set(re.findall(r"`(test_\w+)`", text))
+        assert named, rule
+        assert named <= known, rule
+
+
+def report() -> Report:
+    """A fixed report with findings of each level."""
+    facts = replace(
+        every(MINUTE, 30.0, task_id="nightly"),
+        delivery=Delivery(acks_late=True),
+        memory=Memory(child_limit_kib=200.0),
+        results=redis_results(expires_s=None),
+        guard=GuardFacts(dry_run=True),
+    )
+    return Report(
+        findings=judge(facts, RULES), unread=(), rules=len(RULES), beat_entries=1, tasks=0
+    )
+
+
+def test_the_screen_in_the_documentation() -> None:
+    """It is what the command prints of such facts on 80 columns."""
+    out = io.StringIO()
+    show(report(), color=False, file=out, width=80)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "\n".join(lines) + "\n" == (DOCS / "screens" / "audit-80.txt").read_text()
+
+
+def test_the_audit_is_loaded_by_nobody_else() -> None:
+    """Every celery command imports the group; what the audit needs comes with the audit."""
+    code = "import sys, worker_guard.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    heavy = ("worker_guard.audit", "rich", "redbeat", "django_celery_beat", "psutil")
+    assert "worker_guard.cli" in loaded
+    assert not [name for name in loaded if name.startswith(heavy)]

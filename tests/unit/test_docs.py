@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import click
 import pytest
 from celery import Celery
 from celery.bin.celery import celery as celery_command
@@ -249,6 +250,8 @@ def checked_celery(line: str) -> None:
     assert words[:3] == ["celery", "-A", "proj"], line
     name, *rest = words[3:]
     command = celery_command.commands[name]
+    if isinstance(command, click.Group) and rest:
+        command = command.commands[rest.pop(0)]
     known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
     given = {word for word in rest if word.startswith("-")}
     assert given <= known, f"{line}: no such option: {given - known}"

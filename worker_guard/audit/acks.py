@@ -16,7 +16,7 @@ def acks_late_without_reject(facts: Facts) -> Iterator[Finding]:
     tasks = [task for task in _unprotected(facts) if task.reject_on_worker_lost is None]
     conf = facts.delivery
     everywhere = conf.acks_late and conf.reject_on_worker_lost is None
-    if everywhere and conf.retry_on_worker_lost:
+    if (everywhere and conf.retry_on_worker_lost) or not facts.has_children:
         return
     if tasks or (everywhere and not facts.tasks):
         yield Finding(
@@ -36,7 +36,7 @@ def reject_false_does_not_requeue(facts: Facts) -> Iterator[Finding]:
     tasks = [task for task in _unprotected(facts) if task.reject_on_worker_lost is False]
     conf = facts.delivery
     everywhere = conf.acks_late and conf.reject_on_worker_lost is False
-    if everywhere and conf.retry_on_worker_lost:
+    if (everywhere and conf.retry_on_worker_lost) or not facts.has_children:
         return
     if tasks or (everywhere and not facts.tasks):
         yield Finding(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from worker_guard.audit.gaps import Gaps
 
+_CHILDLESS = {"solo", "threads", "gevent", "eventlet"}
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -141,3 +143,8 @@ class Facts:
     pool: str = "prefork"
     #: ``worker_state_db``.
     statedb: str | None = None
+
+    @property
+    def has_children(self) -> bool:
+        """Whether the pool runs tasks in processes of their own."""
+        return self.pool not in _CHILDLESS

@@ -9,7 +9,6 @@ from worker_guard.audit.finding import Finding
 from worker_guard.audit.spelling import names
 
 _ADD = 'app.steps["worker"].add(WorkerGuard)'
-_CHILDLESS = {"solo", "threads", "gevent", "eventlet"}
 
 _OF_RESULTS = {
     "worker_guard_results_schedule",
@@ -104,7 +103,7 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             'app.conf.result_backend = "redis://…"',
         )
     of_children = sorted(guard.given & _OF_CHILDREN)
-    if of_children and facts.pool in _CHILDLESS:
+    if of_children and not facts.has_children:
         yield _idle(
             of_children,
             f"the pool {facts.pool} has no children to recycle",

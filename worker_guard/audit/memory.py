@@ -20,6 +20,8 @@ _BYTES_FROM = 20_000_000
 def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
     """The limit is in KiB; a number of bytes or of megabytes is another limit."""
     memory = facts.memory
+    if not facts.has_children:
+        return
     if memory.child_limit_odd is not None:
         yield Finding(
             level="error",
@@ -60,7 +62,7 @@ def memory_limit_below_newborn(facts: Facts) -> Iterator[Finding]:
     """A limit that a child is over before its first task."""
     memory = facts.memory
     limit_kib = memory.child_limit_kib
-    if limit_kib is None or limit_kib < _SMALLEST_KIB:
+    if limit_kib is None or limit_kib < _SMALLEST_KIB or not facts.has_children:
         return
     if limit_kib * _KIB < memory.newborn_bytes:
         wanted_kib = 2 * memory.newborn_bytes / _KIB
@@ -83,7 +85,7 @@ def memory_limit_beside_guard(facts: Facts) -> Iterator[Finding]:
     """Two limits, of which Celery's compares the peak."""
     memory = facts.memory
     limit_kib, guard_bytes = memory.child_limit_kib, memory.guard_child_limit_bytes
-    if limit_kib is None or guard_bytes is None or _is_bytes(facts):
+    if limit_kib is None or guard_bytes is None or _is_bytes(facts) or not facts.has_children:
         return
     first = limit_kib * _KIB <= guard_bytes
     yield Finding(

@@ -140,8 +140,9 @@ def _of_redbeat(app: Any) -> Iterator[BeatEntry]:
 def _uses_redbeat(app: Any) -> bool:
     named = "redbeat" in str(app.conf.beat_scheduler).lower()
     # The scheduler can be named on Beat's command line alone; it then falls back on the broker.
-    broker = str(app.conf.broker_url or "")
-    return named or bool(app.conf.get("redbeat_redis_url")) or broker.startswith("redis")
+    with app.connection_for_read() as connection:
+        broker = connection.transport_cls
+    return named or bool(app.conf.get("redbeat_redis_url")) or broker in ("redis", "rediss")
 
 
 def _of_django(app: Any) -> Iterator[BeatEntry]:
