@@ -268,6 +268,7 @@ GOOD: list[tuple[str, Facts]] = [
             retry_on_worker_lost=True,
         ),
     ),
+    ("all", tasks(task(acks_late=True, retry_on_worker_lost=True), task(name="other"))),
     ("all", tasks(acks_late=True, retry_on_worker_lost=True)),
     ("all", tasks(acks_late=True, reject_on_worker_lost=False, retry_on_worker_lost=True)),
     # Without late acknowledgement False says nothing.
@@ -373,8 +374,24 @@ def test_each_expiry_is_said_once() -> None:
             assert len(lifetimes & found(every(gap, expires)).keys()) <= 1, (gap, expires)
 
 
-@pytest.mark.parametrize("gap", [10.0, MINUTE, HOUR, 5 * HOUR, DAY])
-@pytest.mark.parametrize("expires", [1.0, MINUTE, HOUR])
+def test_a_killed_task_is_said_once() -> None:
+    """Where nothing is said of it, and where False is: one rule for each."""
+    both = tasks(task(acks_late=True), task(name="no", acks_late=True, reject_on_worker_lost=False))
+    assert {rule: finding.subject for rule, finding in found(both).items()} == {
+        "acks-late-without-reject": "task proj.task",
+        "reject-false-does-not-requeue": "task no",
+    }
+
+
+def test_what_a_fixed_expires_does() -> None:
+    """What is over is over; what is ahead will be."""
+    assert "Each run is born expired" in found(every(DAY, PAST))["expires-absolute"].happens
+    ahead = found(every(DAY, AHEAD))["expires-absolute"].happens
+    assert ahead.startswith(f"From {AHEAD.written} on")
+
+
+@pytest.mark.parametrize("gap", [10.0, MINUTE, HOUR, 5 * HOUR, DAY, WEEK])
+@pytest.mark.parametrize("expires", [1.0, MINUTE, HOUR, DAY])
 def test_the_line_to_change_is_a_cure(gap: float, expires: float) -> None:
     """With the lifetime that it names, nothing is found any more."""
     for finding in judge(every(gap, expires), RULES):

@@ -16,6 +16,17 @@ CORE = [
     "revoked/record.py",
     "revoked/backfill.py",
     "revoked/sweeper.py",
+    "audit/facts.py",
+    "audit/gaps.py",
+    "audit/finding.py",
+    "audit/spelling.py",
+    "audit/expiry.py",
+    "audit/acks.py",
+    "audit/memory.py",
+    "audit/results.py",
+    "audit/delivery.py",
+    "audit/guard.py",
+    "audit/rules.py",
 ]
 
 OUTSIDE = {"celery", "kombu", "billiard", "redis", "click", "structlog", "psutil", "os", "time"}

@@ -96,7 +96,7 @@ def expires_shorter_than_interval(facts: Facts) -> Iterator[Finding]:
 def expires_under_an_hour(facts: Facts) -> Iterator[Finding]:
     """A frequent entry whose runs do not outlive a short outage."""
     for entry, expires_s, gap_s in _lasting(facts):
-        if gap_s <= expires_s < HOUR_S and gap_s < HOUR_S:
+        if gap_s <= expires_s < HOUR_S:
             yield _short(
                 entry,
                 expires_s,
@@ -175,8 +175,8 @@ def _lasting(facts: Facts) -> Iterator[tuple[BeatEntry, float, float]]:
 
 
 def _lifetime_s(gap_s: float) -> float:
-    """How long a run should live: its interval, and between an hour and a day."""
-    return min(max(gap_s, HOUR_S), DAY_S)
+    """How long a run should live: until the next one is there, and an hour at least."""
+    return max(gap_s, HOUR_S)
 
 
 def _short(entry: BeatEntry, expires_s: float, level: Level, happens: str) -> Finding:
@@ -186,8 +186,8 @@ def _short(entry: BeatEntry, expires_s: float, level: Level, happens: str) -> Fi
     if longest_s > shortest_s:
         interval += f" to {seconds(longest_s)}"
     evidence = {"schedule": entry.schedule, "interval": interval, "expires": seconds(expires_s)}
-    wanted_s = shortest_s if level == "note" and expires_s >= DAY_S else _lifetime_s(shortest_s)
-    return _finding(entry, level, happens, evidence, _set_expires(entry, wanted_s))
+    change = _set_expires(entry, _lifetime_s(shortest_s))
+    return _finding(entry, level, happens, evidence, change)
 
 
 def _finding(
