@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from worker_guard.audit.gaps import Gaps
 
-_CHILDLESS = {"solo", "threads", "gevent", "eventlet"}
+#: By alias, and by module where that differs.
+_CHILDLESS = {"solo", "threads", "thread", "gevent", "eventlet"}
 
 
 @dataclass(frozen=True)

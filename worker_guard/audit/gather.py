@@ -70,11 +70,18 @@ def _task(task: Any) -> TaskFacts:
         reject_on_worker_lost=_yes_no_unsaid(task.reject_on_worker_lost),
         # From Celery 5.7 on.
         retry_on_worker_lost=bool(getattr(task, "retry_on_worker_lost", False)),
-        time_limit_s=_seconds(task.time_limit or task.soft_time_limit),
+        time_limit_s=_time_limit_s(task),
         retry_delay_s=_retry_delay_s(task),
         expires=when(task.expires),
         ignore_result=bool(task.ignore_result),
     )
+
+
+def _time_limit_s(task: Any) -> float | None:
+    # Celery 5.3 keeps the settings out of the task, and gives them to the pool.
+    conf = task.app.conf
+    hard, soft = task.time_limit or conf.task_time_limit, task.soft_time_limit
+    return _seconds(hard or soft or conf.task_soft_time_limit)
 
 
 def _retry_delay_s(task: Any) -> float | None:

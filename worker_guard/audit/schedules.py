@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from celery import schedules
+from celery.utils.time import maybe_iso8601
 
 from worker_guard.audit.facts import BeatEntry, Moment, Odd, When
 from worker_guard.audit.gaps import Gaps, crontab_gaps, gaps_between
@@ -61,7 +62,7 @@ def when(value: Any) -> When:
     moment = value
     if isinstance(value, str):
         try:
-            moment = datetime.fromisoformat(value)
+            moment = maybe_iso8601(value)
         except ValueError:
             return Odd(repr(value))
     if not isinstance(moment, datetime):

@@ -1,4 +1,4 @@
-"""How often a schedule runs: of crontabs by their sets, of all others by what they say."""
+"""How facts are read: how often a schedule runs, when a message expires, what a pool is."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.concurrency.solo import TaskPool as SoloPool
 from celery.schedules import crontab, schedule
 from redbeat.schedules import rrule
 
 from worker_guard.audit.facts import Moment, Odd
 from worker_guard.audit.gaps import Gaps, gaps_between
+from worker_guard.audit.gather import gather
 from worker_guard.audit.schedules import gaps_of, when
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -75,6 +78,9 @@ def test_what_an_expires_is() -> None:
     naive = when("2036-01-01T00:00:00")
     assert isinstance(naive, Moment)
     assert naive.naive
+    zulu = when("2036-01-01T00:00:00Z")
+    assert isinstance(zulu, Moment)
+    assert not zulu.naive
     # As UTC, wherever this runs.
     utc = when("2036-01-01T00:00:00+00:00")
     assert isinstance(utc, Moment)
@@ -82,3 +88,26 @@ def test_what_an_expires_is() -> None:
     assert when(timedelta(hours=1)) == Odd("datetime.timedelta(seconds=3600)")
     assert when("soon") == Odd("'soon'")
     assert when(True) == Odd("True")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("prefork", True),
+        ("processes", True),
+        ("celery.concurrency.prefork:TaskPool", True),
+        ("solo", False),
+        ("threads", False),
+        ("celery.concurrency.thread:TaskPool", False),
+        ("celery.concurrency.gevent.TaskPool", False),
+        (SoloPool, False),
+    ],
+    ids=str,
+)
+def test_whether_a_pool_has_children(given: Any, expected: bool) -> None:
+    """By alias, by the class's path, and by the class."""
+    app = Celery("pool", set_as_current=False)
+    app.conf.worker_pool = given
+    facts, unread = gather(app)
+    assert facts.has_children is expected
+    assert unread == []
