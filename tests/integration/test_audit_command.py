@@ -136,8 +136,10 @@ def test_an_app_that_does_not_load() -> None:
 
 
 def test_no_password_is_shown() -> None:
-    """Not of a URL, nor of one that stands where it does not belong."""
-    conf = {**TROUBLED, "worker_guard_interval": "amqp://me:hunter2@example.org:5672//"}
+    """Not of a server's URL, nor of one that stands where it does not belong."""
+    url = "amqp://me:hunter2@example.org:5672//"
+    entry = {"task": "harness.add", "schedule": 60, "options": {"expires": 60, "task_id": url}}
+    conf = {**TROUBLED, "worker_guard_interval": url, "beat_schedule": {f"to {url}": entry}}
     for options in ((), ("--json",)):
         done = audit(*options, conf=conf)
         assert "worker_guard_interval" in done.stdout

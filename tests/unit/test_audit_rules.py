@@ -339,6 +339,8 @@ def test_a_configuration_that_will_hurt(rule: str, level: str, facts: Facts) -> 
     assert finding.subject
     assert finding.change
     assert finding.evidence or rule == "guard-not-installed"
+    # Names of entries and tasks are values, which can be searched for, and masked.
+    assert all(re.fullmatch(r"\w+", name) for name in finding.evidence)
 
 
 @pytest.mark.parametrize(("rule", "facts"), GOOD)

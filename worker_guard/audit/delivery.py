@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from worker_guard.audit.facts import Delivery, Facts, Moment
 from worker_guard.audit.finding import Finding, Level
-from worker_guard.audit.spelling import seconds
+from worker_guard.audit.spelling import names, seconds
 
 #: What Celery prefetches for each process by default.
 _DEFAULT_MULTIPLIER = 4
@@ -19,30 +19,11 @@ def visibility_timeout_short(facts: Facts) -> Iterator[Finding]:
     timeout_s = facts.delivery.visibility_timeout_s
     if timeout_s is None:
         return
-    certain = {
-        f"{what} of Beat entry {entry.name}": held_s
-        for entry in facts.entries
-        for what, held_s in (
-            ("countdown", entry.countdown_s),
-            ("eta", entry.eta.ahead_s if isinstance(entry.eta, Moment) else None),
-        )
-        if held_s is not None and held_s > timeout_s
-    }
-    possible = {
-        f"{what} of task {task.name}": held_s
-        for task in facts.tasks
-        for what, held_s in (
-            ("longest retry delay", task.retry_delay_s),
-            # Acknowledged early, the message is gone while the task runs.
-            ("time limit", task.time_limit_s if task.acks_late else None),
-        )
-        if held_s is not None and held_s > timeout_s
-    }
-    held = {**certain, **possible}
+    certain = {name: s for name, s in _waiting(facts) if s > timeout_s}
+    held = {**certain, **{name: s for name, s in _running(facts) if s > timeout_s}}
     if not held:
         return
-    longest = sorted(held, key=lambda name: -held[name])[:5]
-    more = {"more": len(held) - len(longest)} if len(held) > len(longest) else {}
+    longest = sorted(held, key=lambda name: -held[name])
     wanted_s = max(held.values()) * 1.5
     yield Finding(
         level="error" if certain else "warning",
@@ -52,11 +33,29 @@ def visibility_timeout_short(facts: Facts) -> Iterator[Finding]:
         evidence={
             "transport": facts.delivery.transport,
             "visibility_timeout": seconds(timeout_s),
-            **{name: seconds(held[name]) for name in longest},
-            **more,
+            "held": names([f"{name} {seconds(held[name])}" for name in longest]),
         },
         change=f'app.conf.broker_transport_options = {{"visibility_timeout": {wanted_s:.0f}}}',
     )
+
+
+def _waiting(facts: Facts) -> Iterator[tuple[str, float]]:
+    """For how long messages are held until they may begin, by whose they are."""
+    for entry in facts.entries:
+        if entry.countdown_s is not None:
+            yield f"countdown of Beat entry {entry.name}", entry.countdown_s
+        if isinstance(entry.eta, Moment):
+            yield f"eta of Beat entry {entry.name}", entry.eta.ahead_s
+
+
+def _running(facts: Facts) -> Iterator[tuple[str, float]]:
+    """For how long they may be held, if it comes to that."""
+    for task in facts.tasks:
+        if task.retry_delay_s is not None:
+            yield f"longest retry delay of task {task.name}", task.retry_delay_s
+        # Acknowledged early, the message is gone while the task runs.
+        if task.acks_late and task.time_limit_s is not None:
+            yield f"time limit of task {task.name}", task.time_limit_s
 
 
 def prefetch_outlasts_expires(facts: Facts) -> Iterator[Finding]:
@@ -79,7 +78,7 @@ def prefetch_outlasts_expires(facts: Facts) -> Iterator[Finding]:
         happens=happens,
         evidence={
             "worker_prefetch_multiplier": conf.prefetch_multiplier,
-            f"expires of {shortest}": seconds(lives[shortest]),
+            "expires": f"{seconds(lives[shortest])}, of {shortest}",
             **known,
         },
         change="app.conf.worker_prefetch_multiplier = 1",

@@ -38,14 +38,15 @@ def expires_absolute(facts: Facts) -> Iterator[Finding]:
             ),
         )
     in_beat = {entry.task for entry in facts.entries if entry.expires_of_task}
-    fixed = [t for t in facts.tasks if isinstance(t.expires, Moment) and t.name not in in_beat]
+    own = {t.name: t.expires for t in facts.tasks if t.name not in in_beat}
+    fixed = {name: moment for name, moment in own.items() if isinstance(moment, Moment)}
     if fixed:
-        over = any(isinstance(t.expires, Moment) and t.expires.ahead_s <= 0 for t in fixed)
+        over = any(moment.ahead_s <= 0 for moment in fixed.values())
         yield Finding(
             level="error" if over else "warning",
-            subject=f"task {names([t.name for t in fixed])}",
+            subject=f"task {names(list(fixed))}",
             happens="From then on each message is born expired until its sender is started again.",
-            evidence={t.name: t.expires.written for t in fixed if isinstance(t.expires, Moment)},
+            evidence={"expires": names([f"{m.written} of {name}" for name, m in fixed.items()])},
             change=f"@app.task(expires={DAY_S:.0f})  # seconds from when it is sent",
         )
 

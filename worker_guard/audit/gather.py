@@ -16,7 +16,6 @@ from worker_guard.bootstep import WorkerGuard
 from worker_guard.errors import SettingError
 from worker_guard.memory.reader import MemoryReader, available_bytes
 from worker_guard.memory.size import size_bytes
-from worker_guard.reporting import masked
 from worker_guard.settings import PREFIX, Settings, given_keys, read_settings
 
 #: kombu's defaults, by transport.
@@ -54,7 +53,7 @@ def gather(app: Any) -> tuple[Facts, list[str]]:
         results=results,
         guard=_guard(app, settings, rejected, results),
         pool=_pool(app),
-        statedb=masked(str(app.conf.worker_state_db)) if app.conf.worker_state_db else None,
+        statedb=str(app.conf.worker_state_db) if app.conf.worker_state_db else None,
     )
     return facts, unread
 
@@ -154,7 +153,7 @@ def _settings(app: Any) -> tuple[Settings, str | None]:
     try:
         return read_settings(app.conf), None
     except SettingError as exc:
-        return Settings(), masked(str(exc))
+        return Settings(), str(exc)
 
 
 def _guard(app: Any, settings: Settings, rejected: str | None, results: Results) -> GuardFacts:

@@ -53,13 +53,11 @@ def show(
     ``width`` is in columns; None: the terminal's, and a fixed one where there is none.
     """
     from rich.console import Console  # not at the top: for people only
+    from rich.text import Text
 
     console = Console(
         file=file,
         width=width,
-        highlight=False,
-        markup=False,
-        emoji=False,
         # Without this, "no colour" would leave the bold.
         color_system="auto" if color and "NO_COLOR" not in os.environ else None,
     )
@@ -67,7 +65,7 @@ def show(
         console.width = _PLAIN_WIDTH
     for finding in report.findings:
         console.print(_block(finding))
-    console.print(_summary(report))
+    console.print(Text(_summary(report)))
 
 
 def _block(finding: Finding) -> Any:
