@@ -308,6 +308,17 @@ def test_redbeat(redis_server: RedisServer, redbeat_conf: dict[str, Any]) -> Non
     assert redis_server.client.info("keyspace") == before
 
 
+def test_redbeat_that_no_setting_names(
+    redis_server: RedisServer, redbeat_conf: dict[str, Any]
+) -> None:
+    """Beat's command line can: it falls back on the broker. Where that is down nothing is said."""
+    conf = {"broker_url": redbeat_conf["redbeat_redis_url"]}
+    assert ("expires-shorter-than-interval", "Beat entry bad") in findings(conf=conf)
+    redis_server.kill()
+    done = audit(conf=conf)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_redbeat_that_cannot_be_reached(redbeat_conf: dict[str, Any]) -> None:
     """The rest is audited; one line says what is missing, and the exit code that it is."""
     url = f"redis://:hunter2@127.0.0.1:{free_port()}/0"

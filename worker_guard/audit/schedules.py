@@ -18,6 +18,7 @@ from typing import Any
 
 from celery import schedules
 from celery.utils.time import maybe_iso8601
+from redis.exceptions import RedisError
 
 from worker_guard.audit.facts import BeatEntry, Moment, Odd, When
 from worker_guard.audit.gaps import Gaps, crontab_gaps, gaps_between
@@ -117,9 +118,32 @@ def _entry(app: Any, name: str, entry: Mapping[str, Any], *, source: str) -> Bea
 
 
 def _of_redbeat(app: Any) -> Iterator[BeatEntry]:
-    """The entries that redbeat keeps in Redis, where it is installed and this app may use it."""
-    if not find_spec("redbeat") or not _uses_redbeat(app):
+    """The entries that redbeat keeps in Redis, where it is installed."""
+    if not find_spec("redbeat"):
         return
+    named = "redbeat" in str(app.conf.beat_scheduler).lower()
+    named = named or bool(app.conf.get("redbeat_redis_url"))
+    if not (named or _has_redis_broker(app)):
+        return
+    try:
+        definitions = _redbeat_definitions(app)
+    except RedisError:
+        if named:
+            raise
+        # It is only installed; nothing says that this Redis, the broker's, has a schedule.
+        return
+    for entry in definitions:
+        if entry.get("enabled", True):
+            yield _entry(app, str(entry["name"]), entry, source="redbeat")
+
+
+def _has_redis_broker(app: Any) -> bool:
+    # Beat's command line can name redbeat, which then falls back on the broker.
+    with app.connection_for_read() as connection:
+        return connection.transport_cls in ("redis", "rediss")
+
+
+def _redbeat_definitions(app: Any) -> list[dict[str, Any]]:
     from redbeat.schedulers import RedBeatSchedulerEntry, ensure_conf, get_redis
 
     with _quietly():
@@ -131,19 +155,8 @@ def _of_redbeat(app: Any) -> Iterator[BeatEntry]:
         if pool is not None:
             pool.connection_kwargs.setdefault("socket_timeout", TIMEOUT_S)
             pool.connection_kwargs.setdefault("socket_connect_timeout", TIMEOUT_S)
-        definitions = [client.hget(name, "definition") for name in client.zrange(key, 0, -1)]
-    for definition in filter(None, definitions):
-        entry = RedBeatSchedulerEntry.decode_definition(definition)
-        if entry.get("enabled", True):
-            yield _entry(app, str(entry["name"]), entry, source="redbeat")
-
-
-def _uses_redbeat(app: Any) -> bool:
-    named = "redbeat" in str(app.conf.beat_scheduler).lower()
-    # The scheduler can be named on Beat's command line alone; it then falls back on the broker.
-    with app.connection_for_read() as connection:
-        broker = connection.transport_cls
-    return named or bool(app.conf.get("redbeat_redis_url")) or broker in ("redis", "rediss")
+        raw = [client.hget(name, "definition") for name in client.zrange(key, 0, -1)]
+    return [RedBeatSchedulerEntry.decode_definition(one) for one in raw if one]
 
 
 def _of_django(app: Any) -> Iterator[BeatEntry]:
