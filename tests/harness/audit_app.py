@@ -15,7 +15,8 @@ from tests.harness.app import app
 
 __all__ = ["app"]
 
-#: The entry that Beat sends every half second, as JSON: its options. ``expires`` can be an object:
+#: The entry that Beat sends each half second (or ``every_s``), as JSON: its options. ``expires``
+#: can be an object:
 #: ``{"at": seconds from import, "naive": bool}`` or ``{"timedelta": seconds}``.
 ENTRY = "WORKER_GUARD_TEST_ENTRY"
 COUNTS = "WORKER_GUARD_TEST_COUNTS"
@@ -36,7 +37,8 @@ if ENTRY in os.environ:
     options = json.loads(os.environ[ENTRY])
     if "expires" in options:
         options["expires"] = _expires(options["expires"])
-    entry = {"task": "harness.add", "args": (1, 2), "schedule": 0.5, "options": options}
+    every_s = options.pop("every_s", 0.5)
+    entry = {"task": "harness.add", "args": (1, 2), "schedule": every_s, "options": options}
     app.conf.beat_schedule = {"entry": entry}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,26 @@ def test_runs_that_wait_expire(
     said = "Discarding revoked task: harness.add" if lost else "] succeeded in "
     wait_for(lambda: worker.text().count(said) == sent, f"{sent} times {said!r}")
     assert len(worker.revoked()) == (sent if lost else 0)
+
+
+def test_beat_does_not_catch_up(make_fleet: MakeFleet, redis_server: RedisServer) -> None:
+    """After an outage it sends an overdue entry once, with an expiry counted from then."""
+    fleet = make_fleet()
+    options = {"every_s": 2, "expires": 3600}
+    with beat(fleet, options):
+        wait_for(lambda: waiting(redis_server) >= 1, "a run in the queue")
+    before = waiting(redis_server)
+    time.sleep(5)  # two runs and more that are missed
+    back_at = datetime.now(timezone.utc)
+    with beat(fleet, options) as log:
+        wait_for(lambda: waiting(redis_server) >= before + 2, "two more runs in the queue")
+    # Had it caught up they would be sent at once; a slow host can only draw them apart.
+    sent = re.findall(r"^\[(\S+ \S+): .* Sending due task", log.read_text(), re.MULTILINE)
+    first, second = (datetime.fromisoformat(at.replace(",", ".")) for at in sent[before:][:2])
+    assert (second - first).total_seconds() > 1
+    for raw in redis_server.client.lrange("work", 0, 1):
+        expires = datetime.fromisoformat(json.loads(raw)["headers"]["expires"])
+        assert expires >= back_at + timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
@@ -191,10 +212,12 @@ def pids(fleet: Fleet, task: str, *args: Any, times: int = 2) -> int:
 def test_a_limit_below_a_newborn_childs_size(
     make_fleet: MakeFleet, redis_server: RedisServer, limit: int, processes: int
 ) -> None:
-    """Each task gets a child of its own; the process's own RSS tells the size beforehand."""
+    """Each task gets a child of its own, and the revoked set stays as it is all the same."""
     fleet = make_fleet(worker_max_memory_per_child=limit)
+    fleet.expire("old")
     worker = start(fleet, redis_server)
     assert pids(fleet, "pid") == processes
+    assert worker.revoked() == {"old"}
     main = MemoryReader("rss").read(worker.process.pid, None)
     assert main is not None
     assert (main.rss_bytes > limit * 1024) is (processes > 1)
