@@ -76,8 +76,10 @@ def _results_schedule(value: Any) -> Any:
 
 def _results_max_age(value: Any) -> float | None:
     allowed = "seconds or a timedelta, 0 (results stay for ever) or more, or None (result_expires)"
-    if value is None or (value == 0 and not isinstance(value, bool)):
-        return value if value is None else 0.0
+    if value is None:
+        return None
+    if value in (0, timedelta(0)) and not isinstance(value, bool):
+        return 0.0
     return _above_zero(value, allowed)
 
 

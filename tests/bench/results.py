@@ -21,7 +21,8 @@ from typing import Any
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import DAY_S, date, policy, record, run
 from worker_guard.results.selection import VALUE_LIMIT_BYTES, Kind, classify, judge
-from worker_guard.results.store import DRY_RUN, FULL_SPEED, REAL, WAYS, Actor, Sweep
+from worker_guard.results.store import WAYS, Sweep
+from worker_guard.results.way import DRY_RUN, FULL_SPEED, REAL, Actor
 
 KEYS = 300_000
 GROWTH = (10_000, 100_000, 1_000_000)

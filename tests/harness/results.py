@@ -14,8 +14,10 @@ from celery import states
 
 from tests.harness.redis_server import RedisServer
 from worker_guard.results.globs import Glob
+from worker_guard.results.neighbours import protected
 from worker_guard.results.selection import Policy
-from worker_guard.results.store import FULL_SPEED, REAL, WAYS, Actor, Pace, Sweep, Tally
+from worker_guard.results.store import WAYS, Sweep
+from worker_guard.results.way import FULL_SPEED, REAL, Actor, Pace, Tally
 
 TASK_PREFIX = b"celery-task-meta-"
 GROUP_PREFIX = b"celery-taskset-meta-"
@@ -26,13 +28,20 @@ NOW = 1_800_000_000
 DAY_S = 86_400
 
 
+#: What kombu's Redis transport puts into a queue's list.
+MESSAGE = (
+    b'{"body": "W10=", "content-encoding": "utf-8", "content-type": "application/json", '
+    b'"headers": {}, "properties": {"delivery_mode": 2, "delivery_tag": "5f1b"}}'
+)
+
+
 def policy(**changes: Any) -> Policy:
     """Celery's own prefixes, an age of one day, and ``app-state:*`` as the application's keys."""
     values: dict[str, Any] = {
         "task_prefix": TASK_PREFIX,
         "state_prefixes": (GROUP_PREFIX, b"chord-unlock-"),
         "state_patterns": (Glob("app-state:*"),),
-        "protected": (b"worker-guard-", b"_kombu.", b"unacked"),
+        "protected": protected(queues=["work"], broker_options={}, redbeat_prefix=None),
         "ready_states": frozenset(states.READY_STATES),
         "done_before": NOW - DAY_S,
         "ttl_ms": DAY_S * 1000,

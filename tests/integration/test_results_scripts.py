@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.harness.redis_server import RedisServer
-from tests.harness.results import DAY_S, date, encoded, policy, record
+from tests.harness.results import DAY_S, MESSAGE, date, encoded, policy, record
 from worker_guard.results import scripts
-from worker_guard.results.globs import Glob
+from worker_guard.results.globs import Glob, literal
 from worker_guard.results.selection import VALUE_LIMIT_BYTES, Kind, Verdict, classify, judge
 
 SETTINGS = settings(
@@ -38,8 +38,12 @@ def decided(client: Any, key: bytes, rules: Any) -> tuple[int, int, int]:
 def expected(client: Any, key: bytes, rules: Any) -> tuple[int, int, int]:
     """The same by the rules in Python."""
     kind = classify(key, rules)
-    is_string = client.type(key) in (b"string", b"none")
-    value = client.getrange(key, 0, VALUE_LIMIT_BYTES) if is_string else None
+    of_type = client.type(key)
+    value = None
+    if kind is Kind.RESULT and of_type in (b"string", b"none"):
+        value = client.getrange(key, 0, VALUE_LIMIT_BYTES)
+    elif kind is Kind.OWN and of_type == b"list":
+        value = client.lindex(key, 0)
     decision = judge(kind, value, client.pttl(key), rules)
     return (
         int(decision.verdict is Verdict.DELETE),
@@ -161,6 +165,7 @@ def test_the_script_decides_as_the_rules_do_on_other_types(client: Any) -> None:
     client.flushdb()
     for prefix in (b"celery-task-meta-", b"celery-taskset-meta-", b"app-state:", b"other:"):
         client.rpush(prefix + b"list", 1)
+        client.rpush(prefix + b"queue", MESSAGE)
         client.hset(prefix + b"hash", "a", 1)
         client.sadd(prefix + b"set", 1)
         client.zadd(prefix + b"zset", {"a": 1})
@@ -190,6 +195,23 @@ def test_a_pattern_fits_what_it_fits_in_redis(client: Any, pattern: str, name: s
     client.set(name, b"1")
     fits = bool(list(client.scan_iter(match=pattern)))
     assert glob.matches(name.encode()) == fits
-    rules = policy(state_patterns=(glob,), protected=(b"worker-guard-",))
-    assert classify(name.encode(), rules) is (Kind.STATE if fits else Kind.FOREIGN)
+    rules = policy(state_patterns=(glob,), protected=())
+    assert classify(name.encode(), rules) is (Kind.OWN if fits else Kind.FOREIGN)
     assert decided(client, name.encode(), rules) == (0, int(fits), 0)
+    if not name:
+        return
+    rules = policy(state_patterns=(Glob(literal(name)),), protected=(glob,))
+    assert classify(name.encode(), rules) is (Kind.FOREIGN if fits else Kind.OWN)
+    assert decided(client, name.encode(), rules) == (0, int(not fits), 0)
+
+
+@SETTINGS
+@given(st.text("ab*?[]\\^-.%", min_size=1, max_size=6), st.text("ab*?[]\\^-.%", max_size=6))
+def test_a_literal_fits_itself_alone(client: Any, text: str, other: str) -> None:
+    """Whatever of its characters mean something in a pattern."""
+    for name in {text, other}:
+        key = name.encode()
+        assert Glob(literal(text)).matches(key) == (name == text)
+        client.set(key, b"1")
+        rules = policy(state_patterns=(Glob(literal(text)),), protected=())
+        assert decided(client, key, rules) == (0, int(name == text), 0)

@@ -20,7 +20,7 @@ from tests.harness.redis_server import RedisServer, free_port, server_program
 from tests.harness.results import encoded
 from tests.harness.workers import wait_for
 from worker_guard.results.opening import Cleanup
-from worker_guard.results.target import open_target
+from worker_guard.results.target import IN_WORKER_TIMEOUT_S, open_target
 from worker_guard.settings import read_settings
 
 
@@ -164,3 +164,32 @@ def _names_a_master(sentinel: Any) -> bool:
         return bool(sentinel.execute_command("SENTINEL", "get-master-addr-by-name", "main"))
     except redis.ConnectionError:
         return False
+
+
+@pytest.mark.parametrize("timeout_s", [IN_WORKER_TIMEOUT_S, 1.0])
+def test_sentinels_that_say_nothing_are_each_asked_once(timeout_s: float) -> None:
+    """They share the time that one answer may take; Celery's own clients wait for minutes."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        ports = [listener.getsockname()[1] for listener in listeners]
+        app = Celery("test", set_as_current=False, broker="memory://")
+        app.conf.result_backend = ";".join(f"sentinel://127.0.0.1:{port}/0" for port in ports)
+        app.conf.result_backend_transport_options = {"master_name": "main"}
+        target = open_target(app, read_settings(app.conf), timeout_s=timeout_s)
+        manager = target.client.connection_pool.sentinel_manager
+        waits = [s.connection_pool.connection_kwargs for s in manager.sentinels]
+        assert sum(kwargs["socket_timeout"] for kwargs in waits) <= timeout_s
+        with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+            target.check()
+        assert [connections(listener) for listener in listeners] == [1, 1, 1]
+
+
+def connections(listener: socket.socket) -> int:
+    """How many connections wait there to be taken."""
+    listener.setblocking(False)
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+            count += 1
+    return count

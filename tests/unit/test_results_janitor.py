@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 
 from tests.harness.results import DAY_S
 from worker_guard.events import CleanupCompleted, Event
-from worker_guard.results.history import Outcome, PrivateHistory
-from worker_guard.results.janitor import Janitor
+from worker_guard.results.history import History, Outcome, PrivateHistory
+from worker_guard.results.janitor import Janitor, spread
 from worker_guard.results.lease import LeaseLostError
-from worker_guard.results.store import DRY_RUN, REAL, Actor, Pace, Tally
+from worker_guard.results.way import DRY_RUN, REAL, Actor, Pace, Tally
 from worker_guard.revoked.sweeper import Totals
+from worker_guard.scheduler import Scheduler
 
 
 class Clock:
@@ -70,19 +72,21 @@ class FakeLease:
     def __init__(self, free: bool = True, lost_at: int = -1) -> None:
         self.free, self.lost_at, self.held, self.log = free, lost_at, False, []  # type: ignore[var-annotated]
 
-    def take(self) -> bool:
+    def take(self) -> Iterator[None]:
         self.held = self.free
         self.log.append("take")
-        return self.free
+        yield from ()
 
-    def renew(self) -> None:
+    def renew(self) -> Iterator[None]:
         if self.log.count("renew") == self.lost_at:
             raise LeaseLostError("lost")
         self.log.append("renew")
+        yield from ()
 
-    def release(self) -> None:
+    def release(self) -> Iterator[None]:
         self.held = False
         self.log.append("release")
+        yield from ()
 
 
 class Kept(PrivateHistory):
@@ -158,18 +162,93 @@ def test_the_schedule_is_looked_at_in_time_and_not_too_often() -> None:
     clock = Clock()
     part, _, _ = janitor(clock, history=Kept(clock() - 90))
     assert part.interval_s == 30.0
-    assert drive(part, clock) == 0
-    assert part.interval_s == pytest.approx(10.0)
+    # The first look makes sure that the server can be swept.
+    assert drive(part, clock) == 1
+    assert part.interval_s == pytest.approx(10.0, abs=0.1)
     clock.at += 9.9
     assert drive(part, clock) == 0
     assert part.interval_s == 1.0
+
+
+def test_where_no_run_is_known_the_count_begins() -> None:
+    """At the first look, which is not a run."""
+    clock = Clock()
+    history = Kept(clock())
+    history._last_run = None
+    part, events, _ = janitor(clock, history=history)
+    drive(part, clock)
+    assert history.last_run(clock()) == pytest.approx(clock(), abs=1.0)
+    assert events == []
+    clock.at += 100
+    drive(part, clock)
+    assert len(events) == 1
+
+
+@pytest.mark.parametrize(
+    ("held", "known"),
+    [
+        (b"900.0", 900.0),
+        (b"1000", 1000.0),
+        # The clocks of two hosts are never quite the same.
+        (b"1200.0", 1000.0),
+        (b"1301.0", None),
+        (b"1e300", None),
+        (b"inf", None),
+        (b"nan", None),
+        (b"-1", None),
+        (b"yesterday", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_a_last_run_that_cannot_be_is_not_believed(held: bytes | None, known: float | None) -> None:
+    """A clock that was wrong once would stop the sweeps for as long."""
+
+    class Holding:
+        def get(self, _key: str) -> bytes | None:
+            return held
+
+    assert History(Holding(), "worker-guard-").last_run(1000.0) == known
+
+
+def test_a_dry_run_is_put_off_by_a_share_of_its_time() -> None:
+    """Each time anew, at most by ten minutes and by half of the time until the next run."""
+    clock = Clock()
+    runs: list[float] = []
+
+    def ask_for(period_s: float, share: float) -> float:
+        started = clock.at
+
+        def each_period(last_run_at: float) -> tuple[bool, float]:
+            left = last_run_at + period_s - clock()
+            return left <= 0, left if left > 0 else period_s
+
+        put_off = spread(each_period, monotonic=clock, share=share)
+        last_run = started - period_s
+        due, wait_s = put_off(last_run)
+        while not due:
+            assert wait_s > 0
+            clock.at += wait_s
+            due, wait_s = put_off(last_run)
+        runs.append(clock.at - started)
+        last_run = clock.at
+        assert put_off(last_run) == (False, period_s)
+        clock.at += period_s
+        assert put_off(last_run)[0] == (share == 0)
+        return runs[-1]
+
+    assert ask_for(86_400, 0.0) == 0.0
+    assert ask_for(86_400, 0.5) == pytest.approx(300.0)
+    assert ask_for(86_400, 1.0) == pytest.approx(600.0)
+    assert ask_for(60, 1.0) == pytest.approx(30.0)
 
 
 def test_who_does_not_get_the_lease_does_not_sweep() -> None:
     """And looks again later."""
     clock = Clock()
     part, events, _ = janitor(clock, lease=FakeLease(free=False))
-    assert drive(part, clock) == 1
+    drive(part, clock)
+    assert part.target.begun == []  # type: ignore[attr-defined]
     assert events == []
 
 
@@ -178,7 +257,8 @@ def test_a_sweep_that_another_just_did_is_not_done_again() -> None:
     clock = Clock()
     part, events, _ = janitor(clock)
     slices = part.round()
-    next(slices)
+    while "take" not in part.lease.log:  # type: ignore[attr-defined]
+        next(slices)
     part.history.ran(clock())
     for _ in slices:
         clock.at += 0.01
@@ -196,6 +276,34 @@ def test_the_event_loop_has_four_fifths_of_the_time_to_itself() -> None:
         clock.at += 0.01
         free_s += 0.01
     assert free_s / (clock() - started) >= 0.8
+
+
+@pytest.mark.parametrize("step_s", [0.0001, 0.0013, 0.005, 0.4])
+def test_the_scheduler_leaves_the_loop_four_fifths_of_each_stretch(step_s: float) -> None:
+    """By its ticks and the pauses that it asks for, with calls that are quick or slow."""
+    clock = Clock()
+    part, _, _ = janitor(clock, target=FakeTarget(FakeSweep(clock, steps=300, step_s=step_s)))
+    timers: list[tuple[float, Callable[[], None]]] = []
+    scheduler = Scheduler([part], report=lambda _event: None, monotonic=clock)
+    scheduler.arm(lambda delay_s, tick: timers.append((delay_s, tick)))
+    busy: list[float] = []
+    stretches: list[tuple[float, float]] = []
+    while part.target.sweep.steps:  # type: ignore[attr-defined]
+        delay_s, tick = timers.pop()
+        clock.at += delay_s
+        before = clock.at
+        tick()
+        busy.append(clock.at - before)
+        stretches.append((delay_s, busy[-1]))
+    # From one slice that did something to the next.
+    idle_s, worked_s = 0.0, 0.0
+    for delay_s, spent_s in stretches:
+        idle_s += delay_s
+        if spent_s and worked_s:
+            assert idle_s >= 4 * worked_s
+        if spent_s:
+            idle_s, worked_s = 0.0, spent_s
+    assert max(busy) <= 0.001 + step_s
 
 
 def test_a_sweep_that_fails_is_reported_with_what_it_did_and_done_again() -> None:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.harness.results import DAY_S, NOW, date, encoded, policy, record
+from tests.harness.results import DAY_S, MESSAGE, NOW, date, encoded, policy, record
 from worker_guard.results.globs import Glob
 from worker_guard.results.selection import (
+    NO_TTL,
     VALUE_LIMIT_BYTES,
     Decision,
     Kind,
@@ -32,7 +33,7 @@ OLD = 2 * DAY_S
         (b"celery-taskset-meta-1", Kind.STATE),
         (b"celery-taskset-meta-1.j", Kind.STATE),
         (b"chord-unlock-1", Kind.STATE),
-        (b"app-state:1", Kind.STATE),
+        (b"app-state:1", Kind.OWN),
         (b"app-state", Kind.FOREIGN),
         (b"x-celery-task-meta-1", Kind.FOREIGN),
         (b"worker-guard-history", Kind.FOREIGN),
@@ -51,6 +52,15 @@ def test_no_pattern_reaches_a_protected_key() -> None:
     rules = policy(state_patterns=(Glob("*-h*"), Glob("_*.*"), Glob("un*d*")))
     for key in (b"worker-guard-history", b"_kombu.binding.celery", b"unacked_index"):
         assert classify(key, rules) is Kind.FOREIGN
+
+
+def test_a_list_of_messages_is_the_brokers_whatever_its_name() -> None:
+    """A lifetime on a queue that this app does not know would be the loss of its messages."""
+    assert judge(Kind.OWN, MESSAGE, NO_TTL, policy()) == KEEP
+    assert judge(Kind.OWN, b'{"body": 1}', NO_TTL, policy()) == EXPIRE
+    assert judge(Kind.OWN, None, NO_TTL, policy()) == EXPIRE
+    # Celery's own lists hold results, which can look like anything.
+    assert judge(Kind.STATE, MESSAGE, NO_TTL, policy()) == EXPIRE
 
 
 DELETE, KEEP = Decision(Verdict.DELETE), Decision(Verdict.KEEP)

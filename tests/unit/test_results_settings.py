@@ -18,7 +18,12 @@ from worker_guard.errors import SettingError
 from worker_guard.results.janitor import celery_schedule
 from worker_guard.results.opening import Cleanup, NoAgeError, ResultsOffError, open_janitor
 from worker_guard.results.running import seconds_of
-from worker_guard.results.target import NoRedisResultsError, open_target
+from worker_guard.results.target import (
+    BackendUnreadableError,
+    NoPrefixError,
+    NoRedisResultsError,
+    open_target,
+)
 from worker_guard.revoked.sweeper import Totals
 from worker_guard.settings import Settings, read_settings
 
@@ -34,6 +39,8 @@ PREFIX = "worker_guard_"
         ("results_schedule", crontab(minute="*/5"), crontab(minute="*/5")),
         ("results_max_age", None, None),
         ("results_max_age", 0, 0.0),
+        ("results_max_age", 0.0, 0.0),
+        ("results_max_age", timedelta(0), 0.0),
         ("results_max_age", timedelta(days=2), 172_800.0),
         ("results_max_age", 90, 90.0),
         ("state_patterns", ["a:*"], ("a:*",)),
@@ -96,6 +103,9 @@ def target(one: Celery) -> Any:
         ({"result_expires": timedelta(hours=1)}, 3600.0),
         ({"result_expires": None}, None),
         ({"result_expires": 0}, None),
+        ({"result_expires": timedelta(0)}, None),
+        ({"result_expires": -1}, None),
+        ({"result_expires": 60, "worker_guard_results_max_age": timedelta(0)}, None),
         ({"result_expires": 0, "worker_guard_results_max_age": 5}, 5.0),
         ({"result_expires": 60, "worker_guard_results_max_age": 5}, 5.0),
         ({"worker_guard_results_max_age": 0}, None),
@@ -115,7 +125,53 @@ def test_the_keys_names_are_the_backends() -> None:
     found = target(one)
     assert found.task_prefix == one.backend.task_keyprefix
     assert found.state_prefixes == (one.backend.group_keyprefix, one.backend.chord_keyprefix)
-    assert {b"proj_worker-guard-", b"worker-guard-", b"{q}_kombu."} <= set(found.protected)
+    patterns = [glob.pattern for glob in found.protected]
+    assert {"celery", "{q}celery", "{q}celery\x06\x16*", "redbeat:*"} <= set(patterns)
+
+
+@pytest.mark.parametrize("prefix", ["task_keyprefix", "group_keyprefix", "chord_keyprefix"])
+@pytest.mark.parametrize("shared", ["", "proj_"])
+def test_a_backend_whose_keys_have_no_name_is_refused(prefix: str, shared: str) -> None:
+    """Every key of the database would be a result."""
+    from celery.backends.redis import RedisBackend
+
+    class Nameless(RedisBackend):
+        pass
+
+    setattr(Nameless, prefix, "")
+    one = app(result_backend_transport_options={"global_keyprefix": shared})
+    one._local.backend = Nameless(app=one, url="redis://")
+    with pytest.raises(NoPrefixError, match="any key could be a result"):
+        opened(one)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:zeb/ra@h:6379/0", "redis://:zeb#ra@h:6379/0", "redis://h:port/0"]
+)
+def test_a_backend_whose_url_is_none_is_refused(url: str) -> None:
+    """Without a piece of it in the line, which may be one of the password."""
+    with pytest.raises(BackendUnreadableError) as caught:
+        opened(app(url))
+    assert "has to look like" in str(caught.value)
+    assert not any(piece in str(caught.value) for piece in ("zeb", "ra@h"))
+
+
+@pytest.mark.parametrize(
+    ("values", "age_s", "ttl_s"),
+    [
+        ({}, 60, 86_400),
+        ({}, 200_000, 200_000),
+        ({"result_expires": 3600}, 60, 3600),
+        ({"result_expires": 3600}, 3600, 3600),
+        ({"worker_guard_results_max_age": 7200}, 60, 7200),
+        ({"result_expires": None}, 60, 86_400),
+        ({"result_expires": 0, "worker_guard_results_max_age": 0}, 200_000, 200_000),
+    ],
+)
+def test_a_short_age_by_hand_is_no_short_lifetime(values: Any, age_s: float, ttl_s: float) -> None:
+    """It says which results are old; a state that a task still needs is not to go in minutes."""
+    rules = target(app(**values))._policy(1_000_000, float(age_s))
+    assert (rules.done_before, rules.ttl_ms) == (1_000_000 - age_s, ttl_s * 1000)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +210,15 @@ def test_the_part_is_off_where_it_can_do_nothing_and_says_why() -> None:
     with pytest.raises(ResultsOffError, match="meant to stay"):
         opened(app(result_expires=None))
     assert opened(app()).max_age_s == 86_400.0
+
+
+def test_a_dry_run_by_schedule_begins_at_a_moment_of_its_own() -> None:
+    """A fleet of them has no lease between them."""
+    due, _ = opened(app()).schedule(1.0)
+    assert due
+    due, wait_s = opened(app(worker_guard_dry_run=True)).schedule(1.0)
+    assert not due
+    assert 0 < wait_s <= 600
 
 
 def test_a_cleanup_needs_an_age() -> None:

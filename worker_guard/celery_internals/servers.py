@@ -30,6 +30,9 @@ def redis_client(backend: Any, timeout_s: float) -> Any:
     # Sentinels are asked by clients of their own, which wait for minutes too.
     manager = getattr(client.connection_pool, "sentinel_manager", None)
     sentinels = manager.sentinels if manager is not None else ()
+    if sentinels:
+        # "No master" is a connection error too: all of them would be waited for once more.
+        client.connection_pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
     for sentinel in sentinels:
         share_s = timeout_s / len(sentinels)
         sentinel.connection_pool.connection_kwargs.update(
@@ -43,10 +46,15 @@ def redis_client(backend: Any, timeout_s: float) -> Any:
 def results_client(backend: Any, timeout_s: float) -> Any:
     """A client for the server of this result backend that returns bytes, whatever its URL says.
 
-    Relies on what :func:`redis_client` relies on, and on ``ConnectionPool.connection_kwargs``.
+    Relies on what :func:`redis_client` relies on, and on ``ConnectionPool.connection_kwargs`` and
+    ``max_connections``.
     """
     client = redis_client(backend, timeout_s)
-    client.connection_pool.connection_kwargs["decode_responses"] = False
+    pool = client.connection_pool
+    pool.connection_kwargs["decode_responses"] = False
+    # ``redis_max_connections`` is meant for the backend's pool. In this one a second connection
+    # reads what the first one watches.
+    pool.max_connections = max(pool.max_connections, 2)
     return client
 
 

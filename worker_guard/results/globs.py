@@ -35,6 +35,11 @@ class Glob:
         return self._regex.fullmatch(key) is not None
 
 
+def literal(text: str) -> str:
+    """The pattern that fits this text alone."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", text)
+
+
 Token = bytes | frozenset[int]
 
 

@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker_guard.events import CleanupCompleted, Trigger
-from worker_guard.results.store import Tally
+from worker_guard.results.way import Tally
 
 #: The cleanups that are kept.
 KEPT = 100
+
+#: The clocks of two hosts may be so far apart.
+CLOCKS_APART_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +72,12 @@ class History:
                 found.append(entry)
         return found
 
-    def last_run(self, now: float) -> float:
-        """When the last scheduled sweep began (epoch, s); the first to ask starts the count."""
-        held = self._client.get(self._last_run)
-        if held is None:
-            self._client.set(self._last_run, repr(now), nx=True)
-            held = self._client.get(self._last_run) or repr(now).encode()
-        return _moment(held, now)
+    def last_run(self, now: float) -> float | None:
+        """When the last scheduled sweep began (epoch, s); None where that is not known."""
+        return _moment(self._client.get(self._last_run), now)
 
     def ran(self, at: float) -> None:
-        """A scheduled sweep that began at this moment came to its end."""
+        """Count from here: a scheduled sweep began at this moment, or nobody knows of one."""
         self._client.set(self._last_run, repr(at))
 
 
@@ -91,20 +90,23 @@ class PrivateHistory:
     def add(self, outcome: Outcome) -> None:
         """Keep nothing: nothing was done."""
 
-    def last_run(self, now: float) -> float:
-        """When this process last looked, or first asked."""
-        if self._last_run is None:
-            self._last_run = now
-        return self._last_run
+    def last_run(self, now: float) -> float | None:
+        """When this process last looked."""
+        return None if self._last_run is None else _moment(repr(self._last_run).encode(), now)
 
     def ran(self, at: float) -> None:
         """This process looked at this moment."""
         self._last_run = at
 
 
-def _moment(held: bytes, now: float) -> float:
-    """The moment that the key says; one in the future, or none at all, counts as now."""
+def _moment(held: bytes | None, now: float) -> float | None:
+    """The moment that the key says, not after ``now``; None where it can't be true.
+
+    A moment of the far future comes from a clock that was wrong: believed, it would stop the
+    sweeps until then.
+    """
     try:
-        return min(float(held), now)
+        at = float(held or "nan")
     except ValueError:
-        return now
+        return None
+    return min(at, now) if 0 <= at <= now + CLOCKS_APART_S else None

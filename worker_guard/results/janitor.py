@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from worker_guard.events import Event, Trigger
 from worker_guard.results.history import Outcome
-from worker_guard.results.store import IN_WORKER, Actor, Pace, Sweep, Tally
+from worker_guard.results.store import Sweep
+from worker_guard.results.way import IN_WORKER, Actor, Pace, Tally
+from worker_guard.scheduler import run_to_end
 
 #: For each second that a slice took, the event loop has so many to itself.
 _FREE_FOR_ONE = 4.0
+
+#: A slice that took this long begins no further call.
+_ENOUGH_S = 0.001
+
+#: A dry run is put off by no more.
+_LONGEST_PUT_OFF_S = 600.0
 
 #: No schedule is looked at more often.
 _SHORTEST_WAIT_S = 1.0
@@ -36,16 +44,16 @@ class Lease(Protocol):
 
     held: bool
 
-    def take(self) -> bool: ...
-    def renew(self) -> None: ...
-    def release(self) -> None: ...
+    def take(self) -> Iterator[None]: ...
+    def renew(self) -> Iterator[None]: ...
+    def release(self) -> Iterator[None]: ...
 
 
 class History(Protocol):
     """Where the last run stands."""
 
     def add(self, outcome: Outcome) -> None: ...
-    def last_run(self, now: float) -> float: ...
+    def last_run(self, now: float) -> float | None: ...
     def ran(self, at: float) -> None: ...
 
 
@@ -60,7 +68,7 @@ class Totals(Protocol):
 class Janitor:
     """Sweeps the results when the schedule says so and nobody else does.
 
-    Each slice is one call to Redis, which ends by itself after a part of the slice's time.
+    Each slice is one call to Redis, or a few quick ones: a server that hangs is waited for once.
     """
 
     name: ClassVar[str] = "results"
@@ -95,26 +103,37 @@ class Janitor:
         if not self._checked:
             self.target.check()
             self._checked = True
-        if not self._due():
+            yield
+        if not (yield from self._due()):
             return
         yield
-        if not self.lease.take():
+        yield from self.lease.take()
+        if not self.lease.held:
             return
         yield
         # Again, now that nobody else can be sweeping: another may just have been.
-        if self._due():
+        if (yield from self._due()):
             yield
             yield from self._sweep()
-            self._due()
+            yield
+            yield from self._due()
+        yield
         # Where something failed the lease ages out: a Redis that hangs shall not be asked twice.
-        self.lease.release()
+        yield from self.lease.release()
 
     def give_back(self) -> None:
         """The worker stops: let another sweep."""
-        self.lease.release()
+        run_to_end(self.lease.release())
 
-    def _due(self) -> bool:
-        due, wait_s = self.schedule(self.history.last_run(self.now()))
+    def _due(self) -> Generator[None, None, bool]:
+        now = self.now()
+        last_run = self.history.last_run(now)
+        if last_run is None:
+            # The first to ask starts the count.
+            yield
+            self.history.ran(now)
+            last_run = now
+        due, wait_s = self.schedule(last_run)
         self._wait_s = min(max(wait_s, _SHORTEST_WAIT_S), self.longest_wait_s)
         return due
 
@@ -124,9 +143,12 @@ class Janitor:
         yield
         try:
             while not sweep.finished:
+                yield from self.lease.renew()
                 slice_started = self.monotonic()
-                self.lease.renew()
-                sweep.step()
+                while True:
+                    sweep.step()
+                    if sweep.finished or self.monotonic() - slice_started >= _ENOUGH_S:
+                        break
                 yield from self._rest(slice_started)
         finally:
             # Also when it is cut short: what was done was done.
@@ -172,5 +194,27 @@ def celery_schedule(value: Any, app: Any) -> Schedule:
     def ask(last_run_at: float) -> tuple[bool, float]:
         due, wait_s = schedule.is_due(datetime.fromtimestamp(last_run_at, timezone.utc))
         return bool(due), float(wait_s)
+
+    return ask
+
+
+def spread(schedule: Schedule, *, monotonic: Callable[[], float], share: float) -> Schedule:
+    """This schedule, with each run put off by a share (0 to 1) of the time that there is for it.
+
+    For dry runs, which hold no lease: a fleet of them would all read at once.
+    """
+    put_off_until: float | None = None
+
+    def ask(last_run_at: float) -> tuple[bool, float]:
+        nonlocal put_off_until
+        due, wait_s = schedule(last_run_at)
+        if not due:
+            put_off_until = None
+            return False, wait_s
+        now = monotonic()
+        if put_off_until is None:
+            put_off_until = now + share * min(_LONGEST_PUT_OFF_S, wait_s / 2)
+        left_s = put_off_until - now
+        return (False, left_s) if left_s > 0 else (True, wait_s)
 
     return ask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from worker_guard.errors import WorkerGuardError
@@ -23,7 +23,8 @@ class LeaseLostError(WorkerGuardError):
 class Lease:
     """A key that one process holds at a time. Errors are redis-py's.
 
-    It needs no script, so that it works where scripts are refused.
+    Each method makes one call to Redis between two yields. None is a script, so that it works
+    where scripts are refused.
     """
 
     def __init__(
@@ -34,18 +35,19 @@ class Lease:
         self._renew_mono = 0.0
         self.held = False
 
-    def take(self) -> bool:
-        """Take it where nobody holds it, or this holder already does.
+    def take(self) -> Iterator[None]:
+        """Take it where nobody holds it, or this holder already does; :attr:`held` says whether.
 
         It does after a sweep that failed, and where the answer to an earlier try was lost.
         """
         lease_ms = int(LEASE_S * 1000)
-        taken = self._client.set(self._key, self._holder, nx=True, px=lease_ms)
-        self.held = bool(taken) or self._if_mine(lambda pipe: pipe.pexpire(self._key, lease_ms))
+        self.held = bool(self._client.set(self._key, self._holder, nx=True, px=lease_ms))
+        if not self.held:
+            yield
+            self.held = yield from self._if_mine(lambda pipe: pipe.pexpire(self._key, lease_ms))
         self._renew_mono = self._monotonic() + LEASE_S / 3
-        return self.held
 
-    def renew(self) -> None:
+    def renew(self) -> Iterator[None]:
         """Keep it; asks Redis only when a third of its time is over.
 
         Raises:
@@ -53,23 +55,28 @@ class Lease:
         """
         if self._monotonic() < self._renew_mono:
             return
-        if not self._if_mine(lambda pipe: pipe.pexpire(self._key, int(LEASE_S * 1000))):
+        lease_ms = int(LEASE_S * 1000)
+        if not (yield from self._if_mine(lambda pipe: pipe.pexpire(self._key, lease_ms))):
             self.held = False
             raise LeaseLostError("the lease on the result backend's sweep is lost")
         self._renew_mono = self._monotonic() + LEASE_S / 3
+        yield
 
-    def release(self) -> None:
+    def release(self) -> Iterator[None]:
         """Give it back, where it is still held."""
         if self.held:
             self.held = False
-            self._if_mine(lambda pipe: pipe.delete(self._key))
+            yield from self._if_mine(lambda pipe: pipe.delete(self._key))
 
-    def _if_mine(self, change: Callable[[Any], Any]) -> bool:
+    def _if_mine(self, change: Callable[[Any], Any]) -> Generator[None, None, bool]:
         from redis.exceptions import WatchError
 
         with self._client.pipeline() as pipe:
             pipe.watch(self._key)
-            if pipe.get(self._key) != self._holder:
+            yield
+            mine = pipe.get(self._key) == self._holder
+            yield
+            if not mine:
                 return False
             pipe.multi()
             change(pipe)
@@ -79,17 +86,22 @@ class Lease:
                 return False
 
 
-class NoLease:
-    """In a dry run, which writes nothing: every worker looks for itself."""
+class SeenLease:
+    """In a dry run, which writes nothing: goes ahead where nobody holds the lease just now."""
 
-    held = False
+    def __init__(self, client: Any, key: str) -> None:
+        self._client, self._key = client, key
+        self.held = False
 
-    def take(self) -> bool:
-        """Go ahead."""
-        return True
+    def take(self) -> Iterator[None]:
+        """Look whether anybody sweeps."""
+        self.held = not self._client.exists(self._key)
+        yield from ()
 
-    def renew(self) -> None:
+    def renew(self) -> Iterator[None]:
         """Nothing is held."""
+        yield from ()
 
-    def release(self) -> None:
+    def release(self) -> Iterator[None]:
         """Nothing is held."""
+        yield from ()

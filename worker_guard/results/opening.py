@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 import uuid
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from typing import Any
 from worker_guard.errors import WorkerGuardError
 from worker_guard.events import Event, Trigger
 from worker_guard.results.history import History, Outcome, PrivateHistory
-from worker_guard.results.janitor import Janitor, Totals, celery_schedule
-from worker_guard.results.lease import Lease, NoLease
-from worker_guard.results.store import DRY_RUN, FULL_SPEED, REAL, Actor, Sweep
+from worker_guard.results.janitor import Janitor, Totals, celery_schedule, spread
+from worker_guard.results.lease import Lease, SeenLease
+from worker_guard.results.store import Sweep
 from worker_guard.results.target import IN_WORKER_TIMEOUT_S, Target, open_target
+from worker_guard.results.way import DRY_RUN, FULL_SPEED, REAL, Actor
 from worker_guard.settings import Settings
 
 
@@ -33,14 +35,12 @@ def actor_for(*, dry_run: bool) -> Actor:
     return DRY_RUN if dry_run else REAL
 
 
-def open_lease(target: Target, by: str, *, dry_run: bool) -> Lease | NoLease:
+def open_lease(target: Target, by: str, *, dry_run: bool) -> Lease | SeenLease:
     """The lease on this result backend, for one holder."""
+    key = f"{target.own_prefix}results-lease"
     if dry_run:
-        return NoLease()
-    holder = f"{by}/{uuid.uuid4()}"
-    return Lease(
-        target.client, f"{target.own_prefix}results-lease", holder, monotonic=time.monotonic
-    )
+        return SeenLease(target.client, key)
+    return Lease(target.client, key, f"{by}/{uuid.uuid4()}", monotonic=time.monotonic)
 
 
 def open_history(target: Target, *, dry_run: bool) -> History | PrivateHistory:
@@ -70,10 +70,13 @@ def open_janitor(
             "results are meant to stay: worker_guard_results_max_age and result_expires give no age"
         )
     dry_run = settings.dry_run
+    schedule = celery_schedule(settings.results_schedule, app)
+    if dry_run:
+        schedule = spread(schedule, monotonic=monotonic, share=random.random())  # noqa: S311 - no secret
     return Janitor(
         longest_wait_s=settings.interval,
         max_age_s=target.configured_max_age_s,
-        schedule=celery_schedule(settings.results_schedule, app),
+        schedule=schedule,
         target=target,
         actor=actor_for(dry_run=dry_run),
         dry_run=dry_run,

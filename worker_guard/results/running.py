@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from worker_guard.reporting import Reporter, open_log, structlog_is_configured
+from worker_guard.results.lease import Lease, SeenLease
 from worker_guard.results.opening import Cleanup, open_history, open_lease
 from worker_guard.results.target import TIMEOUT_S, open_target
+from worker_guard.scheduler import run_to_end
 from worker_guard.settings import read_settings
 
 
@@ -28,12 +30,13 @@ def run_task(
     )
     target.check()
     lease = open_lease(target, by, dry_run=settings.dry_run)
-    if not lease.take():
+    run_to_end(lease.take())
+    if not lease.held:
         return {"skipped": "another cleanup of this result backend is running"}
     log, close = open_log(settings.log_format)
     try:
-        job.run(lambda _scanned: lease.renew())
-        lease.release()
+        job.run(lambda _scanned: _keep(lease))
+        run_to_end(lease.release())
     finally:
         outcome = job.outcome()
         if outcome is not None:
@@ -42,6 +45,10 @@ def run_task(
     assert outcome is not None
     open_history(target, dry_run=settings.dry_run).add(outcome)
     return outcome.statistics()
+
+
+def _keep(lease: Lease | SeenLease) -> None:
+    run_to_end(lease.renew())
 
 
 def seconds_of(hours: float | None) -> float | None:

@@ -53,12 +53,24 @@ local function begins(key, prefixes)
     return false
 end
 
-local function is_state(key)
-    if begins(key, state_prefixes) then return true end
-    for i = 1, #state_patterns do
-        if find(key, state_patterns[i]) then return true end
+local function fits(key, patterns)
+    for i = 1, #patterns do
+        if find(key, patterns[i]) then return true end
     end
     return false
+end
+
+-- A command's answer, or nil where the key is of another type than the command is for.
+local function of_type(...)
+    local answer = pcall_redis(...)
+    if type(answer) ~= 'table' or not answer.err then return answer end
+    if not find(answer.err, 'WRONGTYPE', 1, true) then error(answer.err) end
+end
+
+-- Whether it is a list of what the broker queues.
+local function holds_messages(key)
+    local item = of_type('LINDEX', key, 0)
+    return item and find(item, '"delivery_tag"', 1, true) and find(item, '"body"', 1, true)
 end
 
 -- Seconds from 1970 to a date's first day, by its text: a page has few of them.
@@ -122,10 +134,8 @@ local weight = 0
 local function look(key)
     if sub(key, 1, task_prefix_length) == task_prefix then
         local verdict = 'unreadable'
-        local length = pcall_redis('STRLEN', key)
-        if type(length) == 'table' then
-            if not find(length.err, 'WRONGTYPE', 1, true) then error(length.err) end
-        elseif length > 0 and length <= limit then
+        local length = of_type('STRLEN', key)
+        if length and length > 0 and length <= limit then
             verdict = judge(call('GET', key))
             weight = weight + length
         end
@@ -136,8 +146,12 @@ local function look(key)
             if pttl == -1 then forgotten[#forgotten + 1] = key end
             if pttl ~= -2 and verdict == 'unreadable' then unreadable = unreadable + 1 end
         end
-    elseif not begins(key, protected) and is_state(key) then
-        if call('PTTL', key) == -1 then forgotten[#forgotten + 1] = key end
+        return
+    end
+    local celerys = begins(key, state_prefixes)
+    if not celerys and not fits(key, state_patterns) or fits(key, protected) then return end
+    if call('PTTL', key) == -1 and (celerys or not holds_messages(key)) then
+        forgotten[#forgotten + 1] = key
     end
 end
 """
@@ -189,7 +203,7 @@ DRY_RUN = _DECIDE + _COUNT_ONLY + _SWEEP
 def arguments(policy: Policy) -> list[bytes | int]:
     """A policy as the scripts take it, from their fourth argument on."""
     lists: list[list[bytes]] = [
-        list(policy.protected),
+        [glob.lua for glob in policy.protected],
         list(policy.state_prefixes),
         [glob.lua for glob in policy.state_patterns],
         [state.encode() for state in sorted(policy.ready_states)],

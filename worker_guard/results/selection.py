@@ -43,6 +43,7 @@ class Kind(enum.Enum):
 
     RESULT = "result"
     STATE = "state"
+    OWN = "the application's own"
     FOREIGN = "foreign"
 
 
@@ -69,13 +70,13 @@ class Policy:
 
     ``done_before`` (epoch, s) is the age limit as a moment; ``ttl_ms`` the lifetime for a key
     that has none. A ``date_done`` without a UTC offset may mean up to ``naive_ahead_s`` later
-    than it says. ``protected`` prefixes are never touched, whatever pattern they match.
+    than it says. What fits ``protected`` is never touched, whatever else it fits.
     """
 
     task_prefix: bytes
     state_prefixes: tuple[bytes, ...]
     state_patterns: tuple[Glob, ...]
-    protected: tuple[bytes, ...]
+    protected: tuple[Glob, ...]
     ready_states: frozenset[str]
     done_before: int
     ttl_ms: int
@@ -86,27 +87,30 @@ def classify(key: bytes, policy: Policy) -> Kind:
     """Whose key this is, by its name alone."""
     if key.startswith(policy.task_prefix):
         return Kind.RESULT
-    if key.startswith(policy.protected):
-        return Kind.FOREIGN
     if key.startswith(policy.state_prefixes):
-        return Kind.STATE
-    if any(glob.matches(key) for glob in policy.state_patterns):
-        return Kind.STATE
-    return Kind.FOREIGN
+        kind = Kind.STATE
+    elif any(glob.matches(key) for glob in policy.state_patterns):
+        kind = Kind.OWN
+    else:
+        return Kind.FOREIGN
+    return Kind.FOREIGN if any(glob.matches(key) for glob in policy.protected) else kind
 
 
 def judge(kind: Kind, value: bytes | None, pttl_ms: int, policy: Policy) -> Decision:
     """Decide on one key.
 
-    ``value`` is a string's content, cut after :data:`VALUE_LIMIT_BYTES` and one byte more; None
-    where the key is of another type. ``pttl_ms`` is as Redis's PTTL returns it.
+    ``value`` is a result's content, None where that is longer than :data:`VALUE_LIMIT_BYTES` or
+    the key is no string; of a key of the application's own it is a list's first item, None where
+    the key is no list. ``pttl_ms`` is as Redis's PTTL returns it.
     """
     if kind is Kind.FOREIGN:
         return Decision(Verdict.KEEP)
     if pttl_ms == NO_KEY:
         return Decision(Verdict.GONE)
     forgotten = Verdict.EXPIRE if pttl_ms == NO_TTL else Verdict.KEEP
-    if kind is Kind.STATE:
+    if kind is Kind.OWN and value is not None and is_message(value):
+        forgotten = Verdict.KEEP
+    if kind is not Kind.RESULT:
         return Decision(forgotten)
     record = read_record(value)
     if record is not None and record["status"] not in policy.ready_states:
@@ -116,6 +120,14 @@ def judge(kind: Kind, value: bytes | None, pttl_ms: int, policy: Policy) -> Deci
         return Decision(forgotten, unreadable=True)
     # A result that is not yet old stays as it is: its date will delete it, no lifetime has to.
     return Decision(Verdict.DELETE if done_at < policy.done_before else Verdict.KEEP)
+
+
+def is_message(item: bytes) -> bool:
+    """Whether a list's item is a message as kombu's Redis transport queues it.
+
+    Its payload (``kombu.transport.virtual.Channel.prepare_message``) has both of these names.
+    """
+    return b'"delivery_tag"' in item and b'"body"' in item
 
 
 def read_record(value: bytes | None) -> dict[str, Any] | None:

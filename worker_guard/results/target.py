@@ -9,19 +9,19 @@ from math import ceil
 from typing import Any
 
 from celery import states
+from celery.exceptions import ImproperlyConfigured
 
 from worker_guard import celery_internals
 from worker_guard.errors import WorkerGuardError
 from worker_guard.results.globs import Glob
+from worker_guard.results.neighbours import OWN_PREFIX, protected
 from worker_guard.results.selection import Policy
-from worker_guard.results.store import Actor, Pace, Sweep, refuse_cluster, server_time
+from worker_guard.results.store import Sweep, refuse_cluster, server_time
+from worker_guard.results.way import Actor, Pace
 from worker_guard.settings import Settings
 
-#: Under it, behind ``global_keyprefix``, stand all keys of the guard; no sweep touches them.
-OWN_PREFIX = "worker-guard-"
-
-#: What the Redis broker keeps, should it share the database: no pattern reaches it.
-_BROKERS = ("_kombu.", "unacked")
+#: The shortest lifetime that an age given by hand can come to where none is configured.
+_DAY_S = 86_400.0
 
 #: In a worker: a Redis that hangs costs a connect and an answer, so twice this at most.
 IN_WORKER_TIMEOUT_S = 0.4
@@ -37,6 +37,17 @@ class NoRedisResultsError(WorkerGuardError):
     """
 
 
+class BackendUnreadableError(WorkerGuardError):
+    """The result backend's URL can't be read; the message says what it has to look like."""
+
+
+class NoPrefixError(WorkerGuardError):
+    """Results can't be told from other keys by their names, so that nothing may be deleted.
+
+    Give the backend's class a ``task_keyprefix``, ``group_keyprefix`` and ``chord_keyprefix``.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One result backend. ``configured_max_age_s`` is None where results are meant to stay."""
@@ -46,7 +57,7 @@ class Target:
     task_prefix: bytes
     state_prefixes: tuple[bytes, ...]
     state_patterns: tuple[Glob, ...]
-    protected: tuple[bytes, ...]
+    protected: tuple[Glob, ...]
     naive_ahead_s: int
     configured_max_age_s: float | None
 
@@ -73,6 +84,8 @@ class Target:
         )
 
     def _policy(self, now: int, max_age_s: float) -> Policy:
+        # An age for one cleanup says which results are old, not how soon a state may be lost.
+        lifetime_s = max(max_age_s, self.configured_max_age_s or _DAY_S)
         return Policy(
             task_prefix=self.task_prefix,
             state_prefixes=self.state_prefixes,
@@ -80,7 +93,7 @@ class Target:
             protected=self.protected,
             ready_states=frozenset(states.READY_STATES),
             done_before=now - ceil(max_age_s),
-            ttl_ms=max(1, ceil(max_age_s * 1000)),
+            ttl_ms=max(1, ceil(lifetime_s * 1000)),
             naive_ahead_s=self.naive_ahead_s,
         )
 
@@ -90,32 +103,47 @@ def open_target(app: Any, settings: Settings, *, timeout_s: float) -> Target:
 
     Raises:
         NoRedisResultsError: it is not Redis.
+        BackendUnreadableError: its URL is none.
+        NoPrefixError: its keys have no names of their own.
     """
-    backend = app.backend
+    backend = _backend(app)
     if not celery_internals.is_redis(backend):
         raise NoRedisResultsError(f"no Redis result backend: it is {type(backend).__name__}")
     own_prefix = celery_internals.key_prefix(backend) + OWN_PREFIX
-    brokers = app.conf.get("broker_transport_options") or {}
-    broker_prefix = str(brokers.get("global_keyprefix") or "")
-    task_prefix, *state_prefixes = celery_internals.result_key_prefixes(backend)
+    prefixes = celery_internals.result_key_prefixes(backend)
+    if any(own_prefix.encode().startswith(prefix) for prefix in prefixes):
+        raise NoPrefixError(
+            "task_keyprefix, group_keyprefix or chord_keyprefix of the result backend is empty, "
+            "so that any key could be a result; give each a value"
+        )
+    task_prefix, *state_prefixes = prefixes
     return Target(
         client=celery_internals.results_client(backend, timeout_s),
         own_prefix=own_prefix,
         task_prefix=task_prefix,
         state_prefixes=tuple(state_prefixes),
         state_patterns=tuple(map(Glob, settings.state_patterns)),
-        protected=tuple(
-            prefix.encode()
-            for prefix in (
-                own_prefix,
-                OWN_PREFIX,
-                *_BROKERS,
-                *(broker_prefix + name for name in _BROKERS),
-            )
+        protected=protected(
+            queues=[app.conf.task_default_queue, *app.amqp.queues],
+            broker_options=app.conf.get("broker_transport_options") or {},
+            redbeat_prefix=app.conf.get("redbeat_key_prefix"),
         ),
         naive_ahead_s=celery_internals.naive_date_ahead_s(app),
         configured_max_age_s=_max_age_s(settings.results_max_age, backend),
     )
+
+
+def _backend(app: Any) -> Any:
+    try:
+        return app.backend
+    except ImproperlyConfigured:
+        raise
+    except ValueError:
+        # Without what it was raised from: that may quote a piece of a password.
+        raise BackendUnreadableError(
+            "result_backend is not a URL that can be read; it has to look like "
+            "redis://:password@host:6379/0, with /, #, ? and @ in a password as %2F, %23, %3F, %40"
+        ) from None
 
 
 def _max_age_s(setting: float | None, backend: Any) -> float | None:

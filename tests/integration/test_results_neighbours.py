@@ -1,0 +1,133 @@
+"""A sweep beside a broker, RedBeat and other apps in one database."""
+
+from __future__ import annotations
+
+import string
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.harness.redis_server import RedisServer
+from tests.harness.results import contents, encoded
+from worker_guard.results.opening import Cleanup
+from worker_guard.results.target import open_target
+from worker_guard.settings import read_settings
+
+#: Together they fit every key: a pattern of wildcards alone is refused as a setting.
+EVERY = [f"*{character}*" for character in string.ascii_letters + string.digits + "_-:.{}"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as one:
+        yield one
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Any:
+    server.client.flushall()
+    return server.client
+
+
+def application(server: RedisServer, queue: str = "work", **values: Any) -> Celery:
+    """An app that keeps its broker and its results in one database, like many."""
+    app = Celery("test", set_as_current=False, broker=server.url(), backend=server.url())
+    app.conf.update(task_default_queue=queue, worker_guard_state_patterns=EVERY, **values)
+    return app
+
+
+def swept(app: Celery) -> None:
+    target = open_target(app, read_settings(app.conf), timeout_s=10.0)
+    Cleanup(target, max_age_s=3600.0, dry_run=False, by="test", trigger="cli").run()
+
+
+def use_broker(app: Celery) -> None:
+    """Leave in Redis what senders and a consumer in mid-work leave there."""
+    for priority in (0, 3, 9):
+        app.send_task("some.task", priority=priority)
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        # Taken, and not acknowledged: it stands in the hash and the index of such.
+        assert app.amqp.queues[app.conf.task_default_queue](channel).get(no_ack=False)
+        # A reply to a remote command that nobody has read.
+        reply = f"{uuid.uuid4()}.reply.celery.pidbox"
+        channel.queue_declare(reply)
+        channel._put(reply, {"body": "", "properties": {"delivery_tag": "1", "priority": 0}})
+        # Without what restoring it at the close of the channel would do.
+        channel.do_restore = False
+
+
+def forever(client: Any) -> set[bytes]:
+    return {key for key in client.keys("*") if client.ttl(key) == -1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"global_keyprefix": "brk:"},
+        {"sep": ":", "unacked_key": "open", "unacked_index_key": "index", "priority_steps": [0, 5]},
+    ],
+    ids=["plain", "prefix", "names"],
+)
+def test_a_broker_in_the_same_database_is_left_alone(
+    server: RedisServer, client: Any, options: dict[str, Any]
+) -> None:
+    """Queues with their priorities, bindings, unacknowledged messages, replies."""
+    app = application(server, broker_transport_options=options)
+    use_broker(app)
+    client.set("app-state", "1")
+    kept = forever(client) - {b"app-state"}
+    kinds = {client.type(key) for key in kept}
+    assert kinds == {b"list", b"hash", b"zset", b"set"}
+    swept(app)
+    assert forever(client) == kept
+    assert client.ttl("app-state") > 0
+    app.close()
+
+
+def test_another_apps_queues_are_left_alone(server: RedisServer, client: Any) -> None:
+    """Though this app knows nothing of their names."""
+    other = application(server, "others", broker_transport_options={"global_keyprefix": "oth_"})
+    use_broker(other)
+    kept = forever(client)
+    swept(application(server))
+    assert forever(client) == kept
+    other.close()
+
+
+def test_redbeat_and_the_guards_own_keys_are_left_alone(server: RedisServer, client: Any) -> None:
+    """They have a reason to stay."""
+    client.hset("redbeat:entry", "definition", "{}")
+    client.zadd("redbeat::schedule", {"redbeat:entry": 1})
+    client.sadd("redbeat::statics", "entry")
+    client.hset("beat-of-mine:entry", "definition", "{}")
+    client.set("worker-guard-results-last-run", "1.0")
+    client.set("other_worker-guard-operator-1", "operator")
+    client.rpush("worker-guard-history", "{}")
+    before = contents(client)
+    swept(application(server, redbeat_key_prefix="beat-of-mine:"))
+    after = contents(client)
+    assert after == before
+
+
+def test_a_list_of_the_applications_own_gets_its_lifetime(server: RedisServer, client: Any) -> None:
+    """Only a list of messages is taken for a queue."""
+    client.rpush("app-state:list", '{"body": 1}')
+    client.hset("app-state:hash", "a", 1)
+    swept(application(server))
+    assert forever(client) == set()
+
+
+def test_keys_in_use_live_for_at_least_the_configured_age(server: RedisServer, client: Any) -> None:
+    """Though results of an hour are deleted: a task may run, and a chord's parts come in."""
+    keys = ["celery-task-meta-1", "celery-taskset-meta-1.j", "chord-unlock-1", "app-state"]
+    client.set(keys[0], encoded(status="STARTED", age_s=None))
+    client.zadd(keys[1], {"part": 1})
+    client.set(keys[2], 1)
+    client.set(keys[3], 1)
+    swept(application(server))
+    assert [86_300 < client.ttl(key) <= 86_400 for key in keys] == [True] * 4

@@ -1,0 +1,139 @@
+"""The way of a sweep for servers that refuse scripts: it decides here, under WATCH."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+from worker_guard.results.selection import (
+    NO_KEY,
+    VALUE_LIMIT_BYTES,
+    Decision,
+    Kind,
+    Policy,
+    Verdict,
+    classify,
+    judge,
+)
+from worker_guard.results.way import Actor, Cursor, Pace, Tally, scan
+
+#: Values that are read and parsed between two pauses, together.
+READ_BYTES = VALUE_LIMIT_BYTES
+
+#: What was read of a key: PTTL, without how much of a lifetime is left, and the value that counts.
+_Seen = tuple[int, bytes | None]
+
+
+class Watched:
+    """Reads here, and changes only what nobody wrote to since it was read."""
+
+    name = "watch"
+
+    def __init__(self, client: Any, policy: Policy, actor: Actor, pace: Pace) -> None:
+        self._client, self._policy, self._actor, self._pace = client, policy, actor, pace
+        # What the scripts do within a page's time on the server takes longer here.
+        self._read_keys = max(1, pace.page_keys // 4)
+
+    def turn(self, cursor: Cursor) -> Iterator[Tally]:
+        if not cursor.pending:
+            yield from scan(self._client, cursor, self._pace.page_keys)
+            if not cursor.pending:
+                return
+        keys = cursor.pending[: self._read_keys]
+        seen = yield from self._look(keys)
+        decisions = {
+            key: judge(classify(key, self._policy), value, pttl, self._policy)
+            for key, (pttl, value) in seen.items()
+        }
+        changing = (Verdict.DELETE, Verdict.EXPIRE)
+        due = {key: it for key, it in decisions.items() if it.verdict in changing}
+        done = Tally()
+        if due:
+            done = yield from self._change(due, seen)
+        cursor.pending = cursor.pending[len(seen) :]
+        unreadable = sum(decision.unreadable for decision in decisions.values())
+        yield done + Tally(keys_scanned=len(seen), keys_unreadable=unreadable)
+
+    def _look(self, keys: Sequence[bytes]) -> Generator[Tally, None, dict[bytes, _Seen]]:
+        """What these keys hold now: of the first of them, as many as can be read at once."""
+        kinds = {key: classify(key, self._policy) for key in keys}
+        with self._client.pipeline(transaction=False) as pipe:
+            for key, kind in kinds.items():
+                if kind is not Kind.FOREIGN:
+                    pipe.pttl(key)
+                if kind is Kind.RESULT:
+                    pipe.strlen(key)
+            answers = _answers(pipe)
+        seen: dict[bytes, _Seen] = {}
+        reading: list[bytes] = []
+        total_bytes = 0
+        for key, kind in kinds.items():
+            pttl = NO_KEY if kind is Kind.FOREIGN else min(next(answers), 0)
+            length = next(answers) or 0 if kind is Kind.RESULT else 0
+            if 0 < length <= VALUE_LIMIT_BYTES:
+                total_bytes += length
+                if reading and total_bytes > READ_BYTES:
+                    break
+            if length <= VALUE_LIMIT_BYTES and kind in (Kind.RESULT, Kind.OWN):
+                reading.append(key)
+            seen[key] = pttl, None
+        if not reading:
+            return seen
+        yield Tally()
+        with self._client.pipeline(transaction=False) as pipe:
+            for key in reading:
+                if kinds[key] is Kind.RESULT:
+                    pipe.getrange(key, 0, VALUE_LIMIT_BYTES)
+                else:
+                    pipe.lindex(key, 0)
+            for key, value in zip(reading, _answers(pipe), strict=True):
+                seen[key] = seen[key][0], value
+        return seen
+
+    def _change(
+        self, due: dict[bytes, Decision], seen: dict[bytes, _Seen]
+    ) -> Generator[Tally, None, Tally]:
+        """Change these keys as one, but for those that were written to since they were read."""
+        from redis.exceptions import WatchError
+
+        yield Tally()
+        with self._client.pipeline() as pipe:
+            pipe.watch(*due)
+            yield Tally()
+            # Read again, by another connection, now that every write would be noticed.
+            now = yield from self._look(list(due))
+            same = {key: it for key, it in due.items() if now.get(key) == seen[key]}
+            yield Tally()
+            pipe.multi()
+            for key, decision in same.items():
+                self._actor.queue(pipe, key, decision, self._policy)
+            with contextlib.suppress(WatchError):
+                pipe.execute()
+                return _counted(same)
+        # Somebody wrote to one of them: each by itself.
+        done = Tally()
+        for key in same if len(due) > 1 else ():
+            done += yield from self._change({key: due[key]}, seen)
+        return done
+
+
+def _counted(changed: dict[bytes, Decision]) -> Tally:
+    verdicts = [decision.verdict for decision in changed.values()]
+    return Tally(
+        expired_results_deleted=verdicts.count(Verdict.DELETE),
+        task_states_cleaned=verdicts.count(Verdict.EXPIRE),
+    )
+
+
+def _answers(pipe: Any) -> Iterator[Any]:
+    """What the pipeline's commands answer; None where a key is of another type."""
+    from redis.exceptions import ResponseError
+
+    answers = pipe.execute(raise_on_error=False)
+    for place, answer in enumerate(answers):
+        if isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer):
+            answers[place] = None
+        elif isinstance(answer, Exception):
+            raise answer
+    return iter(answers)
