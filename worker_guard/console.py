@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import click
@@ -10,7 +11,9 @@ from celery.exceptions import ImproperlyConfigured
 from worker_guard.errors import EX_USAGE, SettingError, WorkerGuardError
 from worker_guard.reporting import masked
 
-__all__ = ["EX_OK", "EX_TROUBLE", "EX_UNAVAILABLE", "EX_USAGE", "failed", "say"]
+__all__ = ["EX_OK", "EX_TROUBLE", "EX_UNAVAILABLE", "EX_USAGE", "failed", "reason", "say"]
+
+_PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
 EX_OK = 0
 EX_TROUBLE = 1
@@ -25,9 +28,16 @@ def say(line: str) -> None:
 def failed(exc: Exception) -> int:
     """Say in one line, without a password, what went wrong; the exit code that stands for it."""
     what, code = _judged(exc)
-    text = " ".join(str(exc).split()) or type(exc).__name__
-    say(masked(f"{what}: {text}" if what else text))
+    text = reason(exc)
+    say(f"{what}: {text}" if what else text)
     return code
+
+
+def reason(exc: Exception) -> str:
+    """The error's text as one line, without a password."""
+    # redis-py quotes a pipeline's command in full.
+    text = _PIPELINE.sub("", " ".join(str(exc).split()))
+    return str(masked(text)) or type(exc).__name__
 
 
 def _judged(exc: Exception) -> tuple[str, int]:

@@ -16,19 +16,25 @@ from datetime import timezone
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from celery import Celery
 
+from tests.harness import guard_command
 from tests.harness.app import CONFIGURATION
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.results import DAY_S, check_filled, cluster_node, contents, encoded
 from tests.harness.results import fill as fill_at_now
 from tests.harness.workers import ROOT, fleet, wait_for
-from worker_guard.results.store import Tally
+from worker_guard.results.way import Tally
 
 #: Real sweeps go by the real time, at which everything in the harness is of the future but for
 #: what is made older by this.
 PATTERNS = {"worker_guard_state_patterns": ["app-state:*"]}
+needs_spawn = pytest.mark.skipif(
+    tuple(int(n) for n in celery.__version__.split(".")[:2]) < (5, 7),
+    reason="worker_pool_start_method came with Celery 5.7",
+)
 LEASE = "worker-guard-results-lease"
 LAST_RUN = "worker-guard-results-last-run"
 
@@ -78,24 +84,7 @@ def conf(server: RedisServer, **values: Any) -> dict[str, Any]:
 
 def guard(server: RedisServer, *arguments: str, **values: Any) -> subprocess.CompletedProcess[str]:
     """``celery guard …``, as an operator runs it."""
-    with guard_process(server, *arguments, **values) as process:
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-
-def guard_process(server: RedisServer, *arguments: str, **values: Any) -> subprocess.Popen[str]:
-    environ = {**os.environ, CONFIGURATION: json.dumps(conf(server, **values))}
-    return subprocess.Popen(
-        [sys.executable, "-m", "celery", "-A", "tests.harness.app", "guard", *arguments],
-        cwd=ROOT,
-        env={**environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # As a terminal starts it: a shell's background job, CI's say, ignores Ctrl-C for all below.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
-    )
+    return guard_command.guard(conf(server, **values), *arguments)
 
 
 def make_due(server: RedisServer) -> None:
@@ -189,6 +178,59 @@ def test_the_task_sweeps_and_returns_what_it_did(
             call(server, max_age_hours=0)
     check_filled(server.client)
     assert len(json.loads(guard(server, "history", "--json").stdout)) == 1
+
+
+@pytest.mark.parametrize(
+    ("pool", "values"),
+    [
+        pytest.param("prefork", {"worker_pool_start_method": "spawn"}, marks=needs_spawn),
+        ("threads", {}),
+        ("solo", {}),
+        ("gevent", {}),
+    ],
+    ids=["spawn", "threads", "solo", "gevent"],
+)
+def test_each_pool_sweeps(
+    tmp_path: Path, server: RedisServer, pool: str, values: dict[str, Any]
+) -> None:
+    """By schedule and by the task, as with prefork."""
+    expected = fill(server.client)
+    make_due(server)
+    with fleet(tmp_path, **conf(server, worker_guard_results_schedule=3600, **values)) as workers:
+        worker = workers.start("w", "--pool", pool)
+        wait_for(lambda: settled(server), "a sweep")
+        (event,) = sweeps(worker)
+        assert done(event) == expected
+        check_filled(server.client)
+        again = call(server)
+        assert (again["expired_results_deleted"], again["complete"]) == (0, True)
+        assert worker.stop() == 0
+        (stopped,) = worker.events("stopped")
+        assert stopped["expired_results_deleted"] == expected.expired_results_deleted
+        assert "Traceback" not in worker.text()
+
+
+def test_a_sweep_cut_off_by_a_shutdown_says_what_it_did(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    """The worker ends warmly, gives the lease back, and the next one starts over."""
+    crowd(server, 40_000)
+    make_due(server)
+    with fleet(tmp_path, **conf(server, worker_guard_results_schedule=3600)) as workers:
+        first = workers.start("first")
+        wait_for(lambda: server.client.dbsize() < 39_500, "the sweep to be under way")
+        assert first.stop() == 0
+        left = results_left(server)
+        assert left > 20_000
+        (event,) = sweeps(first)
+        (stopped,) = first.events("stopped")
+        assert event["expired_results_deleted"] == 40_000 - left
+        assert stopped["expired_results_deleted"] == 40_000 - left
+        assert not server.client.exists(LEASE)
+        assert server.client.get(LAST_RUN) == b"1.0"
+        second = workers.start("second")
+        wait_for(lambda: sweeps(second), "the sweep by another")
+        assert results_left(server) == 20_000
 
 
 def call(server: RedisServer, **arguments: Any) -> Any:
@@ -381,7 +423,7 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_ctrl_c_stops_it_with_the_counts_so_far(server: RedisServer) -> None:
     """Which are those of what is gone."""
     crowd(server, 100_000)
-    process = guard_process(server, "sweep", "--json")
+    process = guard_command.guard_process(conf(server), "sweep", "--json")
     while server.client.dbsize() >= 99_000 and process.poll() is None:
         pass
     # Under way, and held there until it is interrupted.

@@ -13,12 +13,12 @@ import click
 from redis.exceptions import RedisError
 
 from worker_guard import celery_internals
-from worker_guard.console import EX_OK, EX_TROUBLE, failed, say
-from worker_guard.reporting import masked
+from worker_guard.console import EX_OK, EX_TROUBLE, failed, reason, say
 from worker_guard.results.history import History, Outcome
 from worker_guard.results.opening import Cleanup
 from worker_guard.results.running import seconds_of
 from worker_guard.results.target import TIMEOUT_S, Target, open_target, this_process
+from worker_guard.results.way import Tally
 from worker_guard.settings import read_settings
 
 
@@ -53,7 +53,8 @@ def run_sweep(
     if purge_queues and code == EX_OK:
         purged, code = _purged(app, dry_run=settings.dry_run)
     outcome = job.outcome()
-    if outcome is not None:
+    # One that failed before it came to anything has said so, and has nothing to tell.
+    if outcome is not None and (outcome.complete or outcome.tally != Tally()):
         _show(outcome, purged, as_json=as_json)
         if not settings.dry_run:
             _remember(target, outcome)
@@ -122,7 +123,7 @@ def _remember(target: Target, outcome: Outcome) -> None:
     try:
         History(target.client, target.own_prefix).add(outcome)
     except RedisError as exc:
-        say(f"This cleanup is not in the history: {masked(str(exc))}")
+        say(f"This cleanup is not in the history: {reason(exc)}")
 
 
 def _show(outcome: Outcome, purged: int | None, *, as_json: bool) -> None:
