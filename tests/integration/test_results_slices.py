@@ -57,9 +57,7 @@ class Wire:
                 wire.trips += 1
                 super().send_packed_command(command, check_health)
 
-        pool = redis.ConnectionPool(
-            connection_class=Counted, host="127.0.0.1", port=server.port, protocol=2
-        )
+        pool = redis.ConnectionPool(connection_class=Counted, host="127.0.0.1", port=server.port)
         client = redis.Redis(connection_pool=pool)
         # To connect takes round trips of its own: two connections are there from now on.
         with client.pipeline() as pipe:

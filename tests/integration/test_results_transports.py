@@ -66,8 +66,9 @@ def test_a_password_and_a_global_prefix() -> None:
         app = Celery("test", set_as_current=False, broker="memory://", backend=url)
         app.conf.result_backend_transport_options = options
         put_old(server.client, app.backend.get_key_for_task("2"))
-        gone = cleaned(url, result_backend_transport_options=options)
-        assert gone == len({b"proj_celery-task-meta-1", app.backend.get_key_for_task("1")} | {b"2"})
+        # Celery 5.3 puts one more "_" behind the prefix.
+        mine = app.backend.get_key_for_task("1") == b"proj_celery-task-meta-1"
+        assert cleaned(url, result_backend_transport_options=options) == 1 + mine
         assert server.client.exists("celery-task-meta-1")
 
 
