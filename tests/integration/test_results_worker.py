@@ -439,11 +439,10 @@ def test_ctrl_c_stops_it_with_the_counts_so_far(server: RedisServer) -> None:
     assert said["complete"] is False
 
 
-def test_a_terminal_gets_a_progress_bar(server: RedisServer) -> None:
-    """And a pipe does not."""
-    fill(server.client)
+def on_a_terminal(values: dict[str, Any]) -> bytes:
+    """What ``celery guard sweep`` shows there."""
     master, slave = pty.openpty()
-    environ = {**os.environ, CONFIGURATION: json.dumps(conf(server)), "TERM": "xterm"}
+    environ = {**os.environ, CONFIGURATION: json.dumps(values), "TERM": "xterm"}
     process = subprocess.Popen(
         [sys.executable, "-m", "celery", "-A", "tests.harness.app", "guard", "sweep"],
         cwd=ROOT,
@@ -459,8 +458,24 @@ def test_a_terminal_gets_a_progress_bar(server: RedisServer) -> None:
             shown += piece
     os.close(master)
     assert process.wait(60) == 0, shown.decode()
+    return shown
+
+
+def test_a_terminal_gets_a_progress_bar(server: RedisServer) -> None:
+    """And a pipe does not."""
+    fill(server.client)
+    shown = on_a_terminal(conf(server))
     assert b"Sweeping" in shown
     assert b"100%" in shown
+
+
+def test_a_bar_that_can_not_be_drawn_is_no_obstacle(server: RedisServer) -> None:
+    """A user may be allowed all that a sweep needs, and not to ask how many keys there are."""
+    expected = fill(server.client)
+    server.client.execute_command("ACL", "SETUSER", "u", "on", "nopass", "~*", "+@all", "-dbsize")
+    shown = on_a_terminal(conf(server, result_backend=f"redis://u:x@127.0.0.1:{server.port}/0"))
+    assert b"Sweeping" not in shown
+    assert f"{expected.expired_results_deleted} results deleted".encode() in shown
 
 
 def test_a_cluster_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import click
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from worker_guard import celery_internals
 from worker_guard.console import EX_OK, EX_TROUBLE, failed, reason, say
@@ -92,15 +92,22 @@ def _swept(job: Cleanup, target: Target, *, quiet: bool) -> int:
 
 @contextmanager
 def _progress(target: Target, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    if quiet or not sys.stderr.isatty():
+    keys = None if quiet or not sys.stderr.isatty() else _size(target)
+    if keys is None:
         yield lambda _scanned: None
         return
-    keys = int(target.client.dbsize())
     with click.progressbar(
         length=max(keys, 1), label="Sweeping", file=sys.stderr, update_min_steps=5000
     ) as bar:
         yield bar.update
         bar.update(max(0, bar.length - bar.pos) if bar.length else 0)
+
+
+def _size(target: Target) -> int | None:
+    try:
+        return int(target.client.dbsize())
+    except NoPermissionError:
+        return None
 
 
 def _confirmed(app: Any) -> bool:
