@@ -159,3 +159,24 @@ def test_the_record_of_the_tests_is_that_of_celery() -> None:
     app = Celery("test", set_as_current=False, backend="cache+memory://")
     meta = app.backend._get_result_meta(None, "SUCCESS", None, None)
     assert list(record()) == [*meta, "task_id"]
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "readable"),
+    [
+        ("1.", 1, True),
+        ("-.5e1", 1, True),
+        # What takes long to read is not worth the event loop's time.
+        ("1.", 2000, False),
+        ("1" * 5000, 1, True),
+        ("1", 30_000, True),
+        ("1.5", 10_000, True),
+        ("01", 1, False),
+    ],
+)
+def test_numbers_as_encoders_write_them_are_read(number: str, count: int, readable: bool) -> None:
+    """As the scripts' parser reads them, as far as that is quick here too."""
+    numbers = ",".join([number] * count)
+    value = f'{{"status": "SUCCESS", "result": [{numbers}], "date_done": "{date(OLD)}"}}'
+    expected = DELETE if readable else UNREADABLE
+    assert judge(Kind.RESULT, value.encode(), NO_TTL, policy()) == expected

@@ -34,6 +34,14 @@ _ESCAPE = re.compile(
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[^\s\[\]{},:"]+', re.DOTALL)
 
+#: An int of more digits than Python may read.
+_LONG_INT = re.compile(r"(?<!\d)\d{640}", re.ASCII)
+
+#: A longer value with a loose number is unreadable: to read it would hold the event loop.
+_LENIENT_LIMIT = 2048
+
+_MAYBE_LOOSE = re.compile(r"\d\.(?!\d)|-\.\d", re.ASCII)
+
 #: ``1.`` and ``-.5``.
 _LOOSE = re.compile(r"-?(?:0|[1-9]\d*)\.(?:[eE][+-]?\d+)?|-\.\d+(?:[eE][+-]?\d+)?", re.ASCII)
 
@@ -136,7 +144,7 @@ def read_record(value: bytes | None) -> dict[str, Any] | None:
         return None
     # Latin-1 because the ASCII that counts here reads the same, and no byte fails.
     text = value.decode("latin-1")
-    if any(escape[2] for escape in _ESCAPE.finditer(text)):
+    if "\\u" in text and any(escape[2] for escape in _ESCAPE.finditer(text)):
         return None
     try:
         record = _parse(text)
@@ -149,13 +157,15 @@ def read_record(value: bytes | None) -> dict[str, Any] | None:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text, strict=False, parse_int=float, parse_constant=_refuse)
+        return json.loads(text, strict=False, parse_constant=_refuse)
     except ValueError:
-        # The scripts' parser takes these two for numbers, so that they are ones here as well.
-        lenient = _TOKEN.sub(lambda token: "0" if _LOOSE.fullmatch(token[0]) else token[0], text)
-        if lenient == text:
+        loose = len(text) <= _LENIENT_LIMIT and _MAYBE_LOOSE.search(text)
+        if not loose and not _LONG_INT.search(text):
             raise
-        return json.loads(lenient, strict=False, parse_int=float, parse_constant=_refuse)
+    if loose:
+        # The scripts' parser takes these for numbers, so that they are ones here as well.
+        text = _TOKEN.sub(lambda token: "0" if _LOOSE.fullmatch(token[0]) else token[0], text)
+    return json.loads(text, strict=False, parse_int=float, parse_constant=_refuse)
 
 
 def _refuse(constant: str) -> float:
