@@ -121,6 +121,7 @@ def test_the_keys_names_are_the_backends() -> None:
     one = app(
         result_backend_transport_options={"global_keyprefix": "proj"},
         broker_transport_options={"global_keyprefix": "{q}"},
+        worker_guard_state_patterns=["app:*"],
     )
     found = target(one)
     assert found.task_prefix == one.backend.task_keyprefix

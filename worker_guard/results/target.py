@@ -124,7 +124,10 @@ def open_target(app: Any, settings: Settings, *, timeout_s: float) -> Target:
         state_prefixes=tuple(state_prefixes),
         state_patterns=tuple(map(Glob, settings.state_patterns)),
         protected=protected(
-            queues=[app.conf.task_default_queue, *app.amqp.queues],
+            # Each costs a little for each call, and only a pattern can reach one.
+            queues=[app.conf.task_default_queue, *app.amqp.queues]
+            if settings.state_patterns
+            else [],
             broker_options=app.conf.get("broker_transport_options") or {},
             redbeat_prefix=app.conf.get("redbeat_key_prefix"),
         ),
