@@ -27,6 +27,9 @@ CORE = [
     "audit/delivery.py",
     "audit/guard.py",
     "audit/rules.py",
+    "results/globs.py",
+    "results/neighbours.py",
+    "results/selection.py",
 ]
 
 OUTSIDE = {"celery", "kombu", "billiard", "redis", "click", "structlog", "psutil", "os", "time"}
