@@ -47,6 +47,7 @@ def test_a_queue_is_known_with_its_priorities(queue: str) -> None:
     assert is_protected(f"{queue}:6", queue, sep=":")
     assert not is_protected(f"{queue}-state", queue)
     assert not is_protected("work1", queue)
+    assert not is_protected("work1", "")
 
 
 def test_the_brokers_options_name_its_keys() -> None:

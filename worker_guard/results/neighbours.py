@@ -51,7 +51,7 @@ def _patterns(
     prefixes = dict.fromkeys(("", literal(str(options.get("global_keyprefix") or ""))))
     keys = [literal(str(options[name])) for name in _KEY_OPTIONS if options.get(name)]
     for prefix in prefixes:
-        for name in map(literal, queues):
+        for name in map(literal, filter(None, queues)):
             yield f"{prefix}{name}"
             yield f"{prefix}{name}{separator}*"
         yield from (prefix + key for key in keys)

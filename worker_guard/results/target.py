@@ -9,7 +9,6 @@ from math import ceil
 from typing import Any
 
 from celery import states
-from celery.exceptions import ImproperlyConfigured
 
 from worker_guard import celery_internals
 from worker_guard.errors import WorkerGuardError
@@ -139,8 +138,6 @@ def open_target(app: Any, settings: Settings, *, timeout_s: float) -> Target:
 def _backend(app: Any) -> Any:
     try:
         return app.backend
-    except ImproperlyConfigured:
-        raise
     except ValueError:
         # Without what it was raised from: that may quote a piece of a password.
         raise BackendUnreadableError(
