@@ -42,7 +42,7 @@ docs: ## build the documentation into docs/_build
 
 matrix: ## run the tests on several releases of Celery and Python
 	@$(SETUP) redis matrix
-	@$(BIN)/nox --sessions releases
+	@$(BIN)/nox --sessions releases pythons
 
 build: ## build the wheel and the sdist into dist
 	@$(SETUP) matrix

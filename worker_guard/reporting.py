@@ -95,8 +95,18 @@ class _WorkersOwnDestination(logging.Handler):
                 handler.formatter = formatter
                 handler.release()
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write it without a lock: the handlers that are written to have theirs.
+
+        From Python 3.13 on the inherited method fails where there is none.
+        """
+        allowed = bool(self.filter(record))
+        if allowed:
+            self.emit(record)
+        return allowed
+
     def createLock(self) -> None:  # noqa: N802
-        """Need no lock: the handlers that are written to have theirs."""
+        """Have none, see :meth:`handle`."""
         self.lock = None
 
 
