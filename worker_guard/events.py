@@ -220,13 +220,18 @@ class RecyclingSuspended(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ParentOverLimit(Event):
-    """The main process was over its limit for as many readings as it has strikes."""
+    """The main process was over its limit for as many readings as it has strikes.
+
+    ``at_start_bytes`` is its first reading: where that is over the limit too, the next process
+    will be, so that another start gains nothing.
+    """
 
     name: ClassVar[str] = "worker_guard.parent_over_limit"
 
     used_bytes: int
     limit_bytes: int
     action: str
+    at_start_bytes: int
 
     @property
     def level(self) -> Level:

@@ -164,8 +164,7 @@ class Guard:
             # Nothing is known of any id then, and so nothing is cleared or marked.
             off = ("revoked", "revoked_verify", "operator_marks")
             self.parts.update(dict.fromkeys(off, str(exc)))
-        if self._memory is not None:
-            self._attempt("memory", self._memory.start)
+        self._start_memory()
         self._report(
             Started(
                 version=self._version,
@@ -176,6 +175,19 @@ class Guard:
                 settings=self._settings.named(),
             )
         )
+
+    def _start_memory(self) -> None:
+        memory = self._memory
+        if memory is None:
+            return
+        try:
+            memory.start()
+        except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
+            self._memory = None
+            for part in memory.parts:
+                self._scheduler.drop(part.name)
+            self.parts["memory"] = self.parts["recycling"] = masked(str(exc) or repr(exc))
+            self._attempt("memory", lambda: memory.stop(cold=True))
 
     def abandon(self) -> None:
         """Leave the worker as it was found, after a start that failed."""

@@ -96,6 +96,12 @@ class Scheduler:
         for run in self._runs.values():
             run.ticket += 1
 
+    def drop(self, name: str) -> None:
+        """Run a part no more."""
+        run = self._runs.pop(name, None)
+        if run is not None:
+            run.ticket += 1
+
     def close(self, name: str) -> None:
         """End a part's round where it is; what it clears up at its end is done now."""
         run = self._runs.get(name)

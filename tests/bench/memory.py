@@ -22,7 +22,8 @@ from tests.harness.redis_server import RedisServer
 from worker_guard.events import Event
 from worker_guard.memory.policy import ChildPolicy
 from worker_guard.memory.reader import MemoryReader
-from worker_guard.memory.watchdog import DryRun, MemoryWatchdog, NoChildren, Roster
+from worker_guard.memory.roster import Roster
+from worker_guard.memory.watchdog import DryRun, MemoryWatchdog, NoChildren
 from worker_guard.scheduler import run_to_end
 
 PRELOAD_MB = 300

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import redis
-from celery.exceptions import WorkerShutdown
-from celery.worker.control import control_command
+from celery import bootsteps
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.worker.control import control_command, inspect_command
+from celery.worker.request import Request
 
 from tests.harness.app import app
 from worker_guard.celery_internals import PoolChildren
@@ -23,12 +26,25 @@ LEDGER = "WORKER_GUARD_TEST_LEDGER"
 #: value is the signal that the child is sent before (0: none).
 STOP_AT_WAKE = "WORKER_GUARD_TEST_STOP_AT_WAKE"
 
+#: How the pool gives jobs to its children; "fast" gives one more while they run one. The command
+#: line of Celery does not know it, ``app.Worker(optimization="fast")`` does.
+OPTIMIZATION = "WORKER_GUARD_TEST_OPTIMIZATION"
+
+#: "terminate" (a cold shutdown) or "disconnect" (from the broker) when an idle child was woken.
+AT_WAKE = "WORKER_GUARD_TEST_AT_WAKE"
+#: Have the start of the memory parts fail, after their first hook.
+FAIL_AT_START = "WORKER_GUARD_TEST_FAIL_AT_START"
+
 STARTED, FINISHED, FREE = "ledger:started", "ledger:finished", "ledger:free"
 
 _MB = 1_000_000
 
+#: How many leaks a child of the load holds at most.
+KEPT = 20
+
 preloaded = bytearray(os.urandom(4096)) * (int(os.environ.get(PRELOAD, "0")) * _MB // 4096)
 held: list[bytearray] = []
+disconnected: set[int] = set()
 
 
 @cache
@@ -51,6 +67,8 @@ def work(self: Any, seconds: float, megabytes: int = 0) -> int:
     ledger().hincrby(STARTED, self.request.id, 1)
     if megabytes:
         hold(megabytes)
+        # Far above every limit: where nobody recycles, the load is not to fill the machine.
+        del held[:-KEPT]
     time.sleep(seconds)
     ledger().hincrby(FINISHED, self.request.id, 1)
     return os.getpid()
@@ -110,20 +128,72 @@ def grow_parent(state: Any, megabytes: int) -> dict[str, str]:
     return {"ok": "grown"}
 
 
-def stop_at_wake(signum: int) -> None:
+def at_wake(act: Callable[[int], None]) -> None:
+    """Do this right after an idle child was woken, before the event loop reads anything."""
     wake = PoolChildren.wake
 
-    def wake_and_stop(self: PoolChildren, pid: int) -> None:
+    def wake_and_act(self: PoolChildren, pid: int) -> None:
         was_busy = self.is_busy(pid)
         wake(self, pid)
         if not was_busy and self.is_busy(pid):
             print(f"woken: {pid}", flush=True)
-            os.kill(pid, signum)
-            # What a signal leads to when the loop next looks; so nothing is read between.
-            raise WorkerShutdown(0)
+            act(pid)
 
-    PoolChildren.wake = wake_and_stop  # type: ignore[method-assign]
+    PoolChildren.wake = wake_and_act  # type: ignore[method-assign]
 
+
+def stop(pid: int) -> None:
+    os.kill(pid, int(os.environ[STOP_AT_WAKE]))
+    # What a signal leads to when the loop next looks; so nothing is read between.
+    raise WorkerShutdown(0)
+
+
+def terminate(pid: int) -> None:
+    raise WorkerTerminate(1)
+
+
+def disconnect(pid: int) -> None:
+    """Once for each child: after a reconnect it is woken anew."""
+    if pid in disconnected:
+        return
+    disconnected.add(pid)
+    with redis.Redis.from_url(app.conf.broker_url) as broker:
+        for kind in ("normal", "pubsub"):
+            broker.client_kill_filter(_type=kind, skipme=True)
+
+
+def fail_at_start() -> None:
+    def watch_births(self: PoolChildren, on_born: Any) -> None:
+        raise RuntimeError("nobody tells of births")
+
+    PoolChildren.watch_births = watch_births  # type: ignore[method-assign]
+
+
+@inspect_command()
+def watches_tasks(state: Any) -> bool:
+    """Whether somebody has wrapped what the worker does when a task is accepted."""
+    return hasattr(Request.on_accepted, "__wrapped__")
+
+
+class Optimized(bootsteps.Step):
+    """Sets what ``app.Worker(optimization=…)`` sets."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        pool = worker.blueprint.steps["celery.worker.components.Pool"]
+        pool.optimization = os.environ[OPTIMIZATION]
+
+
+if OPTIMIZATION in os.environ:
+    app.steps["worker"].add(Optimized)
 
 if STOP_AT_WAKE in os.environ:
-    stop_at_wake(int(os.environ[STOP_AT_WAKE]))
+    at_wake(stop)
+
+if AT_WAKE in os.environ:
+    at_wake({"terminate": terminate, "disconnect": disconnect}[os.environ[AT_WAKE]])
+
+if FAIL_AT_START in os.environ:
+    fail_at_start()

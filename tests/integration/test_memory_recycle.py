@@ -22,9 +22,13 @@ from tests.harness.memory import (
     happened,
     memory_site,
 )
-from tests.harness.memory_app import STOP_AT_WAKE
+from tests.harness.memory_app import AT_WAKE, STOP_AT_WAKE
 from tests.harness.redis_server import RedisServer
 from tests.harness.workers import Worker, wait_for
+
+#: A shutdown takes 2 s, and 31 s where it waits for a child that waits for its answer to be read;
+#: this is far from both.
+SHUTDOWN_S = 16
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,11 @@ def wake_one(site: Site, worker: Worker) -> None:
     while "woken: " not in worker.text():
         pid = site.run("fill", LEAK_MB)
         wait_for(lambda pid=pid: woken_or_left(pid), f"child {pid} to be woken")  # type: ignore[misc]
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process is gone, reaped or not."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def pids(worker: Worker) -> set[int]:
@@ -103,6 +112,44 @@ def test_an_idle_child_leaves_without_a_task_coming(site: Site) -> None:
     assert pid not in pids(worker)
     assert worker.stop() == 0
     assert_unharmed(worker)
+
+
+@pytest.mark.parametrize("allowed", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_no_more_children_are_on_their_way_out_than_allowed(
+    server: RedisServer, tmp_path: Path, allowed: int
+) -> None:
+    """The next one is asked when one of them was replaced, and not before."""
+    conf = {"worker_guard_recycle_concurrency": allowed}
+    with memory_site(server, tmp_path, **conf) as site:
+        worker = site.start("--concurrency=3", "--loglevel=DEBUG")
+        results = [site.send("wait", LEAK_MB) for _ in range(3)]
+        happened(worker, "child_over_limit", 3)
+        happened(worker, "memory_sampled", len(worker.events("memory_sampled")) + 5)
+        assert len(worker.events("child_recycle_requested")) == allowed
+        assert sum(child["leaving"] for child in children(worker)) == allowed
+        site.free()
+        assert len({result.get(timeout=60) for result in results}) == 3
+        happened(worker, "child_recycled", 3)
+        assert worker.stop() == 0
+        way_out = 0
+        for event in worker.events():
+            way_out += event["event"] == "worker_guard.child_recycle_requested"
+            way_out -= event["event"] == "worker_guard.child_recycled"
+            assert way_out <= allowed
+        assert_unharmed(worker)
+
+
+def test_a_young_child_is_told_and_left_alone(server: RedisServer, tmp_path: Path) -> None:
+    """It is over its limit, and younger than the least lifetime."""
+    conf = {"worker_guard_recycle_min_lifetime": 3600}
+    with memory_site(server, tmp_path, **conf) as site:
+        worker = site.start("--loglevel=DEBUG")
+        pid = site.run("fill", LEAK_MB)
+        assert happened(worker, "child_over_limit")[0]["child_pid"] == pid
+        happened(worker, "memory_sampled", len(worker.events("memory_sampled")) + 5)
+        assert site.run("clean") == pid
+        assert not worker.events("child_recycle_requested")
+        assert len(worker.events("child_over_limit")) == 1
 
 
 @pytest.mark.slow
@@ -310,8 +357,7 @@ def test_a_warm_shutdown_does_not_wait_for_a_child_that_was_just_woken(
     """
     worker = site.start("--concurrency=2", environ={STOP_AT_WAKE: str(int(signum))})
     wake_one(site, worker)
-    # Without the answer being read it takes 31 s, with it 2 s; this is far from both.
-    assert worker.process.wait(16) == 0
+    assert worker.process.wait(SHUTDOWN_S) == 0
     assert worker.events("stopped")
     assert "part_failed" not in worker.text()
     assert "Traceback" not in worker.text()
@@ -362,12 +408,65 @@ def test_a_warm_shutdown_lets_replacements_finish_in_a_pool_with_threads(
         assert_unharmed(worker)
 
 
-def test_a_cold_shutdown_meanwhile_ends_at_once(site: Site) -> None:
-    """SIGQUIT while a child is on its way out: the worker ends, though its task would not."""
+def test_a_cold_shutdown_meanwhile_waits_for_no_task(site: Site) -> None:
+    """SIGQUIT while a child is on its way out: all processes end, though its task would not."""
     worker = site.start("--concurrency=2")
     leaving(site, worker)
-    assert worker.stop(signal.SIGQUIT) is not None
+    processes = psutil.Process(worker.process.pid).children()
+    worker.process.send_signal(signal.SIGQUIT)
+    assert worker.process.wait(SHUTDOWN_S) is not None
+    wait_for(lambda: all(map(has_ended, processes)), "the children to end", SHUTDOWN_S)
     assert worker.events("stopped")
+    assert "part_failed" not in worker.text()
+
+
+def test_a_cold_shutdown_does_not_wait_for_a_child_that_was_just_woken(site: Site) -> None:
+    """Its answer is read by nobody any more."""
+    worker = site.start("--concurrency=2", environ={AT_WAKE: "terminate"})
+    processes = psutil.Process(worker.process.pid).children()
+    wake_one(site, worker)
+    assert worker.process.wait(SHUTDOWN_S) is not None
+    wait_for(lambda: all(map(has_ended, processes)), "the children to end", SHUTDOWN_S)
+    assert worker.events("stopped")
+    assert "part_failed" not in worker.text()
+
+
+@pytest.mark.slow
+def test_a_replacement_ends_with_the_main_process_in_a_pool_with_threads(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    """It outlives the thread that forked it, and not a main process that was killed."""
+    with memory_site(server, tmp_path, **file_broker(tmp_path)) as site:
+        worker = site.start()
+        site.run("fill", LEAK_MB)
+        pid = happened(worker, "child_recycled")[0]["replacement_pid"]
+        site.send("wait", 1)
+        assert site.waiting() == [pid]
+        replacement = psutil.Process(pid)
+        worker.process.kill()
+        wait_for(lambda: has_ended(replacement), "the replacement to end")
+
+
+@pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_connection_lost_right_after_a_wake_costs_no_task(tmp_path: Path, late: bool) -> None:
+    """Celery forgets the empty job; the child leaves, is replaced, and what is sent then runs."""
+    with RedisServer() as results, RedisServer() as broker:
+        conf = {"broker_url": broker.url(), "task_acks_late": late}
+        with memory_site(results, tmp_path, **conf) as site:
+            worker = site.start("--concurrency=2", environ={AT_WAKE: "disconnect"})
+            wake_one(site, worker)
+            ids = {site.send("work", 0.01).id for _ in range(40)}
+            worker.logged("onnection to broker lost")
+            wait_for(lambda: len(site.finished()) >= len(ids), "all tasks to finish")
+            pid = int(worker.text().split("woken: ")[1].split()[0])
+            gone = [event["child_pid"] for event in happened(worker, "child_recycled")]
+            assert pid in gone
+            assert len(pids(worker)) == 2
+            wait_for(lambda: not broker.client.hlen("unacked"), "all messages to be acknowledged")
+            assert worker.stop() == 0
+            assert site.started() == site.finished() == dict.fromkeys(ids, 1)
+            for sign in ("WorkerLostError", "exited with", "part_failed"):
+                assert sign not in worker.text()
 
 
 @pytest.mark.slow

@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.app.defaults import NAMESPACES
 
-from tests.harness.memory import LEAK_MB, MB, Site, happened, memory_site
+from tests.harness.memory import (
+    LEAK_MB,
+    MB,
+    Site,
+    assert_unharmed,
+    file_broker,
+    happened,
+    memory_site,
+)
+from tests.harness.memory_app import FAIL_AT_START
 from tests.harness.redis_server import RedisServer
 from tests.harness.workers import wait_for
 
 SHARED = {"event", "level", "timestamp", "logger", "worker", "pid", "dry_run"}
 
-#: The contract's table: level and further fields, and ``suspects`` beside them.
+#: The contract's table: level and further fields, and beside them ``suspects`` and
+#: ``at_start_bytes``.
 CONTRACT: dict[str, tuple[str, set[str]]] = {
     "memory_sampled": ("debug", {"parent", "children"}),
     "child_over_limit": ("warning", {"child_pid", "metric", "used_bytes", "limit_bytes"}),
@@ -44,7 +55,7 @@ CONTRACT: dict[str, tuple[str, set[str]]] = {
     ),
     "child_recycle_waiting": ("warning", {"child_pid", "waited_s", "task_id", "task_name"}),
     "recycling_suspended": ("error", {"reason", "baseline_bytes", "limit_bytes"}),
-    "parent_over_limit": ("warning", {"used_bytes", "limit_bytes", "action"}),
+    "parent_over_limit": ("warning", {"used_bytes", "limit_bytes", "action", "at_start_bytes"}),
 }
 
 
@@ -137,12 +148,55 @@ def test_the_main_process_shuts_down_warmly_once(server: RedisServer, tmp_path: 
         over = happened(worker, "parent_over_limit")[0]
         assert (over["action"], over["limit_bytes"]) == ("shutdown", 300 * MB)
         assert over["used_bytes"] > 400 * MB
+        assert over["at_start_bytes"] < over["limit_bytes"]
         site.free()
         assert worker.process.wait(60) == 0
         assert result.get(timeout=10) in site.waiting()
         assert len(worker.events("parent_over_limit")) == 1
         assert_by_contract(worker.events(), "parent_over_limit")
         assert worker.events("stopped")
+
+
+@pytest.mark.parametrize(
+    "pool",
+    ["solo", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "gevent"))],
+)
+def test_the_main_process_shuts_down_warmly_in_every_pool(
+    server: RedisServer, tmp_path: Path, pool: str
+) -> None:
+    """A task that runs there is finished first (solo's ticks wait for it anyway)."""
+    if pool == "gevent":
+        pytest.importorskip("gevent")
+    conf: dict[str, Any] = {"worker_guard_parent_memory_limit": "400MB"}
+    conf["worker_guard_parent_action"] = "shutdown"
+    with memory_site(server, tmp_path, **conf) as site:
+        worker = site.start("--pool", pool, "--concurrency=2")
+        waits = None if pool == "solo" else site.send("wait", 1)
+        if waits:
+            site.waiting()
+        filled = site.send("fill", 500)
+        assert happened(worker, "parent_over_limit")[0]["action"] == "shutdown"
+        site.free()
+        assert worker.process.wait(60) == 0
+        assert filled.get(timeout=10) == worker.process.pid
+        if waits:
+            assert waits.get(timeout=10) == worker.process.pid
+        assert len(worker.events("parent_over_limit")) == 1
+        assert worker.events("stopped")
+
+
+def test_a_dry_run_lets_the_main_process_go_on(server: RedisServer, tmp_path: Path) -> None:
+    """It says what it would do."""
+    conf: dict[str, Any] = {"worker_guard_parent_memory_limit": "1MB"}
+    conf["worker_guard_parent_action"] = "shutdown"
+    with memory_site(server, tmp_path, **conf) as site:
+        worker = site.start("--guard-dry-run", "--loglevel=DEBUG")
+        over = happened(worker, "parent_over_limit")[0]
+        assert (over["action"], over["dry_run"]) == ("shutdown", True)
+        happened(worker, "memory_sampled", len(worker.events("memory_sampled")) + 5)
+        assert site.run("add", 1, 2) == 3
+        assert worker.process.poll() is None
+        assert len(worker.events("parent_over_limit")) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,7 +214,9 @@ def test_a_pool_without_children_watches_the_main_process(
         parts = worker.events("started")[0]["parts"]
         assert parts["memory"] == "on"
         assert parts["recycling"] == f"the {pool} pool has no children"
-        assert happened(worker, "parent_over_limit")[0]["action"] == "log"
+        over = happened(worker, "parent_over_limit")[0]
+        assert over["action"] == "log"
+        assert over["at_start_bytes"] > over["limit_bytes"]
         described = worker.ask("guard")["memory"]
         assert described["children"] == []
         assert described["parent"]["rss_bytes"] > 20 * MB
@@ -168,6 +224,64 @@ def test_a_pool_without_children_watches_the_main_process(
         assert worker.stop() == 0
         assert len(worker.events("parent_over_limit")) == 1
         assert "part_failed" not in worker.text()
+
+
+def test_memory_that_fails_to_start_is_off_and_leaves_nothing_behind(site: Site) -> None:
+    """The reason stands in the start event, the first hook is undone, nothing is read."""
+    worker = site.start(environ={FAIL_AT_START: "1"})
+    parts = worker.events("started")[0]["parts"]
+    assert parts["memory"] == parts["recycling"] == "nobody tells of births"
+    assert parts["revoked"] == "on"
+    described = worker.ask("guard")
+    assert described["memory"] is None
+    assert not {"memory", "recycling"} & described["consecutive_failures"].keys()
+    assert worker.ask("watches_tasks") is False
+    pid = site.run("fill", LEAK_MB)
+    assert site.run("clean") == pid
+    assert worker.stop() == 0
+    assert {event["event"] for event in worker.events()} == {
+        "worker_guard.started",
+        "worker_guard.stopped",
+    }
+
+
+def test_tasks_are_watched_for_the_suspects(site: Site) -> None:
+    """What the test above finds undone is there in a worker whose memory parts run."""
+    assert site.start().ask("watches_tasks") is True
+
+
+@pytest.mark.parametrize(
+    ("conf", "reason"),
+    [
+        (
+            {"worker_pool": "tests.harness.pools:WithoutSentinels"},
+            "the pool was made without a sentinel for each child",
+        ),
+        pytest.param(
+            {"worker_pool_start_method": "spawn", "file_broker": True},
+            "a pool with threads that spawns its children loses them when its thread ends",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_start_event_says_why_no_child_is_recycled(
+    server: RedisServer, tmp_path: Path, conf: dict[str, Any], reason: str
+) -> None:
+    """A child over the limit is told, and stays; its tasks run on."""
+    if "worker_pool_start_method" in conf and "pool_start_method" not in NAMESPACES["worker"]:
+        pytest.skip("this Celery release only forks")
+    if conf.pop("file_broker", False):
+        conf |= file_broker(tmp_path)
+    with memory_site(server, tmp_path, **conf) as site:
+        worker = site.start("--loglevel=DEBUG")
+        assert worker.events("started")[0]["parts"]["recycling"] == reason
+        pid = site.run("fill", 250)
+        happened(worker, "child_over_limit")
+        happened(worker, "memory_sampled", len(worker.events("memory_sampled")) + 5)
+        assert site.run("clean") == pid
+        assert not worker.events("child_recycle_requested")
+        assert worker.stop() == 0
+        assert_unharmed(worker)
 
 
 @pytest.mark.slow

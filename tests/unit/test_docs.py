@@ -225,6 +225,29 @@ def test_the_fields_of_every_event_are_the_code() -> None:
     assert {code(row[0]) for row in rows(text, "field", "type")} == shared_fields()
 
 
+def names_of_what_fails() -> set[str]:
+    """What the code can put into ``part_failed.part``: names of parts, and of what it contains."""
+    found = set()
+    for path in (ROOT / "worker_guard").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            value: ast.expr | None = None
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "name":
+                value = node.value
+            elif isinstance(node, ast.Call) and node.args:
+                called = ast.unparse(node.func)
+                if called in {"self._attempt", "self._containment", "Containment", "PartFailed"}:
+                    value = node.args[0]
+            if isinstance(value, ast.Constant):
+                found.add(str(value.value))
+    return {name for name in found if name not in catalogue()}
+
+
+def test_what_can_fail_is_the_code() -> None:
+    """Each name that ``part_failed`` can have stands in the table, and no other."""
+    text = sections(DOCS / "reference/events.md")["worker_guard.part_failed"]
+    assert {code(row[0]) for row in rows(text, "what failed", "is")} == names_of_what_fails()
+
+
 @pytest.mark.parametrize("block", blocks("json"), ids=str)
 def test_each_log_line_that_is_shown_is_one_of_this_release(block: Block) -> None:
     """It parses, and has the fields of its event in this order."""

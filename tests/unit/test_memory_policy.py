@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -16,8 +17,12 @@ def reading(pid: int, used_bytes: int) -> Reading:
 
 
 def policy(**arguments: Any) -> ChildPolicy:
+    """With children 1 to 9, born at 0."""
     defaults = {"limit_bytes": LIMIT, "strikes": 3, "concurrency": 1, "min_lifetime_s": 60.0}
-    return ChildPolicy(**{**defaults, **arguments})
+    made = ChildPolicy(**{**defaults, **arguments})
+    for pid in range(1, 10):
+        made.born(pid, 0.0)
+    return made
 
 
 def recycled(judge: ChildPolicy, now: float, *used: int) -> list[int]:
@@ -103,6 +108,27 @@ def test_a_child_that_was_spared_is_chosen_again_only_after_it_was_below() -> No
     assert recycled(judge, 4.0, 3000, 2000) == [1]
 
 
+def test_a_child_that_could_not_be_asked_gives_its_place_back_for_a_time() -> None:
+    """Another is chosen meanwhile; after that its turn comes again, over the limit as it is."""
+    judge = policy(strikes=1, min_lifetime_s=0.0)
+    assert recycled(judge, 0.0, 3000, 2000) == [1]
+    judge.put_back(1, not_before_mono=5.0)
+    assert not judge.leaving()
+    assert recycled(judge, 1.0, 3000, 2000) == [2]
+    judge.gone(2)
+    assert recycled(judge, 4.9, 3000) == []
+    assert recycled(judge, 5.0, 3000) == [1]
+
+
+def test_a_child_that_ended_after_it_was_read_is_passed_over() -> None:
+    """Nothing is kept of it, which nobody would forget again."""
+    judge = policy(strikes=1, min_lifetime_s=0.0)
+    judge.gone(1)
+    before = deepcopy(judge)
+    assert recycled(judge, 0.0, 3000) == []
+    assert judge == before
+
+
 @pytest.mark.parametrize(
     ("used", "told_at"),
     [
@@ -125,7 +151,7 @@ def test_over_the_limit_is_told_once_for_each_time(used: list[int], told_at: lis
     assert told == told_at
 
 
-def test_a_newborn_over_the_limit_suspends_and_the_next_within_it_ends_that() -> None:
+def test_a_newborn_over_the_limit_suspends_and_the_next_well_within_it_ends_that() -> None:
     """Said once; strikes count on meanwhile, so that it goes on where it was."""
     judge = policy(strikes=2, min_lifetime_s=0.0)
     assert judge.newborn(LIMIT) is None
@@ -134,11 +160,31 @@ def test_a_newborn_over_the_limit_suspends_and_the_next_within_it_ends_that() ->
     assert judge.newborn(LIMIT + 5) is None
     assert [recycled(judge, now, 2000) for now in range(4)] == [[]] * 4
     assert judge.suspension == suspension
-    assert judge.newborn(LIMIT - 1) is None
+    assert judge.newborn(900) is None
     assert judge.suspension is None
     assert recycled(judge, 5.0, 2000) == [1]
     judge.newborn(LIMIT + 2)
     assert judge.suspension == Suspension(baseline_bytes=LIMIT + 2, limit_bytes=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("newborns", "told_at", "suspended"),
+    [
+        ([1001, 999, 1001, 999, 1001], [0], True),
+        ([1001, 901, 1001], [0], True),
+        ([999, 950, 1000], [], False),
+        ([1001, 900, 999, 1000], [0], False),
+        ([1001, 900, 1001], [0, 2], True),
+    ],
+)
+def test_newborns_that_hover_about_the_limit_suspend_it_once(
+    newborns: list[int], told_at: list[int], suspended: bool
+) -> None:
+    """It goes on, and can be told again, only after one that leaves a replacement some room."""
+    judge = policy()
+    told = [at for at, used_bytes in enumerate(newborns) if judge.newborn(used_bytes)]
+    assert told == told_at
+    assert (judge.suspension is not None) == suspended
 
 
 def test_who_goes_over_is_told_while_recycling_is_suspended() -> None:

@@ -15,11 +15,14 @@ from worker_guard.events import (
     Event,
     MemorySampled,
     ParentOverLimit,
+    PartFailed,
     RecyclingSuspended,
 )
+from worker_guard.memory.compose import Acting
 from worker_guard.memory.policy import ChildPolicy, Reading
 from worker_guard.memory.recycler import FOLLOW_S, IDLE_S, WAITING_S, Recycler
-from worker_guard.memory.watchdog import Actor, Child, DryRun, MemoryWatchdog, Roster, Task
+from worker_guard.memory.roster import Roster
+from worker_guard.memory.watchdog import Actor, Child, DryRun, MemoryWatchdog, Task
 from worker_guard.scheduler import SLICE_S, run_to_end
 
 LIMIT = 1000
@@ -55,6 +58,7 @@ class Machine:
     unaskable: set[int] = field(default_factory=set)
     killed: set[int] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
+    failing: set[object] = field(default_factory=set)
 
     def monotonic(self) -> float:
         return self.now
@@ -80,6 +84,8 @@ class Machine:
         return list(self.pool)
 
     def running(self) -> Mapping[int, Task]:
+        if "running" in self.failing:
+            raise OSError("no list of tasks")
         return self.tasks
 
     def is_busy(self, pid: int) -> bool:
@@ -89,12 +95,16 @@ class Machine:
         return self.processes
 
     def ask_to_leave(self, pid: int) -> bool:
+        if pid in self.failing:
+            raise OSError("no sentinel")
         if pid in self.unaskable:
             return False
         self.asked.add(pid)
         return True
 
     def wake(self, pid: int) -> None:
+        if ("wake", pid) in self.failing:
+            raise OSError("no pipe")
         self.log.append(("wake", pid))
 
     def maintain(self) -> None:
@@ -126,8 +136,11 @@ class Recorder:
 
     recycled: list[int] = field(default_factory=list)
     shut_downs: int = 0
+    failing: set[int] = field(default_factory=set)
 
     def recycle(self, child: Child, reading: Reading) -> bool:
+        if child.pid in self.failing:
+            raise OSError("no pool")
         self.recycled.append(child.pid)
         return True
 
@@ -145,11 +158,14 @@ class Setup:
         return [event for event in self.events if isinstance(event, kind)]
 
 
+def new_policy() -> ChildPolicy:
+    return ChildPolicy(limit_bytes=LIMIT, strikes=1, concurrency=1, min_lifetime_s=0.0)
+
+
 @pytest.fixture
 def setup() -> Setup:
     machine, events = Machine(), list[Event]()
-    policy = ChildPolicy(limit_bytes=LIMIT, strikes=1, concurrency=1, min_lifetime_s=0.0)
-    return Setup(machine, Roster(policy=policy, reader=machine, report=events.append), events)
+    return Setup(machine, Roster(policy=new_policy(), reader=machine, report=events.append), events)
 
 
 def watchdog(
@@ -245,6 +261,59 @@ def test_children_that_start_or_have_ended_are_passed_over(setup: Setup) -> None
     assert recorder.recycled == []
 
 
+@pytest.mark.parametrize(
+    ("fails", "handed_over"), [("running", []), ("report", []), ("second", [11])]
+)
+def test_a_round_that_fails_takes_nobodys_place(
+    setup: Setup, fails: str, handed_over: list[int]
+) -> None:
+    """Whoever was chosen and not handed over is chosen by the next round that succeeds."""
+    assert setup.roster.policy is not None
+    setup.roster.policy.concurrency = 2
+    grown(setup, 10, 0, 2000)
+    grown(setup, 11, 1, 3000)
+    recorder = Recorder()
+    dog = watchdog(setup, recorder)
+    if fails == "running":
+        setup.machine.failing.add("running")
+    elif fails == "second":
+        recorder.failing.add(10)
+    else:
+        dog.report = refuse
+    with pytest.raises(OSError, match="no "):
+        run_to_end(dog.round())
+    assert recorder.recycled == handed_over
+    assert setup.roster.policy.leaving() == set(handed_over)
+    setup.machine.failing.clear()
+    recorder.failing.clear()
+    dog.report = setup.events.append
+    run_to_end(dog.round())
+    assert recorder.recycled == [11, 10]
+
+
+def refuse(event: Event) -> None:
+    if isinstance(event, ChildOverLimit):
+        raise OSError("no log")
+
+
+def test_nothing_is_kept_of_a_child_that_left_between_two_rounds(setup: Setup) -> None:
+    """Not even of the task that it began last, which is heard of only after it was forgotten."""
+    grown(setup, 10, 0, 400)
+    grown(setup, 11, 1, 400)
+    dog = watchdog(setup, Recorder())
+    run_to_end(dog.round())
+    setup.roster.began.append((10, "app.last"))
+    setup.machine.end(10)
+    for _ in range(2):
+        run_to_end(dog.round())
+    roster = setup.roster
+    assert not roster.began
+    assert roster.suspects.children() == roster.born_mono.keys() == roster.readings.keys() == {11}
+    only_11 = new_policy()
+    only_11.born(11, 0.0)
+    assert roster.policy == only_11
+
+
 def test_a_dry_run_counts_once_and_frees_the_place(setup: Setup) -> None:
     """Another actor, the same round: nothing happens to the child, and the next gets its turn."""
     counted: list[int] = []
@@ -266,6 +335,7 @@ def test_a_dry_run_counts_once_and_frees_the_place(setup: Setup) -> None:
         ("shutdown", [2000, 2000, 900, 2000, 2000], 0, 0),
         ("log", [2000, 2000, 2000, 900, 2000, 2000, 2000], 2, 0),
         ("log", [2000, 2000, 2000, 990, 2000, 2000, 2000], 1, 0),
+        ("shutdown", [300, 2000, 2000, 2000], 1, 1),
     ],
 )
 def test_the_main_process_has_strikes_too(
@@ -278,7 +348,10 @@ def test_the_main_process_has_strikes_too(
         setup.machine.used[PARENT] = used_bytes
         run_to_end(dog.round())
     over = setup.told(ParentOverLimit)
-    assert over == [ParentOverLimit(used_bytes=2000, limit_bytes=LIMIT, action=action)] * told
+    event = ParentOverLimit(
+        used_bytes=2000, limit_bytes=LIMIT, action=action, at_start_bytes=used[0]
+    )
+    assert over == [event] * told
     assert recorder.shut_downs == shut_downs
 
 
@@ -323,6 +396,9 @@ class Following:
     setup: Setup
     recycler: Recycler
     counted: list[int]
+
+    def recycled(self) -> list[ChildRecycled]:
+        return [event for event in self.setup.events if isinstance(event, ChildRecycled)]
 
     def look(self, after_s: float = FOLLOW_S) -> None:
         self.setup.machine.now += after_s
@@ -394,6 +470,65 @@ def test_a_child_that_cant_be_asked_now_is_asked_again(following: Following) -> 
     following.look()
     assert 11 in machine.asked
     assert ("wake", 11) in machine.log
+
+
+def test_a_child_that_raises_holds_no_other_up(following: Following) -> None:
+    """Said with growing pauses; the pool is looked after, the other leaves, places are free."""
+    machine, policy = following.setup.machine, following.setup.roster.policy
+    assert policy is not None
+    policy.concurrency = 2
+    machine.failing.add(("wake", 10))
+    machine.log.clear()
+    child = grown(following.setup, 11, 1, 3000)
+    following.recycler.begin(child, Reading(pid=11, rss_bytes=3000, used_bytes=3000, metric="uss"))
+    following.look()
+    assert ("maintain", 0) in machine.log
+    machine.end(11)
+    machine.fork(21, 1, 300)
+    following.look()
+    assert [e.child_pid for e in following.recycled()] == [11]
+    for _ in range(10):
+        following.look(IDLE_S)
+    assert [
+        (e.part, e.consecutive_failures, e.retry_in_s)
+        for e in following.setup.events
+        if isinstance(e, PartFailed)
+    ] == [("recycling", n, IDLE_S * 2 ** (n - 1)) for n in (1, 2, 3, 4)]
+    machine.failing.clear()
+    following.look(IDLE_S * 8)
+    machine.end(10)
+    machine.fork(20, 0, 300)
+    following.look()
+    assert [e.child_pid for e in following.recycled()] == [11, 10]
+    assert not policy.leaving()
+    assert not following.setup.roster.failures
+
+
+def test_a_child_that_cant_be_asked_at_all_gives_its_place_to_another(following: Following) -> None:
+    """It raises, and is chosen again after its pause; what is known of that goes with it."""
+    machine, policy = following.setup.machine, following.setup.roster.policy
+    assert policy is not None
+    policy.concurrency = 2
+    machine.failing.add(11)
+    grown(following.setup, 11, 1, 3000)
+    dog = watchdog(following.setup, Acting(following.recycler))
+    begun = [pid for pid in rounds(dog, following, 4) if pid != 10]
+    assert begun == [11, 11, 11]
+    grown(following.setup, 12, 2, 2000)
+    run_to_end(dog.round())
+    assert policy.leaving() == {10, 12}
+    machine.end(11)
+    run_to_end(dog.round())
+    assert not following.setup.roster.failures
+
+
+def rounds(dog: MemoryWatchdog, following: Following, count: int) -> list[int]:
+    """Read each five seconds; the children that were to be recycled."""
+    for _ in range(count):
+        run_to_end(dog.round())
+        following.look(5.0)
+    requested = following.setup.told(ChildRecycleRequested)
+    return [event.child_pid for event in requested if isinstance(event, ChildRecycleRequested)]
 
 
 def test_a_child_that_ends_before_it_could_be_asked_is_forgotten(following: Following) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from worker_guard.events import Event
 from worker_guard.memory.policy import ChildPolicy, Reading
 from worker_guard.memory.reader import MemoryReader, available_bytes
 from worker_guard.memory.recycler import Recycler
+from worker_guard.memory.roster import Roster
 from worker_guard.memory.size import size_bytes
-from worker_guard.memory.watchdog import Child, DryRun, MemoryWatchdog, NoChildren, Roster
+from worker_guard.memory.watchdog import Child, DryRun, MemoryWatchdog, NoChildren
 from worker_guard.scheduler import Part
 from worker_guard.settings import Settings
 
@@ -58,7 +60,7 @@ class Memory:
     ) -> None:
         self._on_error = on_error
         self._monotonic = monotonic
-        self._undo: list[Callable[[], None]] = []
+        self._hooks = ExitStack()
         self._pool: PoolChildren | None = None
         off = ""
         try:
@@ -110,7 +112,7 @@ class Memory:
         if self._pool is None:
             return
         try:
-            self._undo.append(celery_internals.watch_accepted(self._began).undo)
+            self._hooks.callback(celery_internals.watch_accepted(self._began).undo)
         except MissingInternalError:
             # No suspects then, and no newborn that is known by having run nothing.
             self._roster.knows_runs = False
@@ -119,9 +121,9 @@ class Memory:
         except MissingInternalError:
             births = None
         if births is not None:
-            self._undo.append(births.undo)
+            self._hooks.callback(births.undo)
         if self._recycler is not None and not self._pool.has_event_loop:
-            self._undo.append(celery_internals.keep_replacements_alive())
+            self._hooks.callback(celery_internals.keep_replacements_alive())
 
     def stop(self, *, cold: bool) -> None:
         """Undo every hook; a ``cold`` shutdown waits for no child."""
@@ -130,9 +132,8 @@ class Memory:
                 self._pool.hear_woken()
         except Exception as exc:  # noqa: BLE001 - reported; the pool then waits for that child
             self._on_error(exc)
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        # Each one, though another raises.
+        self._hooks.close()
 
     def describe(self) -> dict[str, Any]:
         """The last reading of each process against its limit, in bytes; ages in seconds."""

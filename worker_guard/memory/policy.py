@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 #: of it, so that one that hovers about the limit doesn't fill the log.
 REARM_SHARE = 0.95
 
+#: Recycling that was suspended goes on once a newborn child is at or below this share of the
+#: limit: newborns of one worker differ by some per cent, so that others would suspend it again, and
+#: a replacement that begins so near its limit gains hardly anything.
+RESUME_SHARE = 0.9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -65,14 +70,15 @@ class _Child:
     strikes: Strikes
     leaving: bool = False
     spared: bool = False
+    not_before_mono: float = 0.0
 
 
 @dataclass
 class ChildPolicy:
     """Decides which children are recycled, and when.
 
-    A child that was chosen counts as leaving until :meth:`gone` or :meth:`spared` is called.
-    A ``concurrency`` of 0 chooses none.
+    A child that was chosen counts as leaving until :meth:`gone`, :meth:`spared` or
+    :meth:`put_back` is called. A ``concurrency`` of 0 chooses none.
     """
 
     limit_bytes: int
@@ -89,24 +95,26 @@ class ChildPolicy:
     def newborn(self, used_bytes: int) -> Suspension | None:
         """A child that ran nothing yet was read; returns the suspension if that began now.
 
-        The next newborn within the limit ends it.
+        The next newborn well within the limit (:data:`RESUME_SHARE`) ends it.
         """
-        if used_bytes <= self.limit_bytes:
+        if used_bytes <= self.limit_bytes * RESUME_SHARE:
             self.suspension = None
-            return None
-        if self.suspension is not None:
+        if used_bytes <= self.limit_bytes or self.suspension is not None:
             return None
         self.suspension = Suspension(baseline_bytes=used_bytes, limit_bytes=self.limit_bytes)
         return self.suspension
 
     def judge(self, readings: Iterable[Reading], now: float) -> Decision:
-        """Count one reading of each child, and choose the largest that are due."""
+        """Count one reading of each child, and choose the largest that are due.
+
+        A child that is not :meth:`born`, or :meth:`gone` since it was read, is passed over.
+        """
         went_over: list[Reading] = []
         due: list[Reading] = []
         for reading in readings:
-            if reading.pid not in self._children:
-                self.born(reading.pid, now)
-            child = self._children[reading.pid]
+            child = self._children.get(reading.pid)
+            if child is None:
+                continue
             if child.strikes.add(reading.used_bytes):
                 went_over.append(reading)
             child.spared = child.spared and child.strikes.over
@@ -134,10 +142,20 @@ class ChildPolicy:
         if child is not None:
             child.leaving, child.spared = False, True
 
+    def put_back(self, pid: int, *, not_before_mono: float = 0.0) -> None:
+        """A child was chosen, and could not be asked: its place is free, and its turn comes again.
+
+        Not before that time, so that another is chosen meanwhile.
+        """
+        child = self._children.get(pid)
+        if child is not None:
+            child.leaving, child.not_before_mono = False, not_before_mono
+
     def _due(self, child: _Child, now: float) -> bool:
         return (
             child.strikes.count >= self.strikes
             and now - child.born_mono >= self.min_lifetime_s
+            and now >= child.not_before_mono
             and not child.leaving
             and not child.spared
         )

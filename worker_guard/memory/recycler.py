@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from worker_guard.containment import Containment
 from worker_guard.events import ChildRecycled, ChildRecycleWaiting, Event, Trigger
 from worker_guard.memory.policy import Reading
-from worker_guard.memory.watchdog import Child, Children, Roster
+from worker_guard.memory.roster import Roster
+from worker_guard.memory.watchdog import Child, Children
 
 #: Between two looks at a child on its way out. The pool itself looks each five seconds.
 FOLLOW_S = 0.05
@@ -73,24 +75,52 @@ class Recycler:
     def begin(self, child: Child, reading: Reading) -> None:
         """Ask this child to leave, and follow it from now on."""
         now = self.monotonic()
-        self.leaving[child.pid] = _Leaving(child, reading, since_mono=now, reported_mono=now)
-        self._ask(self.leaving[child.pid])
+        leaving = _Leaving(child, reading, since_mono=now, reported_mono=now)
+        self.leaving[child.pid] = leaving
         self.hasten()
+        self._follow(leaving)
 
     def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Look once after each child that is on its way out."""
         for position, leaving in enumerate(list(self.leaving.values())):
             if position:
                 yield
-            if leaving.asked and self.exits.has_left(leaving.child.pid):
-                self._replaced(leaving)
-            elif not leaving.asked and not self._listed(leaving.child.pid):
-                self._forget(leaving.child.pid)  # it ended before it could be asked
-            else:
-                self._ask(leaving)
-                self._tell_that_it_waits(leaving)
+            self._follow(leaving)
         if self.leaving:
             self.exits.maintain()  # last: it can fork, which is the pool's work, and takes its time
+
+    def _follow(self, leaving: _Leaving) -> None:
+        """Look after one child. What it raises is reported, and keeps no other one waiting."""
+        now = self.monotonic()
+        failures = self.roster.failures.get(leaving.child.pid)
+        if failures is not None and not failures.ready(now):
+            return
+        try:
+            self._look_after(leaving)
+        except Exception as exc:  # noqa: BLE001 - reported, and tried again later
+            self._failed(leaving, exc, now)
+        else:
+            self.roster.failures.pop(leaving.child.pid, None)
+
+    def _look_after(self, leaving: _Leaving) -> None:
+        pid = leaving.child.pid
+        if leaving.asked and self.exits.has_left(pid):
+            self._replaced(leaving)
+        elif not leaving.asked and not self._listed(pid):
+            self._forget(pid)  # it ended before it could be asked
+        else:
+            self._ask(leaving)
+            self._tell_that_it_waits(leaving)
+
+    def _failed(self, leaving: _Leaving, error: Exception, now: float) -> None:
+        pid, policy = leaving.child.pid, self.roster.policy
+        failures = self.roster.failures.setdefault(
+            pid, Containment(self.name, first_pause_s=IDLE_S, report=self.report)
+        )
+        pause_s = failures.failed(error, now)
+        if not leaving.asked and policy is not None:
+            self.leaving.pop(pid, None)
+            policy.put_back(pid, not_before_mono=now + pause_s)
 
     def _ask(self, leaving: _Leaving) -> None:
         pid = leaving.child.pid
@@ -129,7 +159,7 @@ class Recycler:
         self._forget(leaving.child.pid)
 
     def _forget(self, pid: int) -> None:
-        del self.leaving[pid]
+        self.leaving.pop(pid, None)
         if not self._listed(pid):
             self.roster.gone(pid)
 

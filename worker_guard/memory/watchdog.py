@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from worker_guard.events import (
@@ -14,11 +14,10 @@ from worker_guard.events import (
     MemorySampled,
     ParentOverLimit,
     ProcessMemory,
-    RecyclingSuspended,
     Trigger,
 )
-from worker_guard.memory.policy import ChildPolicy, Reading, Strikes
-from worker_guard.memory.suspects import Suspects
+from worker_guard.memory.policy import Reading, Strikes
+from worker_guard.memory.roster import Reader, Roster
 from worker_guard.scheduler import SLICE_S
 
 
@@ -71,21 +70,6 @@ class NoChildren:
         return False
 
 
-class Reader(Protocol):
-    """Reads the memory of a process; None: it has ended."""
-
-    metric: str
-
-    def read(self, pid: int, limit_bytes: int | None) -> Reading | None:
-        """Exact only where RSS is over the limit."""
-
-    def read_exactly(self, pid: int) -> Reading | None:
-        """By the metric, whatever the RSS."""
-
-    def forget(self, pid: int) -> None:
-        """The process has ended."""
-
-
 class Actor(Protocol):
     """What changes something, or only counts what it would."""
 
@@ -111,80 +95,6 @@ class DryRun:
         """Leave the worker running."""
 
 
-@dataclass
-class Roster:
-    """What is known of the children beyond one reading, for all parts that deal with them.
-
-    ``began`` takes each task that a child begins (``knows_runs``: somebody fills it).
-    """
-
-    policy: ChildPolicy | None
-    reader: Reader
-    report: Callable[[Event], None]
-    knows_runs: bool = True
-    suspects: Suspects = field(default_factory=Suspects)
-    began: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=50_000))
-    born_mono: dict[int, float] = field(default_factory=dict)
-    recycles: Counter[int] = field(default_factory=Counter)
-    readings: dict[int, Reading] = field(default_factory=dict)
-
-    @property
-    def limit_bytes(self) -> int | None:
-        """The children's limit."""
-        return None if self.policy is None else self.policy.limit_bytes
-
-    def keep(self, pids: set[int]) -> None:
-        """Forget the children that are not among these, but for those that are followed."""
-        followed = self.policy.leaving() if self.policy is not None else set()
-        for pid in (self.born_mono.keys() | self.suspects.children()) - pids - followed:
-            self.gone(pid)
-
-    def up(self, pid: int, now: float) -> None:
-        """A child is up and has no task yet: what it uses now is the least that any will use."""
-        self.gone(pid)
-        self._seen(pid, now)
-        reading = self.reader.read(pid, self.limit_bytes)
-        if reading is not None:
-            self.suspects.read(pid, reading.rss_bytes, busy=False)
-            self._newborn(reading)
-
-    def saw(self, reading: Reading, now: float, *, busy: bool) -> None:
-        """A child was read in its turn."""
-        first = reading.pid not in self.born_mono
-        self._seen(reading.pid, now)
-        while self.began:
-            self.suspects.began(*self.began.popleft())
-        ran_nothing = self.knows_runs and not busy and self.suspects.ran_nothing(reading.pid)
-        if first and ran_nothing:
-            self._newborn(reading)
-        self.suspects.read(reading.pid, reading.rss_bytes, busy=busy)
-        self.readings[reading.pid] = reading
-
-    def gone(self, pid: int) -> None:
-        """A child has left."""
-        if self.policy is not None:
-            self.policy.gone(pid)
-        self.suspects.gone(pid)
-        self.reader.forget(pid)
-        self.born_mono.pop(pid, None)
-        self.readings.pop(pid, None)
-
-    def _seen(self, pid: int, now: float) -> None:
-        if pid not in self.born_mono:
-            self.born_mono[pid] = now
-            if self.policy is not None:
-                self.policy.born(pid, now)
-
-    def _newborn(self, reading: Reading) -> None:
-        suspension = self.policy and self.policy.newborn(reading.used_bytes)
-        if suspension:
-            self.report(
-                RecyclingSuspended(
-                    baseline_bytes=suspension.baseline_bytes, limit_bytes=suspension.limit_bytes
-                )
-            )
-
-
 @dataclass(kw_only=True)
 class MemoryWatchdog:
     """Reads the main process and the children, and acts on who holds too much for too long."""
@@ -208,6 +118,7 @@ class MemoryWatchdog:
         limit_bytes = self.parent_limit_bytes
         self._parent_strikes = None if limit_bytes is None else Strikes(limit_bytes)
         self._parent_reported = False
+        self._parent_at_start_bytes: int | None = None
 
     def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Read all processes once: observe, decide, act, report."""
@@ -246,37 +157,49 @@ class MemoryWatchdog:
         if policy is None:
             return
         decision = policy.judge(readings, self.monotonic())
-        for reading in decision.went_over:
-            self.report(
-                ChildOverLimit(
-                    child_pid=reading.pid,
-                    metric=reading.metric,
-                    used_bytes=reading.used_bytes,
-                    limit_bytes=policy.limit_bytes,
+        chosen = deque(decision.recycle)
+        try:
+            for reading in decision.went_over:
+                self.report(
+                    ChildOverLimit(
+                        child_pid=reading.pid,
+                        metric=reading.metric,
+                        used_bytes=reading.used_bytes,
+                        limit_bytes=policy.limit_bytes,
+                    )
                 )
+            running = self.children.running() if chosen else {}
+            while chosen:
+                child = children[chosen[0].pid]
+                if not self._request(child, chosen[0], running.get(child.pid)):
+                    policy.spared(child.pid)
+                chosen.popleft()
+        finally:
+            # Whoever was not handed over would hold its place for ever.
+            for reading in chosen:
+                policy.put_back(reading.pid)
+
+    def _request(self, child: Child, reading: Reading, task: Task | None) -> bool:
+        """Have a child recycled, and say so; False: it is left where it is."""
+        self.report(
+            ChildRecycleRequested(
+                child_pid=reading.pid,
+                used_bytes=reading.used_bytes,
+                limit_bytes=self.roster.limit_bytes or 0,
+                busy=task is not None or self.children.is_busy(reading.pid),
+                task_id=task.task_id if task else None,
+                task_name=task.task_name if task else None,
+                suspects=self.roster.suspects.top(),
             )
-        running = self.children.running() if decision.recycle else {}
-        for reading in decision.recycle:
-            task = running.get(reading.pid)
-            busy = task is not None or self.children.is_busy(reading.pid)
-            self.report(
-                ChildRecycleRequested(
-                    child_pid=reading.pid,
-                    used_bytes=reading.used_bytes,
-                    limit_bytes=policy.limit_bytes,
-                    busy=busy,
-                    task_id=task.task_id if task else None,
-                    task_name=task.task_name if task else None,
-                    suspects=self.roster.suspects.top(),
-                )
-            )
-            if not self.actor.recycle(children[reading.pid], reading):
-                policy.spared(reading.pid)
+        )
+        return self.actor.recycle(child, reading)
 
     def _judge_parent(self) -> None:
         strikes, parent = self._parent_strikes, self.parent
         if strikes is None or parent is None:
             return
+        if self._parent_at_start_bytes is None:
+            self._parent_at_start_bytes = parent.used_bytes
         strikes.add(parent.used_bytes)
         self._parent_reported = self._parent_reported and strikes.over
         if strikes.count < self.strikes or self._parent_reported:
@@ -287,6 +210,7 @@ class MemoryWatchdog:
                 used_bytes=parent.used_bytes,
                 limit_bytes=strikes.limit_bytes,
                 action=self.parent_action,
+                at_start_bytes=self._parent_at_start_bytes,
             )
         )
         if self.parent_action == "shutdown":
