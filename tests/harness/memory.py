@@ -25,6 +25,9 @@ EAGER: dict[str, Any] = {
     "worker_guard_memory_interval": 0.1,
     "worker_guard_memory_strikes": 1,
     "worker_guard_recycle_min_lifetime": 0,
+    # Celery kills a child that does not say in 4 s that it is up: where many are forked on a busy
+    # machine that hits sound ones. One that is stuck is still killed, and seen.
+    "worker_proc_alive_timeout": 30.0,
 }
 
 
