@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 Level = Literal["debug", "info", "warning", "error"]
 Trigger = Literal["timer", "schedule", "control", "task", "cli"]
+AlertName = Literal["revoked_tasks", "redis_memory", "recycles_per_hour"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +238,33 @@ class ParentOverLimit(Event):
     def level(self) -> Level:
         """Always ``warning``."""
         return "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertRaised(Event):
+    """A value went above its threshold; it is said again only after it was cleared."""
+
+    name: ClassVar[str] = "worker_guard.alert_raised"
+
+    alert: AlertName
+    value: float
+    threshold: float
+
+    @property
+    def level(self) -> Level:
+        """Always ``warning``."""
+        return "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertCleared(Event):
+    """A value is well below its threshold again."""
+
+    name: ClassVar[str] = "worker_guard.alert_cleared"
+
+    alert: AlertName
+    value: float
+    threshold: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,13 @@ import celery
 from celery.worker import state
 
 from worker_guard import celery_internals
+from worker_guard.alerts.compose import Alerts
 from worker_guard.containment import Containment
 from worker_guard.events import CleanupCompleted, Event, PartFailed, Started, Stopped, Trigger
 from worker_guard.memory.compose import Memory
+from worker_guard.metrics.catalogue import AlertFigures, Figures, Tally, figures_of
+from worker_guard.metrics.compose import METRICS, Metrics
+from worker_guard.metrics.endpoint import Endpoint
 from worker_guard.reporting import Reporter, masked, open_log
 from worker_guard.results.janitor import Janitor
 from worker_guard.results.opening import open_janitor
@@ -48,6 +52,7 @@ class Guard:
         self._monotonic: Callable[[], float] = time.monotonic
         self.parts: dict[str, str] = {}
         self._totals = Totals()
+        self._tally = Tally()
         self._last_cleanup: CleanupCompleted | None = None
 
         log, self._close_log = open_log(settings.log_format)
@@ -94,6 +99,25 @@ class Guard:
         self._memory = self._compose_memory()
         if self._memory is not None:
             parts.extend(self._memory.parts)
+        self._alerts = Alerts(
+            settings,
+            app=self._worker.app,
+            revoked_tasks=lambda: len(state.revoked),
+            report=self._report,
+            monotonic=self._monotonic,
+        )
+        self.parts.update(self._alerts.states)
+        parts.extend(self._alerts.parts)
+        self._backfill = backfill
+        self._metering = self._containment(METRICS)
+        self._metrics = Metrics(
+            settings,
+            figures=self._figures,
+            states=self.parts,
+            failed=lambda error: self._report_once(self._metering, error),
+            monotonic=self._monotonic,
+        )
+        parts.extend(self._metrics.parts)
         self._scheduler = Scheduler(
             parts,
             report=self._report,
@@ -165,11 +189,14 @@ class Guard:
             off = ("revoked", "revoked_verify", "operator_marks")
             self.parts.update(dict.fromkeys(off, str(exc)))
         self._start_memory()
+        pool = celery_internals.pool_name(self._worker)
+        self._attempt(METRICS, lambda: self._metrics.start(pool))
+        self._scheduler.hasten(Endpoint.name)
         self._report(
             Started(
                 version=self._version,
                 celery_version=celery.__version__,
-                pool=celery_internals.pool_name(self._worker),
+                pool=pool,
                 concurrency=self._worker.concurrency,
                 parts=dict(sorted(self.parts.items())),
                 settings=self._settings.named(),
@@ -194,6 +221,7 @@ class Guard:
         self._watch.unhook()
         if self._memory is not None:
             self._memory.stop(cold=True)
+        self._metrics.stop()
         self._close_log()
 
     def arm(self, consumer: Any) -> None:
@@ -234,6 +262,7 @@ class Guard:
         self._attempt("last_sweep", lambda: self._run_briefly(sweeper.round()))
         if (memory := self._memory) is not None:
             self._attempt("memory", lambda: memory.stop(cold=cold))
+        self._attempt(METRICS, self._metrics.stop)
         self._watch.unhook()
         self._attempt("statedb", lambda: self._watch.note_in_statedb(self._worker))
         self._report(
@@ -284,7 +313,7 @@ class Guard:
             self._scheduler.go_on(sweeper.name, slices)
         return done[0] if done else None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, *, suspects: bool = True) -> dict[str, Any]:
         """The state of this guard: counts, whatever the set's size, and never ids."""
         count = self._watch.ledger.count
         return {
@@ -303,16 +332,40 @@ class Guard:
                 "unproven": sum(map(count, UNPROVEN)),
                 "stamps": len(state.revoked_stamps),
             },
-            "memory": self._memory.describe() if self._memory is not None else None,
+            "memory": self._memory.describe(suspects=suspects) if self._memory else None,
+            "alerts": self._alerts.describe(),
             "totals": asdict(self._totals),
             "last_cleanup": asdict(self._last_cleanup) if self._last_cleanup else None,
         }
+
+    def _figures(self) -> Figures:
+        """For the metrics, on whichever thread they are collected."""
+        alerts = {alert.name: alert for alert in self._alerts.all}
+        redis_memory = alerts.get("redis_memory")
+        return figures_of(
+            self.describe(suspects=False),
+            info={
+                "worker": str(self._worker.hostname),
+                "version": self._version,
+                "celery_version": celery.__version__,
+                "pool": celery_internals.pool_name(self._worker),
+                "dry_run": str(self._settings.dry_run).lower(),
+            },
+            tally=self._tally,
+            expired=asdict(self._backfill.causes_in_all()),
+            alerts={
+                name: AlertFigures(threshold=alert.threshold, active=alert.since_mono is not None)
+                for name, alert in alerts.items()
+            },
+            redis_memory_share=None if redis_memory is None else redis_memory.value,
+        )
 
     # -- what the parts are given ----------------------------------------------------------
 
     def _report(self, event: Event) -> None:
         if isinstance(event, CleanupCompleted):
             self._last_cleanup = event
+        self._tally.note(event)
         self._reporter(event)
 
     def _containment(self, part: str) -> Containment:
@@ -332,6 +385,7 @@ class Guard:
 
     def _child_recycled(self) -> None:
         self._totals.children_recycled += 1
+        self._alerts.recycled()
 
     # -- what the watch is told by -----------------------------------------------------------
 

@@ -57,6 +57,47 @@ def _count(value: Any) -> int:
     return value
 
 
+def _threshold(value: Any) -> float | None:
+    return _number(value, "None, or a number, 0 or more", most=float("inf"))
+
+
+def _share(value: Any) -> float | None:
+    return _number(value, "None, or a share, 0 to 1, such as 0.8", most=1.0)
+
+
+def _number(value: Any, allowed: str, *, most: float) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(allowed)
+    # Written so that it is false for a NaN too.
+    if not 0 <= value <= most or value == float("inf"):
+        raise ValueError(allowed)
+    return value
+
+
+def _port(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
+        raise ValueError("None, or a port, 1 to 65535")
+    return value
+
+
+def _host(value: Any) -> str:
+    from ipaddress import ip_address
+
+    # No name that would have to be looked up: a name server that hangs would hold the worker.
+    allowed = "an address such as '127.0.0.1', '0.0.0.0' or '::1', or 'localhost'"
+    if value == "localhost":
+        return str(value)
+    try:
+        ip_address(value if isinstance(value, str) else "")
+    except ValueError as exc:
+        raise ValueError(allowed) from exc
+    return str(value)
+
+
 def _one_of(*choices: str) -> Parse:
     def parse(value: Any) -> str:
         if value not in choices:
@@ -153,6 +194,11 @@ class Settings:
     results_max_age: float | None = _setting(None, _results_max_age)
     state_patterns: tuple[str, ...] = _setting((), _state_patterns)
     log_format: str = _setting("json", _one_of(*LOG_FORMATS))
+    alert_revoked: float | None = _setting(10, _threshold)
+    alert_redis_memory: float | None = _setting(0.8, _share)
+    alert_recycles_per_hour: float | None = _setting(1, _threshold)
+    metrics_port: int | None = _setting(None, _port)
+    metrics_host: str = _setting("127.0.0.1", _host)
 
     def named(self) -> dict[str, object]:
         """Each value under the full name of its setting."""

@@ -177,8 +177,21 @@ def test_events_are_bare_json_lines_on_stderr(make_fleet: MakeFleet) -> None:
     started = events[0]
     assert started["celery_version"] == celery.__version__
     assert started["parts"].pop("recycling") == "worker_guard_child_memory_limit is None"
+    assert started["parts"].pop("metrics_port") == "worker_guard_metrics_port is None"
     assert started["parts"] == dict.fromkeys(
-        ("memory", "operator_marks", "results", "revoked", "revoked_verify"), "on"
+        (
+            *(
+                "alerts",
+                "memory",
+                "metrics",
+                "operator_marks",
+                "redis_memory",
+                "results",
+                "revoked",
+            ),
+            "revoked_verify",
+        ),
+        "on",
     )
     assert started["settings"]["worker_guard_interval"] == 0.3
 
@@ -335,7 +348,7 @@ def test_a_result_backend_that_hangs(make_fleet: MakeFleet) -> None:
             return {event["part"] for event in worker.events("part_failed")}
 
         wait_for(lambda: "revoked_verify" in failed(), "the failure to be reported")
-        assert failed() <= {"revoked_verify", "results"}
+        assert failed() <= {"revoked_verify", "results", "redis_memory"}
         fleet.send("add", 1, 2, task_id="runs", queue="own")
         worker.logged("Task harness.add[runs]")
         worker.logged("harness.add[runs] succeeded")

@@ -29,6 +29,8 @@ from celery.worker.control import Panel
 from worker_guard import events
 from worker_guard.events import Event, Level
 from worker_guard.guard import Guard
+from worker_guard.metrics.catalogue import FAMILIES
+from worker_guard.metrics.compose import METRICS
 from worker_guard.reporting import Reporter
 from worker_guard.results import task
 from worker_guard.settings import PREFIX, Settings, read_settings
@@ -37,6 +39,8 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, *sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
+
+INSTALLS = {"pip install worker-guard", 'pip install "worker-guard[prometheus]"'}
 
 SETTINGS = {PREFIX + f.name: f for f in fields(Settings)}
 
@@ -225,6 +229,15 @@ def test_the_fields_of_every_event_are_the_code() -> None:
     assert {code(row[0]) for row in rows(text, "field", "type")} == shared_fields()
 
 
+NAMED_BY_THE_FIRST_ARGUMENT = {
+    "self._attempt",
+    "self._containment",
+    "self._watch",
+    "Containment",
+    "PartFailed",
+}
+
+
 def names_of_what_fails() -> set[str]:
     """What the code can put into ``part_failed.part``: names of parts, and of what it contains."""
     found = set()
@@ -235,9 +248,11 @@ def names_of_what_fails() -> set[str]:
                 value = node.value
             elif isinstance(node, ast.Call) and node.args:
                 called = ast.unparse(node.func)
-                if called in {"self._attempt", "self._containment", "Containment", "PartFailed"}:
+                if called in NAMED_BY_THE_FIRST_ARGUMENT:
                     value = node.args[0]
-            if isinstance(value, ast.Constant):
+            if isinstance(value, ast.Name) and value.id == "METRICS":
+                found.add(METRICS)
+            elif isinstance(value, ast.Constant):
                 found.add(str(value.value))
     return {name for name in found if name not in catalogue()}
 
@@ -262,6 +277,17 @@ def test_each_log_line_that_is_shown_is_one_of_this_release(block: Block) -> Non
             outer, _, inner = name.partition(".")
             assert not inner or inner in own[outer], name
         assert shown["level"] in levels(event)
+
+
+# -- metrics -------------------------------------------------------------------------------
+
+
+def test_the_metrics_table_is_the_code() -> None:
+    """Each metric has its row, in the order of a scrape, with its type and its labels."""
+    table = rows((DOCS / "metrics.md").read_text(), "metric", "type", "labels")
+    assert [
+        (code(name), kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels, _ in table
+    ] == [(family.name, family.kind, list(family.labels)) for family in FAMILIES]
 
 
 # -- commands ------------------------------------------------------------------------------
@@ -355,7 +381,7 @@ def test_shell_snippets_work(block: Block, line: str, tmp_path: Path) -> None:
         assert all(json.loads(hit) for hit in found.stdout.splitlines())
     else:
         # `make` has a test of its own.
-        assert program in {"make", "sleep", "export"} or line == "pip install worker-guard"
+        assert program in {"make", "sleep", "export"} or line in INSTALLS
 
 
 def test_the_first_screen_of_the_readme() -> None:
@@ -373,13 +399,14 @@ def test_the_first_screen_of_the_readme() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_each_name_exists(page: Path) -> None:
-    """Each setting, event, file and heading that a page names is there."""
+    """Each setting, metric, event, file and heading that a page names is there."""
     text = page.read_text()
     lowered = {name.lower() for name in re.findall(r"(?i)\bworker_guard_[a-z_]+\b", text)}
-    assert lowered <= SETTINGS.keys()
+    assert lowered <= SETTINGS.keys() | {family.name for family in FAMILIES}
     for name in re.findall(r"\bworker_guard\.[a-z_.]*[a-z_]", text):
         known = name in catalogue() or name == task.cleanup.name
-        assert known or importlib.util.find_spec(name), name
+        is_file = (DOCS / "grafana" / name).exists()
+        assert known or is_file or importlib.util.find_spec(name), name
     for target in re.findall(r"\]\(([^)#:]+\.md|[A-Z]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
 

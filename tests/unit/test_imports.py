@@ -16,6 +16,10 @@ CORE = [
     "revoked/record.py",
     "revoked/backfill.py",
     "revoked/sweeper.py",
+    "alerts/policy.py",
+    "alerts/watch.py",
+    "metrics/catalogue.py",
+    "metrics/http.py",
     "audit/facts.py",
     "audit/gaps.py",
     "audit/finding.py",
@@ -62,6 +66,17 @@ def test_internals_are_touched_in_one_place() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name != "celery_internals":
             assert not imports(path) & INTERNAL, path
+
+
+def test_an_optional_library_is_imported_in_one_module_and_late() -> None:
+    """``prometheus_client`` need not be there."""
+    for path in PACKAGE.rglob("*.py"):
+        if any(name.startswith("prometheus_client") for name in imports(path)):
+            assert path.relative_to(PACKAGE) == Path("metrics/collector.py")
+            at_import = ast.parse(path.read_text()).body
+            assert "prometheus_client" not in "".join(
+                ast.unparse(node) for node in at_import if isinstance(node, ast.ImportFrom)
+            )
 
 
 def test_the_library_never_configures_structlog() -> None:

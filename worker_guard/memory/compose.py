@@ -135,8 +135,11 @@ class Memory:
         # Each one, though another raises.
         self._hooks.close()
 
-    def describe(self) -> dict[str, Any]:
-        """The last reading of each process against its limit, in bytes; ages in seconds."""
+    def describe(self, *, suspects: bool = True) -> dict[str, Any]:
+        """The last reading of each process against its limit, in bytes; ages in seconds.
+
+        The ``suspects`` take milliseconds to be found.
+        """
         roster, parent = self._roster, self._watchdog.parent
         suspension = roster.policy.suspension if roster.policy else None
         return {
@@ -146,7 +149,7 @@ class Memory:
             "parent": asdict(parent) if parent else None,
             "children": self._describe_children(),
             "suspended": asdict(suspension) if suspension else None,
-            "suspects": [asdict(suspect) for suspect in roster.suspects.top()],
+            "suspects": [asdict(each) for each in roster.suspects.top()] if suspects else None,
         }
 
     def _describe_children(self) -> list[dict[str, Any]]:

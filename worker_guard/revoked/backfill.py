@@ -48,7 +48,15 @@ class Backfill:
     """The tasks that expired here since they were last asked for."""
 
     def __init__(self) -> None:
+        self._causes_before = BackfillCauses()
         self._start_anew()
+
+    def causes_in_all(self) -> BackfillCauses:
+        """Why tasks expired, since the start, whatever was drained meanwhile."""
+        return BackfillCauses(
+            waited_in_queue=self._causes_before.waited_in_queue + self._waited,
+            born_expired=self._causes_before.born_expired + self._born_expired,
+        )
 
     def _start_anew(self) -> None:
         self._tasks: Counter[str] = Counter()
@@ -82,5 +90,6 @@ class Backfill:
                     waited_in_queue=self._waited, born_expired=self._born_expired
                 ),
             )
+        self._causes_before = self.causes_in_all()
         self._start_anew()
         return event

@@ -1,0 +1,154 @@
+"""The catalogue of metrics: names, labels, and what they are made from."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from worker_guard.events import (
+    AlertCleared,
+    AlertRaised,
+    BackfillCauses,
+    CleanupCompleted,
+    PartFailed,
+    RevokedKept,
+)
+from worker_guard.metrics.catalogue import (
+    FAMILIES,
+    AlertFigures,
+    Figures,
+    Tally,
+    figures_of,
+)
+from worker_guard.revoked.backfill import Backfill
+
+DESCRIBED: dict[str, Any] = {
+    "parts": {"revoked": "on", "results": "no Redis result backend"},
+    "consecutive_failures": {"revoked": 2},
+    "revoked": {
+        "total": 9, "operator": 1, "expired": 2, "proven": 3, "unproven": 3, "stamps": 5,
+    },
+    "memory": {
+        "child_limit_bytes": 100,
+        "parent_limit_bytes": None,
+        "parent": {"pid": 1, "rss_bytes": 70, "used_bytes": 60, "metric": "uss"},
+        "children": [{"used_bytes": 40}, {"used_bytes": 50}, {"used_bytes": None}],
+    },
+    "totals": {
+        "revoked_tasks_cleared": 1,
+        "expired_results_deleted": 2,
+        "task_states_cleaned": 3,
+        "children_recycled": 4,
+        "revoked_aged_out": 5,
+        "sweeps": 6,
+    },
+}  # fmt: skip
+
+
+def figures(**changes: Any) -> Figures:
+    tally = Tally()
+    for event in (
+        PartFailed(part="revoked", error="x", consecutive_failures=1, retry_in_s=1.0),
+        PartFailed(part="last_sweep", error="x", consecutive_failures=1, retry_in_s=1.0),
+        CleanupCompleted(trigger="control"),
+        CleanupCompleted(),
+        CleanupCompleted(),
+        AlertRaised(alert="redis_memory", value=0.9, threshold=0.8),
+        AlertCleared(alert="redis_memory", value=0.1, threshold=0.8),
+    ):
+        tally.note(event)
+    return figures_of(
+        {**DESCRIBED, **changes},
+        info=dict.fromkeys(("worker", "version", "celery_version", "pool", "dry_run"), "x"),
+        tally=tally,
+        expired={"waited_in_queue": 7, "born_expired": 0},
+        alerts={
+            "redis_memory": AlertFigures(threshold=0.8, active=True),
+            "revoked_tasks": AlertFigures(threshold=10, active=False),
+        },
+        redis_memory_share=0.9,
+    )
+
+
+def samples(which: Figures) -> dict[str, dict[str, float]]:
+    """Each metric's samples, by the values of its labels."""
+    return {
+        family.short_name: {
+            ",".join(labels.values()): value for labels, value in family.samples(which)
+        }
+        for family in FAMILIES
+    }
+
+
+def test_what_the_figures_come_to() -> None:
+    """Each metric, with each of its samples."""
+    assert samples(figures()) == {
+        "info": {"x,x,x,x,x": 1},
+        "part_on": {"revoked": 1, "results": 0},
+        "part_consecutive_failures": {"revoked": 2},
+        # Those that never failed stand at 0, so that their first failure is an increase.
+        "part_failures_total": {"revoked": 1, "results": 0, "last_sweep": 1},
+        "revoked_set_ids": {"": 9},
+        "revoked_ids": {"operator": 1, "expired": 2, "proven": 3, "unproven": 3},
+        "revoked_tasks_cleared_total": {"": 1},
+        "revoked_aged_out_total": {"": 5},
+        "expired_tasks_total": {"waited_in_queue": 7, "born_expired": 0},
+        "cleanups_total": {"control": 1, "timer": 2, "schedule": 0},
+        "expired_results_deleted_total": {"": 2},
+        "task_states_cleaned_total": {"": 3},
+        "children_recycled_total": {"": 4},
+        "parent_memory_bytes": {"": 60},
+        "parent_memory_limit_bytes": {},
+        "children": {"": 3 - 1},
+        "children_memory_bytes": {"": 90},
+        "child_memory_max_bytes": {"": 50},
+        "child_memory_limit_bytes": {"": 100},
+        "redis_memory_ratio": {"": 0.9},
+        "alert_active": {"redis_memory": 1, "revoked_tasks": 0},
+        "alert_threshold": {"redis_memory": 0.8, "revoked_tasks": 10},
+        "alerts_raised_total": {"redis_memory": 1, "revoked_tasks": 0},
+    }
+
+
+def test_what_is_not_known_has_no_sample() -> None:
+    """Rather than a 0 that would look like one."""
+    found = samples(figures(memory=None))
+    for name in ("parent_memory_bytes", "child_memory_max_bytes", "child_memory_limit_bytes"):
+        assert found[name] == {}
+    assert found["children"] == found["children_memory_bytes"] == {"": 0}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.short_name)
+def test_names_follow_prometheus(family: Any) -> None:
+    """Counters end in ``_total``, and nothing else; units are base units; there is a help text."""
+    assert re.fullmatch(r"worker_guard_[a-z_]+[a-z]", family.name)
+    assert family.name.endswith("_total") == (family.kind == "counter")
+    assert not re.search(r"_(s|ms|mb|percent)$", family.name)
+    assert family.text.endswith(".")
+
+
+def test_labels_are_bounded() -> None:
+    """Only fixed sets are labels; a task, its name or a process never is."""
+    assert {label for family in FAMILIES for label in family.labels} == {
+        *("worker", "version", "celery_version", "pool", "dry_run"),
+        *("part", "origin", "cause", "trigger", "alert"),
+    }
+    kept = CleanupCompleted(revoked_tasks_kept=RevokedKept(operator=1))
+    tally = Tally()
+    for _ in range(100):
+        tally.note(kept)
+    assert len(tally.cleanups) == 3
+
+
+def test_causes_are_counted_beyond_a_sweep() -> None:
+    """Those below the threshold of the event too, which forgets them at each sweep."""
+    backfill = Backfill()
+    backfill.add("a", 5.0)
+    backfill.add("a", None)
+    assert backfill.drain() is None
+    backfill.add("a", 5.0)
+    assert backfill.causes_in_all() == BackfillCauses(waited_in_queue=2, born_expired=1)
+    backfill.drain()
+    assert backfill.causes_in_all() == BackfillCauses(waited_in_queue=2, born_expired=1)

@@ -1,0 +1,157 @@
+"""The part that serves the metrics: when it looks, what it answers, what it does on a failure."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.harness.redis_server import free_port
+from tests.harness.workers import wait_for
+from worker_guard.metrics.collector import Page
+from worker_guard.metrics.endpoint import BUSY_S, FRESH_S, IDLE_S, RETRY_S, Endpoint
+from worker_guard.metrics.responder import Responder
+from worker_guard.scheduler import run_to_end
+
+
+class Site:
+    """An endpoint on a free port, with what it told."""
+
+    def __init__(self, port: int | None = None, *, threaded: bool = False) -> None:
+        self.now = 100.0
+        self.port = port or free_port()
+        self.written = 0
+        self.error: Exception | None = None
+        self.failures: list[Exception] = []
+        self.opened = 0
+        self.endpoint = Endpoint(
+            responder=Responder("127.0.0.1", self.port, monotonic=lambda: self.now),
+            write=self.write,
+            failed=self.failures.append,
+            opened=self.count,
+            monotonic=lambda: self.now,
+            threaded=threaded,
+        )
+
+    def count(self) -> None:
+        self.opened += 1
+
+    def write(self) -> Generator[None, None, Page]:
+        yield
+        if self.error:
+            raise self.error
+        self.written += 1
+        return Page("text/plain", f"page {self.written}\n".encode())
+
+    def scrape(self) -> str:
+        """What a scrape gets, while rounds go on."""
+        got: list[str] = []
+
+        def ask() -> None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+                    got.append(answer.read().decode())
+            except urllib.error.HTTPError as refused:
+                got.append(refused.read().decode())
+                refused.close()
+
+        client = threading.Thread(target=ask)
+        client.start()
+
+        def answered() -> list[str]:
+            run_to_end(self.endpoint.round())
+            return got
+
+        wait_for(answered, "the answer")
+        client.join()
+        return got[0]
+
+
+@contextmanager
+def site(port: int | None = None, *, threaded: bool = False) -> Iterator[Site]:
+    made = Site(port, threaded=threaded)
+    try:
+        yield made
+    finally:
+        made.endpoint.stop()
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_scrape(threaded: bool) -> None:
+    """One page for all scrapes of a second, then a new one."""
+    with site(threaded=threaded) as served:
+        served.endpoint.open()
+        assert served.opened == 1
+        assert [served.scrape(), served.scrape()] == ["page 1\n", "page 1\n"]
+        served.now += FRESH_S + 0.1
+        assert served.scrape() == "page 2\n"
+    assert not served.endpoint.responder.is_open
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_page_that_cannot_be_written(threaded: bool) -> None:
+    """The scrape is told so, the failure is reported, and no old page is served."""
+    with site(threaded=threaded) as served:
+        served.endpoint.open()
+        assert served.scrape() == "page 1\n"
+        served.error = ValueError("broken")
+        served.now += FRESH_S + 0.1
+        assert served.scrape() == "500 Internal Server Error\n"
+        assert [str(error) for error in served.failures] == ["broken"]
+        served.error = None
+        assert served.scrape() == "page 2\n"
+
+
+def test_how_often_it_looks() -> None:
+    """Seldom while the port is taken, often while somebody is connected."""
+    with site() as served:
+        assert served.endpoint.interval_s == RETRY_S
+        served.endpoint.open()
+        assert served.endpoint.interval_s == IDLE_S
+        with socket.create_connection(("127.0.0.1", served.port)):
+            run_to_end(served.endpoint.round())
+            assert served.endpoint.interval_s == BUSY_S
+
+        def gone() -> bool:
+            run_to_end(served.endpoint.round())
+            return not served.endpoint.responder.is_busy
+
+        wait_for(gone, "the client to be gone")
+        assert served.endpoint.interval_s == IDLE_S
+
+
+def test_a_port_that_is_taken_is_had_when_it_is_free() -> None:
+    """Each round tries; the failure is the scheduler's to contain."""
+    with site() as first, site(first.port) as second:
+        first.endpoint.open()
+        with pytest.raises(OSError, match="in use"):
+            second.endpoint.open()
+        with pytest.raises(OSError, match="in use"):
+            run_to_end(second.endpoint.round())
+        assert second.opened == 0
+        first.endpoint.stop()
+        run_to_end(second.endpoint.round())
+        assert second.opened == 1
+        assert second.scrape() == "page 1\n"
+
+
+def test_before_it_is_begun_it_does_nothing() -> None:
+    """Where the metrics are not to be had, no port is opened."""
+    with site() as served:
+        run_to_end(served.endpoint.round())
+        assert not served.endpoint.responder.is_open
+
+
+def test_a_silent_client_does_not_hold_a_round() -> None:
+    """A round with nothing to read is over at once, and it is a single slice."""
+    with site() as served:
+        served.endpoint.open()
+        with socket.create_connection(("127.0.0.1", served.port)):
+            for _ in range(5):
+                assert list(served.endpoint.round()) == []
+            assert served.scrape() == "page 1\n"

@@ -1,0 +1,96 @@
+"""When an alert is raised, and when it is cleared. Pure: no I/O, time is an argument."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from worker_guard.errors import WorkerGuardError
+from worker_guard.events import AlertName
+
+#: A raised alert is cleared when its value is this share of its threshold, or less. Between the
+#: two it stays as it is, so that a value that hovers about the threshold doesn't fill the log.
+CLEAR_SHARE = 0.9
+
+#: Recycles count for this long.
+WINDOW_S = 3600.0
+
+#: They are counted in steps of this length, so that what is kept has a bound.
+_STEP_S = 10.0
+
+Change = Literal["raised", "cleared"]
+
+
+class MemoryUnknownError(WorkerGuardError):
+    """The server's INFO does not say how much memory it may use, so that no share can be told.
+
+    Give it a ``maxmemory``, or set ``worker_guard_alert_redis_memory`` to None.
+    """
+
+
+@dataclass
+class Alert:
+    """One alert: quiet, or active since ``since_mono``. ``value`` is None before the first look."""
+
+    name: AlertName
+    threshold: float
+    value: float | None = None
+    since_mono: float | None = None
+
+    def judge(self, value: float, now: float) -> Change | None:
+        """Take one value; returns what it changed.
+
+        It is raised above the threshold, and cleared at :data:`CLEAR_SHARE` of it or below.
+        """
+        self.value = value
+        if self.since_mono is None and value > self.threshold:
+            self.since_mono = now
+            return "raised"
+        if self.since_mono is not None and value <= self.threshold * CLEAR_SHARE:
+            self.since_mono = None
+            return "cleared"
+        return None
+
+
+@dataclass
+class LastHour:
+    """How often something happened in the last hour, to some seconds."""
+
+    _steps: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def add(self, now: float) -> None:
+        """It happened now."""
+        began = now - now % _STEP_S
+        times = 1
+        if self._steps and self._steps[-1][0] == began:
+            times += self._steps.pop()[1]
+        self._steps.append((began, times))
+
+    def count(self, now: float) -> int:
+        """How often it did."""
+        while self._steps and self._steps[0][0] + _STEP_S <= now - WINDOW_S:
+            self._steps.popleft()
+        return sum(times for _began, times in self._steps)
+
+
+def used_share(info: Mapping[str, object]) -> float:
+    """The share of its memory that a Redis uses, from its INFO.
+
+    That is ``used_memory`` of ``maxmemory``, or of the machine's memory where it has no limit.
+
+    Raises:
+        MemoryUnknownError: INFO does not tell.
+    """
+    used, limit, machine = (
+        _bytes(info.get(name)) for name in ("used_memory", "maxmemory", "total_system_memory")
+    )
+    total = limit or machine
+    if not used or not total:
+        raise MemoryUnknownError("INFO has no used_memory, or no limit and no total_system_memory")
+    return round(used / total, 6)
+
+
+def _bytes(value: object) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,115 @@
+"""The part that serves the metrics on a port of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import ClassVar
+
+from worker_guard.events import Trigger
+from worker_guard.metrics.collector import Page
+from worker_guard.metrics.responder import Responder
+from worker_guard.scheduler import run_to_end
+
+#: Between two looks for a scrape, and while one is being served.
+IDLE_S = 0.2
+BUSY_S = 0.02
+
+#: Before a port that is taken is tried again, for the first time.
+RETRY_S = 5.0
+
+#: Scrapes within this time get the same page.
+FRESH_S = 1.0
+
+#: A thread that is told to stop has this long.
+_STOP_S = 1.0
+
+
+@dataclass(kw_only=True)
+class Endpoint:
+    """Looks now and then whether somebody scrapes, and answers.
+
+    ``threaded``: on a thread (with gevent a greenlet) of its own; else in the scheduler's slices.
+    ``write`` makes the page, in slices; ``failed`` is told what it raises, and the scrape is
+    answered with 500. ``opened`` is called when the port is there. Nothing is done before
+    ``begun`` is True.
+    """
+
+    name: ClassVar[str] = "metrics_port"
+
+    responder: Responder
+    write: Callable[[], Generator[None, None, Page]]
+    failed: Callable[[Exception], None]
+    opened: Callable[[], None]
+    monotonic: Callable[[], float]
+    threaded: bool = False
+    begun: bool = False
+    _page: Page | None = field(default=None, init=False)
+    _written_mono: float = field(default=0.0, init=False)
+    _stopping: threading.Event = field(default_factory=threading.Event, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    @property
+    def interval_s(self) -> float:
+        """Short while somebody is connected."""
+        if self.threaded or not self.responder.is_open:
+            return RETRY_S
+        return BUSY_S if self.responder.is_busy else IDLE_S
+
+    def open(self) -> None:
+        """Listen, and where that is on a thread, begin to serve.
+
+        Raises:
+            OSError: the address can't be had.
+        """
+        self.begun = True
+        self.responder.open()
+        self.opened()
+        if self.threaded:
+            self._thread = threading.Thread(
+                target=self._serve, name="worker-guard-metrics", daemon=True
+            )
+            self._thread.start()
+
+    def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
+        """Have the port, and serve who is there."""
+        if self.begun and not self.responder.is_open:
+            self.open()
+        if not self.threaded:
+            yield from self._turn()
+
+    def stop(self) -> None:
+        """Serve no more."""
+        self.begun = False
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_S)
+        self.responder.close()
+
+    def _turn(self) -> Iterator[None]:
+        if not self.responder.turn():
+            return
+        if self._page is None or self.monotonic() - self._written_mono > FRESH_S:
+            self._page = None
+            try:
+                self._page = yield from self.write()
+                self._written_mono = self.monotonic()
+            except Exception as exc:  # noqa: BLE001 - reported; the scrape is answered with it
+                self.failed(exc)
+        if self._page is None:
+            self.responder.answer(HTTPStatus.INTERNAL_SERVER_ERROR, None, "text/plain")
+        else:
+            self.responder.answer(HTTPStatus.OK, self._page.body, self._page.content_type)
+        self.responder.turn()
+
+    def _serve(self) -> None:
+        while not self._stopping.wait(BUSY_S if self.responder.is_busy else IDLE_S):
+            self._serve_once()
+
+    def _serve_once(self) -> None:
+        try:
+            run_to_end(self._turn())
+        except Exception as exc:  # noqa: BLE001 - reported; the next scrape is served
+            self.failed(exc)
