@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import celery
@@ -38,6 +39,19 @@ _ASK_WITHIN_S = 5.0
 _ON = "on"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _PastCleanup:
+    """A sweep that came to its end, and when, by the wall clock and by the monotonic one."""
+
+    event: CleanupCompleted
+    at: float
+    ended_mono: float
+
+    def describe(self, now: float) -> dict[str, Any]:
+        age_s = round(now - self.ended_mono, 1)
+        return {**asdict(self.event), "at": round(self.at, 3), "age_s": age_s}
+
+
 class Guard:
     """All that runs inside one worker.
 
@@ -53,7 +67,9 @@ class Guard:
         self.parts: dict[str, str] = {}
         self._totals = Totals()
         self._tally = Tally()
-        self._last_cleanup: CleanupCompleted | None = None
+        self._started_mono = self._monotonic()
+        self._last_cleanup: _PastCleanup | None = None
+        self._last_results_cleanup: _PastCleanup | None = None
 
         log, self._close_log = open_log(settings.log_format)
         self._reporter = Reporter(log, worker=worker.hostname, dry_run=settings.dry_run)
@@ -315,9 +331,15 @@ class Guard:
 
     def describe(self, *, suspects: bool = True) -> dict[str, Any]:
         """The state of this guard: counts, whatever the set's size, and never ids."""
-        count = self._watch.ledger.count
+        count, now = self._watch.ledger.count, self._monotonic()
+        last, last_results = self._last_cleanup, self._last_results_cleanup
         return {
             "version": self._version,
+            "pid": os.getpid(),
+            "pool": celery_internals.pool_name(self._worker),
+            "concurrency": self._worker.concurrency,
+            "uptime_s": round(now - self._started_mono, 1),
+            "active_tasks": len(state.active_requests),
             "dry_run": self._settings.dry_run,
             "parts": dict(sorted(self.parts.items())),
             "consecutive_failures": {
@@ -335,7 +357,8 @@ class Guard:
             "memory": self._memory.describe(suspects=suspects) if self._memory else None,
             "alerts": self._alerts.describe(),
             "totals": asdict(self._totals),
-            "last_cleanup": asdict(self._last_cleanup) if self._last_cleanup else None,
+            "last_cleanup": last and last.describe(now),
+            "last_results_cleanup": last_results and last_results.describe(now),
         }
 
     def _figures(self) -> Figures:
@@ -364,7 +387,10 @@ class Guard:
 
     def _report(self, event: Event) -> None:
         if isinstance(event, CleanupCompleted):
-            self._last_cleanup = event
+            past = _PastCleanup(event=event, at=time.time(), ended_mono=self._monotonic())
+            self._last_cleanup = past
+            if event.trigger == "schedule":
+                self._last_results_cleanup = past
         self._tally.note(event)
         self._reporter(event)
 

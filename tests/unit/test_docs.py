@@ -23,6 +23,7 @@ import click
 import pytest
 from celery import Celery
 from celery.bin.celery import celery as celery_command
+from celery.concurrency.solo import TaskPool
 from celery.schedules import crontab
 from celery.worker.control import Panel
 
@@ -321,7 +322,12 @@ def test_each_command_of_the_table_exists() -> None:
 
 def test_the_fields_of_inspect_guard_are_the_code() -> None:
     """The table holds what the command answers."""
-    worker = SimpleNamespace(hostname="w@host", app=Celery("docs", set_as_current=False))
+    worker = SimpleNamespace(
+        hostname="w@host",
+        app=Celery("docs", set_as_current=False),
+        pool_cls=TaskPool,
+        concurrency=1,
+    )
     guard = Guard(worker, Settings(), version="0")
     try:
         answered: set[str] = set()

@@ -32,10 +32,11 @@ class PoolChild:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTask:
-    """A task that a child has accepted and not finished."""
+    """A task that a child has accepted and not finished; ``since_mono`` is when it did."""
 
     task_id: str
     task_name: str
+    since_mono: float | None
 
 
 class PoolChildren:
@@ -111,7 +112,11 @@ class PoolChildren:
         return 0 if pool is None else int(pool._processes)
 
     def running(self) -> dict[int, RunningTask]:
-        """The task that each busy child has accepted and not finished."""
+        """The task that each busy child has accepted and not finished.
+
+        Relies on ``ApplyResult._time_accepted``: the child's monotonic clock, which on the
+        platforms that fork is the main process's too; Celery's own ``time_start`` builds on that.
+        """
         pool = self._task_pool._pool
         found: dict[int, RunningTask] = {}
         for job in () if pool is None else list(pool._cache.values()):
@@ -119,7 +124,11 @@ class PoolChildren:
                 known = state.requests.get(job.correlation_id)
                 name = str(getattr(known, "name", ""))
                 for pid in job.worker_pids():
-                    found[pid] = RunningTask(task_id=job.correlation_id, task_name=name)
+                    found[pid] = RunningTask(
+                        task_id=job.correlation_id,
+                        task_name=name,
+                        since_mono=getattr(job, "_time_accepted", None),
+                    )
         return found
 
     def is_busy(self, pid: int) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker_guard import celery_internals
-from worker_guard.celery_internals import MissingInternalError, PoolChildren
+from worker_guard.celery_internals import MissingInternalError, PoolChildren, RunningTask
 from worker_guard.events import Event
 from worker_guard.memory.policy import ChildPolicy, Reading
 from worker_guard.memory.reader import MemoryReader, available_bytes
@@ -136,7 +136,7 @@ class Memory:
         self._hooks.close()
 
     def describe(self, *, suspects: bool = True) -> dict[str, Any]:
-        """The last reading of each process against its limit, in bytes; ages in seconds.
+        """The last reading of each process against its limit, and what each child runs.
 
         The ``suspects`` take milliseconds to be found.
         """
@@ -155,6 +155,7 @@ class Memory:
     def _describe_children(self) -> list[dict[str, Any]]:
         roster, now = self._roster, self._monotonic()
         leaving = self._recycler.leaving if self._recycler is not None else {}
+        running = self._pool.running() if self._pool is not None else {}
         described = []
         for child in self._pool.listed() if self._pool is not None else ():
             reading = roster.readings.get(child.pid)
@@ -167,6 +168,7 @@ class Memory:
                     "age_s": round(now - roster.born_mono.get(child.pid, now), 1),
                     "recycles": roster.recycles[child.slot],
                     "leaving": child.pid in leaving,
+                    "task": _describe_task(running.get(child.pid), now),
                 }
             )
         return described
@@ -180,6 +182,17 @@ class Memory:
             self._roster.up(pid, self._monotonic())
         except Exception as exc:  # noqa: BLE001 - in the pool's own callback; the next reading serves
             self._on_error(exc)
+
+
+def _describe_task(task: RunningTask | None, now: float) -> dict[str, Any] | None:
+    if task is None:
+        return None
+    since_mono = task.since_mono
+    return {
+        "task_id": task.task_id,
+        "task_name": task.task_name,
+        "running_s": None if since_mono is None else round(max(0.0, now - since_mono), 1),
+    }
 
 
 def _reason_not_to_recycle(pool: PoolChildren | None, settings: Settings) -> str:
