@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
-from celery.bin.base import CeleryOption
+from celery.bin.base import COMMA_SEPARATED_LIST, CeleryOption
 from celery.bin.control import control, inspect
 from celery.bin.worker import worker
 
@@ -64,6 +65,90 @@ _extend_choices(control, guard_sweep.__name__)
 @click.pass_context
 def guard(ctx: click.Context) -> None:
     """See what the guards of the workers do."""
+
+
+def _asks_workers(command: Any) -> Any:
+    """The options of a command that asks the workers, as those of ``celery inspect`` are called."""
+    timeout = click.option(
+        *("-t", "--timeout"),
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="SECONDS",
+        callback=_seconds(0.1, 60.0),
+        help="How long to wait for one more worker to answer.",
+    )
+    destination = click.option(
+        *("-d", "--destination"),
+        type=COMMA_SEPARATED_LIST,
+        callback=lambda _ctx, _param, names: [name for name in names or () if name],
+        help="Comma separated names of the workers to ask; else all.",
+    )
+    return timeout(destination(command))
+
+
+def _seconds(low: float, high: float) -> Callable[..., float]:
+    def bounded(_ctx: click.Context, _param: click.Parameter, seconds: float) -> float:
+        # Written so that it is false for a NaN too.
+        if not low <= seconds <= high:
+            raise click.BadParameter(f"{seconds:g}; allowed: seconds from {low:g} to {high:g}")
+        return seconds
+
+    return bounded
+
+
+@guard.command()
+@_asks_workers
+@click.option("-j", "--json", "as_json", is_flag=True, help="The answers as one JSON object.")
+@click.option("--all", "everything", is_flag=True, help="Each worker and each child in full.")
+@click.pass_context
+def status(
+    ctx: click.Context,
+    timeout: float,
+    destination: list[str],
+    as_json: bool,
+    everything: bool,
+) -> None:
+    """Show what the guards of the workers see and did."""
+    from worker_guard.status.command import run_status
+
+    ctx.exit(
+        run_status(
+            ctx.obj.app,
+            destination=destination,
+            timeout_s=timeout,
+            as_json=as_json,
+            everything=everything,
+            no_color=ctx.obj.no_color,
+        )
+    )
+
+
+@guard.command()
+@_asks_workers
+@click.option(
+    "--interval",
+    type=float,
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    callback=_seconds(0.5, 3600.0),
+    help="How often to ask.",
+)
+@click.pass_context
+def watch(ctx: click.Context, timeout: float, destination: list[str], interval: float) -> None:
+    """Show the same live, until q or Ctrl-C."""
+    from worker_guard.status.command import run_watch
+
+    ctx.exit(
+        run_watch(
+            ctx.obj.app,
+            destination=destination,
+            timeout_s=timeout,
+            interval_s=interval,
+            no_color=ctx.obj.no_color,
+        )
+    )
 
 
 def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | None) -> float | None:

@@ -204,3 +204,19 @@ def fleet(directory: Path, **conf: Any) -> Iterator[Fleet]:
         yield workers
     finally:
         workers.close()
+
+
+@contextlib.contextmanager
+def bare_worker(name: str, url: str) -> Iterator[None]:
+    """A worker that never heard of worker_guard, until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.harness.bare_worker", name, url],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -34,6 +34,8 @@ CORE = [
     "results/globs.py",
     "results/neighbours.py",
     "results/selection.py",
+    "status/reply.py",
+    "status/view.py",
 ]
 
 OUTSIDE = {"celery", "kombu", "billiard", "redis", "click", "structlog", "psutil", "os", "time"}

@@ -1,0 +1,398 @@
+"""``celery guard status`` and what it reads, on real workers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+from tests.harness.memory import Site, children, memory_site
+from tests.harness.odd_app import AFTER_S, ANSWER
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.terminal import celery, environ_of, terminal
+from tests.harness.workers import ROOT, bare_worker, fleet, wait_for
+from worker_guard.status.asking import BROKER_S, Workers
+
+REFERENCE = ROOT / "docs" / "reference"
+PASSWORD = "hunter2-is-no-password"
+
+
+def run(
+    configuration: Mapping[str, Any], *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """``celery …`` in a pipe."""
+    return subprocess.run(
+        celery(*arguments),
+        cwd=ROOT,
+        env=environ_of(configuration, **more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+
+
+def strict(schema: Any) -> Any:
+    """The schema with no field allowed that it does not name, so that none goes undescribed."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: strict(value) for name, value in schema.items()}
+    if "required" in closed:
+        closed["additionalProperties"] = False
+    return closed
+
+
+def faults(name: str, document: object) -> list[str]:
+    """What in this document is not as the schema says."""
+    schemas = {
+        path.name: strict(json.loads(path.read_text())) for path in REFERENCE.glob("*.schema.json")
+    }
+    registry: Any = Registry().with_resources(
+        [(key, Resource.from_contents(schema)) for key, schema in schemas.items()]
+    )
+    validator = Draft202012Validator(schemas[name], registry=registry)
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def site(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Four workers: with two children of which one is busy, solo, switched off, and unguarded."""
+    directory = tmp_path_factory.mktemp("status")
+    settings = {"worker_guard_interval": 0.5, "worker_guard_recycle_min_lifetime": 600}
+    with (
+        memory_site(server, directory, **settings) as one,
+        bare_worker("bare@test", server.url()),
+    ):
+        one.start("--concurrency=2")
+        one.send("wait", 1)
+        one.waiting()
+        one.fleet.start("solo", "--pool=solo")
+        one.fleet.start("off", conf={"worker_guard_enabled": False})
+        one.fleet.app.control.revoke(["operator-1", "operator-2"])
+        asking = Workers(one.fleet.app, destination=(), timeout_s=2.0)
+        wait_for(lambda: len(asking.ask().present) == 4, "four workers")
+        yield one
+
+
+@pytest.fixture
+def conf(site: Site) -> dict[str, Any]:
+    """The configuration of the site."""
+    return dict(site.fleet.app.conf["harness"])
+
+
+# -- the answer ----------------------------------------------------------------------------
+
+
+def test_a_guard_says_what_each_child_runs_and_since_when(site: Site) -> None:
+    """And the worker's pool, its process and its age."""
+    (worker, *_) = site.fleet.workers
+    state = worker.ask("guard")
+    assert (state["pid"], state["pool"], state["concurrency"]) == (worker.process.pid, "prefork", 2)
+    assert state["active_tasks"] == 1
+    busy = [child for child in state["memory"]["children"] if child["task"]]
+    (waiting,) = site.waiting()
+    assert [child["pid"] for child in busy] == [waiting]
+    (active,) = worker.ask("active")
+    task = busy[0]["task"]
+    assert (task["task_id"], task["task_name"]) == (active["id"], "harness.wait")
+    assert 0 <= task["running_s"] <= state["uptime_s"]
+
+    def later() -> Any:
+        (now,) = [child["task"] for child in children(worker) if child["task"]]
+        return now["running_s"] > task["running_s"]
+
+    assert wait_for(later, "its time to go on")
+
+
+def test_a_guard_says_when_the_last_cleanup_was(site: Site) -> None:
+    """By the wall clock, and how long ago, whatever the reader's clock says."""
+    (worker, *_) = site.fleet.workers
+    before = worker.ask("guard_sweep") and time.time()
+    last = worker.ask("guard")["last_cleanup"]
+    assert abs(last["at"] - before) < 60
+    assert 0 <= last["age_s"] < 60
+
+
+def test_the_json_is_as_the_schema_says(conf: dict[str, Any]) -> None:
+    """Of every kind of worker; and nothing else stands on stdout."""
+    done = run(conf, "guard", "status", "--json")
+    document = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert faults("status.schema.json", document) == []
+    assert done.stderr == ""
+    kinds = {
+        name: [trouble["kind"] for trouble in worker["troubles"]]
+        for name, worker in document["workers"].items()
+    }
+    assert kinds == {
+        "bare@test": ["unknown_command"],
+        "off@test": ["no_guard"],
+        "solo@test": [],
+        "w@test": [],
+    }
+    assert list(document["workers"]) == sorted(document["workers"])
+    assert (document["trouble"], done.returncode) == (True, 1)
+
+
+def test_the_schema_is_not_empty(conf: dict[str, Any]) -> None:
+    """It finds a value of the wrong type, a missing field and one that it does not name."""
+    document = json.loads(run(conf, "guard", "status", "--json").stdout)
+    for change in ("type", "missing", "more"):
+        changed = copy.deepcopy(document)
+        revoked = changed["workers"]["w@test"]["guard"]["revoked"]
+        if change == "missing":
+            del revoked["operator"]
+        else:
+            revoked["operator" if change == "type" else "more"] = "2"
+        assert len(faults("status.schema.json", changed)) == 1, change
+
+
+def test_what_inspect_guard_answers_is_as_the_schema_says(conf: dict[str, Any]) -> None:
+    """The same answers, by Celery's own command."""
+    done = run(conf, "inspect", "guard", "--json")
+    assert faults("inspect.schema.json", json.loads(done.stdout)) == []
+
+
+def test_a_fleet_that_is_well_is_exit_code_0(conf: dict[str, Any]) -> None:
+    """Only the workers that are named are asked."""
+    done = run(conf, "guard", "status", "--json", "-d", "w@test,solo@test")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert (document["trouble"], list(document["workers"])) == (False, ["solo@test", "w@test"])
+
+
+def test_a_worker_that_was_named_and_is_not_there_has_a_row(conf: dict[str, Any]) -> None:
+    """That is trouble; where none of the named is there, nobody answered."""
+    done = run(conf, "guard", "status", "-d", "w@test,gone@test")
+    assert done.returncode == 1
+    assert re.search(r"^gone@test +- .* no answer$", done.stdout, re.MULTILINE)
+    alone = run(conf, "guard", "status", "-d", "gone@test")
+    assert (alone.returncode, alone.stdout) == (69, "")
+    assert alone.stderr == "None of gone@test answered within 1 s; --timeout waits longer\n"
+
+
+def test_an_unguarded_worker_is_asked_once_in_a_while(site: Site, conf: dict[str, Any]) -> None:
+    """Each time costs it an error with a traceback in its log."""
+    asked: list[tuple[str, Any]] = []
+    workers = Workers(site.fleet.app, destination=(), timeout_s=1.0)
+    broadcast = site.fleet.app.control.broadcast
+
+    def watched(command: str, **options: Any) -> Any:
+        asked.append((command, options["destination"]))
+        return broadcast(command, **options)
+
+    site.fleet.app.control.broadcast = watched
+    try:
+        answers = [workers.ask() for _ in range(2)]
+    finally:
+        del site.fleet.app.control.broadcast
+    assert [command for command, _ in asked] == ["ping", "guard"] * 2
+    assert "bare@test" in asked[1][1]
+    assert "bare@test" not in asked[3][1]
+    assert [dict(a.replies)["bare@test"] for a in answers] == [{"error": "KeyError('guard')"}] * 2
+
+
+# -- the table -----------------------------------------------------------------------------
+
+
+def test_in_a_pipe_there_is_text_alone(conf: dict[str, Any]) -> None:
+    """No colour, no cursor, and nothing is folded."""
+    done = run(conf, "guard", "status")
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+    (task,) = re.findall(r"^  child \d+ .* harness\.wait ([0-9a-f-]{36}) for", done.stdout, re.M)
+    assert task
+    assert "no guard  worker_guard_enabled is False" in done.stdout
+    assert "unknown command  worker_guard is not loaded there" in done.stdout
+    assert "2 operator, 0 expired" in done.stdout
+    narrow = run(conf, "guard", "status", COLUMNS="80")
+    assert max(map(len, narrow.stdout.splitlines())) <= 80
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(conf: dict[str, Any]) -> None:
+    """``celery guard status --all | head -1``: no traceback."""
+    command = f"{shlex.join(celery('guard', 'status', '--all'))} | head -1"
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=ROOT,
+        env=environ_of(conf),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout.split()[:1], done.stderr) == (["worker"], "")
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_on_a_terminal(conf: dict[str, Any], columns: int) -> None:
+    """With colour, and as wide as the terminal is."""
+    command = celery("guard", "status")
+    with terminal(*command, columns=columns, rows=70, environ=environ_of(conf)) as screen:
+        assert screen.ended() == (1, "")
+        text = screen.text()
+    assert b"\x1b[" in screen.sent
+    lines = text.splitlines()
+    heads = [line.split() for line in lines[:1]]
+    origins = "operator expired proven unproven" if columns == 140 else "oper exp prov unpr"
+    assert heads == [["worker", "pool", *origins.split(), "memory", "cleanup", "state"]]
+    for name in ("bare@test", "off@test", "solo@test", "w@test"):
+        assert sum(line.split()[:1] == [name] for line in lines) == 2, text
+    busy = [line for line in lines if "harness.wait" in line]
+    assert len(busy) == 1, text
+    assert re.search(r"harness\.wait [0-9a-f-]{36} for \d+", busy[0])
+    assert busy[0].startswith("  child" if columns == 140 else "  ")
+    assert re.search(r"^  child \d+ +[\d.]+ MB USS  ━+", text, re.M) or "RSS" in text
+
+
+@pytest.mark.parametrize("how", ["--no-color", "NO_COLOR"])
+def test_without_colour_on_a_terminal(conf: dict[str, Any], how: str) -> None:
+    """No escape sequence at all is sent, by Celery's option or the customary variable."""
+    more = {"NO_COLOR": "1"} if how == "NO_COLOR" else {}
+    option = [how] if how.startswith("-") else []
+    command = [*celery()[:3], *option, *celery("guard", "status")[3:]]
+    with terminal(*command, columns=80, rows=70, environ=environ_of(conf, **more)) as screen:
+        assert screen.ended() == (1, "")
+        assert "w@test" in screen.text()
+    assert b"\x1b" not in screen.sent
+
+
+def test_under_the_c_locale_all_is_ascii(conf: dict[str, Any]) -> None:
+    """Python takes UTF-8 for everything there; the terminal may show no more than ASCII."""
+    for variable in ("LANG", "LC_ALL"):
+        done = run(conf, "guard", "status", **{variable: "C"})
+        assert done.stdout.isascii()
+        assert re.search(r"^  child .*  -+  +\d+ %", done.stdout, re.M), done.stdout
+    assert not run(conf, "guard", "status").stdout.isascii()
+
+
+# -- strange answers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("pong", "broken_reply"),
+        ([1, 2], "broken_reply"),
+        (None, "broken_reply"),
+        ({"version": "9", "revoked": "many"}, "broken_reply"),
+        ({"error": "the guard could not start; the worker's log says why"}, "no_guard"),
+        ({"version": "9"}, None),
+    ],
+    ids=str,
+)
+def test_strange_answers_have_a_row(
+    tmp_path: Path, server: RedisServer, answer: Any, kind: str | None
+) -> None:
+    """Whatever a worker says: a row, and no traceback."""
+    urls = {"broker_url": server.url(5)}
+    with fleet(tmp_path, **urls) as workers:
+        odd = {ANSWER: json.dumps(answer)}
+        workers.start("odd", "--pool=solo", app_module="tests.harness.odd_app", environ=odd)
+        done = run(urls, "guard", "status", "--json")
+        (worker,) = json.loads(done.stdout)["workers"].values()
+        assert [trouble["kind"] for trouble in worker["troubles"]] == ([kind] if kind else [])
+        assert done.returncode == (1 if kind else 0)
+        table = run(urls, "guard", "status")
+        assert "Traceback" not in table.stderr + table.stdout
+        assert table.stdout.count("odd@test") == 2
+
+
+def test_a_late_answer_has_a_row(tmp_path: Path, server: RedisServer) -> None:
+    """The worker is there, and its guard answers after the time that it was given."""
+    urls = {"broker_url": server.url(6)}
+    with fleet(tmp_path, **urls) as workers:
+        late = {ANSWER: '{"version": "9"}', AFTER_S: "4"}
+        workers.start("late", "--pool=solo", app_module="tests.harness.odd_app", environ=late)
+        done = run(urls, "guard", "status", "--timeout", "1")
+        assert done.returncode == 1
+        assert "no answer  is there, but its guard did not answer in time" in done.stdout
+
+
+# -- nobody answers ------------------------------------------------------------------------
+
+
+def with_password(port: int) -> dict[str, str]:
+    return {"broker_url": f"redis://:{PASSWORD}@127.0.0.1:{port}/0"}
+
+
+@pytest.mark.parametrize("command", ["status", "watch"])
+@pytest.mark.parametrize("trouble", ["closed", "silent", "refused", "nobody", "amqp", "unknown"])
+def test_a_broker_that_cannot_be_asked(server: RedisServer, trouble: str, command: str) -> None:
+    """One line on stderr, in bounded time, without the password; the exit code says which."""
+    with socket.socket() as silent, RedisServer() as refusing:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        refusing.client.config_set("requirepass", "another")
+        urls = {
+            "closed": with_password(free_port()),
+            "silent": with_password(silent.getsockname()[1]),
+            "refused": with_password(refusing.port),
+            "nobody": {"broker_url": server.url(9)},
+            "amqp": {"broker_url": f"amqp://u:{PASSWORD}@127.0.0.1:{free_port()}//"},
+            "unknown": {"broker_url": f"ridis://:{PASSWORD}@127.0.0.1:1/0"},
+        }
+        began = time.monotonic()
+        with terminal(*celery("guard", command), environ=environ_of(urls[trouble])) as screen:
+            code, line = screen.ended()
+            assert screen.text() == ""
+        took_s = time.monotonic() - began
+    assert code == {"refused": 1, "unknown": 2}.get(trouble, 69), line
+    assert line.count("\n") == 1
+    assert PASSWORD not in line
+    assert "Traceback" not in line
+    assert {
+        "closed": "Connection refused",
+        "silent": "Timeout",
+        "refused": "The server refuses",
+        "nobody": "No worker answered within 1 s",
+        "amqp": "Connection refused",
+        "unknown": "No such transport",
+    }[trouble] in line
+    # Against hanging: what is bounded is one wait of BROKER_S, and this machine may be busy.
+    assert took_s < 6 * BROKER_S
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("status", "--timeout", "0"),
+        ("status", "--timeout", "nan"),
+        ("status", "--timeout", "61"),
+        ("status", "--timeout", "soon"),
+        ("watch", "--interval", "0.1"),
+        ("watch", "--interval", "nan"),
+        ("watch", "--json"),
+        ("status", "more"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(wrong: tuple[str, ...]) -> None:
+    """With what is allowed, and before anything is asked."""
+    done = run({"broker_url": f"redis://127.0.0.1:{free_port()}/0"}, "guard", *wrong)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    if wrong[1] in {"--timeout", "--interval"} and wrong[2] != "soon":
+        assert "allowed: seconds from" in done.stderr

@@ -1,0 +1,216 @@
+"""``celery guard watch`` on a real terminal, with real workers."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.harness.redis_server import RedisServer
+from tests.harness.terminal import Terminal, celery, environ_of, terminal
+from tests.harness.workers import ROOT, Fleet, fleet, wait_for
+
+#: The cursor is hidden, and a screen besides the one with the shell's lines is used; and back.
+SWITCHED = ((b"\x1b[?25l", b"\x1b[?25h"), (b"\x1b[?1049h", b"\x1b[?1049l"))
+
+COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One worker with two children, on a Redis of its own."""
+    with (
+        RedisServer() as server,
+        fleet(
+            tmp_path_factory.mktemp("watch"),
+            broker_url=server.url(),
+            result_backend=server.url(1),
+            worker_guard_interval=0.5,
+            worker_guard_memory_interval=0.5,
+            worker_guard_child_memory_limit="200MB",
+        ) as one,
+    ):
+        one.start("w", "--concurrency=2")
+        yield one
+
+
+@contextmanager
+def watching(workers: Fleet, *options: str, **how: Any) -> Iterator[Terminal]:
+    """A terminal in which the worker is watched."""
+    environ = environ_of(workers.app.conf["harness"], **how.pop("environ", {}))
+    command = celery("guard", "watch", "--interval", "0.5", *options)
+    with terminal(*command, environ=environ, **how) as screen:
+        yield screen
+
+
+def assert_restored(screen: Terminal) -> None:
+    """The terminal is as it was: what is typed is shown, and the cursor and the screen are back."""
+    assert screen.current_modes() == screen.modes
+    for switched_on, switched_back in SWITCHED:
+        assert screen.sent.count(switched_on) == 1
+        assert screen.sent.rindex(switched_back) > screen.sent.rindex(b"w@test")
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+@pytest.mark.parametrize("key", ["q", "Q", "\x03"], ids=["q", "Q", "ctrl-c"])
+def test_it_shows_the_workers_until_it_is_ended(workers: Fleet, columns: int, key: str) -> None:
+    """By q or Ctrl-C; the exit code is 0, and the terminal is as before."""
+    with watching(workers, columns=columns, rows=40) as screen:
+        text = screen.shows("w@test  prefork, concurrency 2", "q ends", "child ")
+        assert max(map(len, text.splitlines())) <= columns
+        assert ("operator" in text.splitlines()[2]) == (columns == 140)
+        screen.type("x")
+        screen.type(key)
+        assert screen.ended() == (0, "")
+        assert_restored(screen)
+
+
+def test_it_follows_what_happens(workers: Fleet) -> None:
+    """An id that an operator revokes meanwhile is counted, and a running task is shown."""
+    with watching(workers) as screen:
+        before = screen.shows("w@test", "0 operator")
+        assert "harness.sleep" not in before
+        workers.app.control.revoke(["revoked-meanwhile"])
+        task_id = workers.send("sleep", 20)
+        screen.shows("1 operator", f"harness.sleep {task_id} for")
+
+
+def test_it_follows_the_size_of_the_window(workers: Fleet) -> None:
+    """Wider: the whole names; smaller: what is left out is counted."""
+    with watching(workers, columns=80, rows=40) as screen:
+        screen.shows("unpr", "child ")
+        screen.resize(140, 40)
+        screen.until(lambda text: "unproven  memory" in " ".join(text.split("   ")), "wide heads")
+        screen.resize(80, 9)
+        screen.until(lambda text: "1 more in full" in text and "unpr" in text, "the note")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP], ids=["TERM", "HUP"])
+def test_a_signal_leaves_the_terminal_in_order(workers: Fleet, signum: int) -> None:
+    """The exit code is the one that a shell knows."""
+    with watching(workers) as screen:
+        screen.shows("w@test")
+        screen.process.send_signal(signum)
+        assert screen.ended() == (128 + signum, "")
+        assert_restored(screen)
+
+
+def test_an_error_leaves_the_terminal_in_order(workers: Fleet) -> None:
+    """A defect of the screen's own: one line, and the terminal is as before."""
+    code = """
+import sys
+from celery.bin.celery import main
+from worker_guard.status import live
+draw, left = live.Watch.dashboard, [3]
+def failing(self):
+    left[0] -= 1
+    if not left[0]:
+        raise RuntimeError("a defect")
+    return draw(self)
+live.Watch.dashboard = failing
+sys.argv = ["celery", "-A", "tests.harness.app", "guard", "watch"]
+main()
+"""
+    environ = environ_of(workers.app.conf["harness"])
+    with terminal(sys.executable, "-c", code, environ=environ) as screen:
+        assert screen.ended() == (1, "RuntimeError: a defect\n")
+        assert_restored(screen)
+
+
+def test_without_keys_ctrl_c_ends_it(workers: Fleet) -> None:
+    """Where stdin is no terminal."""
+    with watching(workers, stdin_too=False) as screen:
+        screen.shows("w@test")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.ended() == (0, "")
+        assert_restored(screen)
+
+
+@pytest.mark.parametrize("how", ["pipe", "dumb"])
+def test_without_a_terminal_it_is_a_usage_error(workers: Fleet, how: str) -> None:
+    """One line that names the command to use there."""
+    line = "celery guard watch needs a terminal with a cursor; celery guard status needs none\n"
+    environ = environ_of(workers.app.conf["harness"])
+    if how == "dumb":
+        with terminal(*celery("guard", "watch"), environ={**environ, "TERM": "dumb"}) as screen:
+            assert screen.ended() == (2, line)
+        return
+    done = subprocess.run(
+        celery("guard", "watch"),
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_without_colour(workers: Fleet) -> None:
+    """The cursor is moved, and nothing is coloured."""
+    with watching(workers) as screen:
+        screen.shows("w@test")
+        assert COLOUR.search(screen.sent)
+    with watching(workers, environ={"NO_COLOR": "1"}) as screen:
+        screen.shows("w@test")
+        assert not COLOUR.search(screen.sent)
+
+
+def test_one_connection_serves_all_rounds(workers: Fleet) -> None:
+    """However often it asks."""
+    with redis.Redis.from_url(workers.app.conf.broker_url) as client:
+
+        def connections() -> set[str]:
+            return {one["id"] for one in client.client_list()}
+
+        def after_a_round(screen: Terminal, task_id: str) -> set[str]:
+            workers.app.control.revoke([task_id])
+            screen.shows(f"{len(workers.workers[0].revoked())} operator")
+            return connections()
+
+        workers.app.control.revoke(["before"])
+        before = connections()
+        with watching(workers) as screen:
+            first = after_a_round(screen, "first") - before
+            assert first
+            for number in range(3):
+                assert first <= after_a_round(screen, f"round-{number}")
+
+
+def test_a_worker_that_stops_is_told(tmp_path: Path) -> None:
+    """With its last answer, and since when."""
+    with RedisServer() as server, fleet(tmp_path, broker_url=server.url()) as workers:
+        stays, goes = workers.start("stays"), workers.start("goes")
+        with watching(workers, rows=60) as screen:
+            screen.shows(stays.name, goes.name, "2 workers, 0 in trouble")
+            assert goes.stop() == 0
+            screen.shows("2 workers, 1 in trouble", "no answer for", "this is its last one")
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+def test_it_outlives_its_broker(tmp_path: Path, how: str) -> None:
+    """It says that the broker is away, keeps what it knew, and goes on when it is back."""
+    with RedisServer() as server, fleet(tmp_path, broker_url=server.url()) as workers:
+        workers.start("w")
+        with watching(workers, "--timeout", "1") as screen:
+            screen.shows("w@test", "1 worker, 0 in trouble")
+            server.kill() if how == "killed" else server.pause()
+            text = screen.shows("the broker ", "shown is what was", "w@test")
+            assert "Traceback" not in text
+            server.start() if how == "killed" else server.resume()
+            back = lambda text: "the broker" not in text and "0 in trouble" in text  # noqa: E731
+            screen.until(back, "all to be well again")
+            workers.app.control.revoke(["after"])
+            wait_for(lambda: "1 operator" in screen.text(), "it to go on")
+            screen.type("q")
+            assert screen.ended() == (0, "")
+            assert_restored(screen)

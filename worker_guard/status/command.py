@@ -1,0 +1,95 @@
+"""``celery guard status`` and ``celery guard watch``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from kombu.exceptions import OperationalError
+
+from worker_guard.console import EX_OK, EX_TROUBLE, EX_UNAVAILABLE, EX_USAGE, failed, say
+from worker_guard.status.asking import BROKER_S, Asked, Workers
+from worker_guard.status.view import Answers, document, read_fleet
+
+#: By its number: Python has no stdin where it is closed.
+_STDIN = 0
+
+
+def run_status(
+    app: Any,
+    *,
+    destination: Sequence[str],
+    timeout_s: float,
+    as_json: bool,
+    everything: bool,
+    no_color: bool,
+) -> int:
+    """Ask once, show the answers, and return the exit code."""
+    asked = Asked(Workers(app, destination=destination, timeout_s=timeout_s).ask)
+    try:
+        answers = _first_answers(asked, timeout_s)
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return failed(exc)
+    if not answers.present:
+        return _nobody(destination, timeout_s)
+    fleet = read_fleet(answers)
+    if as_json:
+        click.echo(json.dumps(document(fleet)))
+    else:
+        from worker_guard.status.screen import written
+        from worker_guard.status.terminal import open_console
+
+        console = open_console(no_color=no_color)
+        click.echo(written(console, fleet, everything=everything), nl=False)
+    return EX_TROUBLE if fleet.trouble else EX_OK
+
+
+def run_watch(
+    app: Any, *, destination: Sequence[str], timeout_s: float, interval_s: float, no_color: bool
+) -> int:
+    """Show the workers until somebody ends it, and return the exit code."""
+    from worker_guard.status.live import Watch, show
+    from worker_guard.status.terminal import Keys, ending_in_order, open_console
+
+    console = open_console(no_color=no_color)
+    if not sys.stdout.isatty() or console.is_dumb_terminal:
+        say("celery guard watch needs a terminal with a cursor; celery guard status needs none")
+        return EX_USAGE
+    asked = Asked(Workers(app, destination=destination, timeout_s=timeout_s).ask)
+    watch = Watch(asked=asked, interval_s=interval_s, timeout_s=timeout_s, monotonic=time.monotonic)
+    try:
+        answers = _first_answers(asked, timeout_s)
+        if not answers.present:
+            return _nobody(destination, timeout_s)
+        watch.take(answers)
+        with ending_in_order():
+            show(watch, console, Keys(_STDIN))
+    except KeyboardInterrupt:
+        return EX_OK
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return failed(exc)
+    return EX_OK
+
+
+def _first_answers(asked: Asked, timeout_s: float) -> Answers:
+    """The answers to the first question.
+
+    Each wait of the transports that Celery supports for this is bounded by itself; this bound is
+    for all others.
+    """
+    limit_s = 3 * BROKER_S + 4 * timeout_s
+    asked.begin()
+    answers = asked.outcome(limit_s)
+    if answers is None:
+        raise OperationalError(f"the broker did not answer within {limit_s:g} s")
+    return answers
+
+
+def _nobody(destination: Sequence[str], timeout_s: float) -> int:
+    who = f"None of {', '.join(destination)}" if destination else "No worker"
+    say(f"{who} answered within {timeout_s:g} s; --timeout waits longer")
+    return EX_UNAVAILABLE

@@ -1,0 +1,177 @@
+"""``celery guard watch``: the overview and what fits of each worker, again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.segment import Segment
+from rich.text import Text
+
+from worker_guard.reporting import masked
+from worker_guard.status.asking import BROKER_S, Asked
+from worker_guard.status.screen import FULL_CHILDREN, WIDE, overview, plain, section
+from worker_guard.status.terminal import Keys
+from worker_guard.status.view import Answers, Fleet, Remembered, WorkerRow, duration, read_fleet
+
+#: How soon a key, a new size of the window or an answer is noticed.
+LOOK_S = 0.1
+
+Line = list[Segment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """What fits of these workers on one screen, with a note on what does not."""
+
+    fleet: Fleet
+    head: Text
+    trouble: Text | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lines, no more than the screen has."""
+        wide = options.max_width >= WIDE
+        height = options.height or console.height
+        # One line is for the note below, and is empty where all fits.
+        room = height - 1
+
+        def drawn(renderable: RenderableType) -> list[Line]:
+            return console.render_lines(renderable, options.update(height=None), pad=False)
+
+        lines = drawn(self.head) + (drawn(self.trouble) if self.trouble else []) + [[]]
+        table, listed = self._overview(drawn, room - len(lines), wide=wide)
+        lines += table
+        in_full = 0
+        for worker in self.fleet.worst_first():
+            block = _first_that_fits(worker, drawn, room - len(lines) - 1, wide=wide)
+            if block is None:
+                break
+            lines += [[], *block]
+            in_full += 1
+        lines = lines[:room]
+        lines += drawn(self._note(listed, in_full))[:1]
+        for line in lines:
+            yield from line
+            yield Segment.line()
+
+    def _overview(
+        self, drawn: Callable[[RenderableType], list[Line]], room: int, *, wide: bool
+    ) -> tuple[list[Line], int]:
+        """The table of all workers, or of the worst where there is no room for all."""
+        workers = list(self.fleet.workers)
+        lines = drawn(overview(workers, wide=wide)) if workers else []
+        while len(lines) > max(room, 0) and workers:
+            # A row may be several lines high, so that this can take a few rounds.
+            too_many = (len(lines) - room) * len(workers) // len(lines)
+            fewer = max(0, len(workers) - max(1, too_many))
+            workers = self.fleet.worst_first()[:fewer]
+            lines = drawn(overview(workers, wide=wide)) if workers else []
+        return lines, len(workers)
+
+    def _note(self, listed: int, in_full: int) -> Text:
+        total = len(self.fleet.workers)
+        if listed < total:
+            rest = self.fleet.worst_first()[listed:]
+            ill = sum(bool(worker.troubles) for worker in rest)
+            return Text(f"and {len(rest)} more workers, {ill} of them in trouble", "bold")
+        if in_full < total:
+            rest_in_full = total - in_full
+            return Text(f"{rest_in_full} more in full: in a larger window, or by -d NAME", "bold")
+        return Text("")
+
+
+def _first_that_fits(
+    worker: WorkerRow,
+    drawn: Callable[[RenderableType], list[Line]],
+    room: int,
+    *,
+    wide: bool,
+) -> list[Line] | None:
+    for children in (FULL_CHILDREN, 3, 1):
+        block = drawn(section(worker, wide=wide, children=children))
+        if len(block) <= room:
+            return block
+    return None
+
+
+@dataclass
+class Watch:
+    """Asks each ``interval_s``, and remembers what is known meanwhile."""
+
+    asked: Asked
+    interval_s: float
+    timeout_s: float
+    monotonic: Callable[[], float]
+    fleet: Fleet = field(default_factory=Fleet)
+    _remembered: Remembered = field(default_factory=Remembered)
+    _trouble: str = ""
+    _begun_mono: float = 0.0
+    _heard_mono: float = 0.0
+
+    def hear(self) -> None:
+        """Take the outcome of the round under way, if it is over."""
+        try:
+            answers = self.asked.outcome(0.0)
+        except Exception as exc:  # noqa: BLE001 - shown, and tried again
+            reason = masked(" ".join(str(exc).split())) or type(exc).__name__
+            self._trouble = f"the broker can't be reached: {reason}"
+            return
+        if answers is not None:
+            self.take(answers)
+
+    def take(self, answers: Answers) -> None:
+        """These are the last answers."""
+        now = self.monotonic()
+        self._heard_mono = now
+        self._trouble = "" if answers.present else "no worker answered"
+        self.fleet = self._remembered.add(read_fleet(answers), now)
+
+    def begin_when_due(self) -> None:
+        """Begin the next round, where the interval is over and no round is under way."""
+        now = self.monotonic()
+        if now - self._begun_mono >= self.interval_s and self.asked.begin():
+            self._begun_mono = now
+
+    def dashboard(self) -> Dashboard:
+        """What is to be shown now."""
+        now = self.monotonic()
+        count = len(self.fleet.workers)
+        ill = sum(bool(worker.troubles) for worker in self.fleet.workers)
+        workers = f"{count} worker" if count == 1 else f"{count} workers"
+        head = f"celery guard watch  {workers}, {ill} in trouble  each {self.interval_s:g} s"
+        silent_s = now - self._heard_mono
+        trouble = self._trouble
+        if not trouble and silent_s > self.interval_s + 2 * self.timeout_s + BROKER_S:
+            trouble = "the broker does not answer"
+        if trouble:
+            trouble += f"; shown is what was {duration(silent_s)} ago"
+        return Dashboard(
+            fleet=self.fleet,
+            head=Text(f"{head}  q ends", "bold"),
+            trouble=_red(trouble) if trouble else None,
+        )
+
+
+def show(watch: Watch, console: Console, keys: Keys) -> None:
+    """Show it until q is typed; raises KeyboardInterrupt at Ctrl-C. Restores the terminal."""
+    with keys, Live(console=console, screen=True, auto_refresh=False) as live:
+        shown: tuple[object, ...] = ()
+        while True:
+            watch.begin_when_due()
+            watch.hear()
+            dashboard = watch.dashboard()
+            # Redrawn where something differs, the size of the window too.
+            current = (dashboard, console.size)
+            if current != shown:
+                live.update(dashboard, refresh=True)
+                shown = current
+            if keys.quit_within(LOOK_S):
+                return
+
+
+def _red(text: str) -> Text:
+    line = plain(text)
+    line.stylize("bold red")
+    return line
