@@ -60,3 +60,8 @@ class Containment:
             )
         )
         return pause_s
+
+    def noticed(self, error: Exception, now: float) -> None:
+        """The same of what goes on regardless: one report for each pause, not for each time."""
+        if self.ready(now):
+            self.failed(error, now)

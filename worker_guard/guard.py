@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import celery
@@ -22,19 +22,10 @@ from worker_guard.metrics.endpoint import Endpoint
 from worker_guard.reporting import Reporter, masked, open_log
 from worker_guard.results.janitor import Janitor
 from worker_guard.results.opening import open_janitor
-from worker_guard.revoked.backfill import Backfill
-from worker_guard.revoked.ledger import Origin
-from worker_guard.revoked.records import Records, open_records
-from worker_guard.revoked.sweeper import UNPROVEN, Actor, DryRun, Marker, Sweeper, Totals
-from worker_guard.revoked.watch import RevokedWatch
-from worker_guard.scheduler import SLICE_S, Later, Part, Scheduler, run_to_end
+from worker_guard.revoked.compose import Revoked
+from worker_guard.revoked.sweeper import Sweeper, Totals
+from worker_guard.scheduler import Later, Part, Scheduler
 from worker_guard.settings import Settings
-
-#: The last marks and the last sweep take no longer each, so that a worker told to stop does.
-_AT_STOP_S = 1.0
-
-#: An id from elsewhere is looked up within this time, or the interval where that is shorter.
-_ASK_WITHIN_S = 5.0
 
 _ON = "on"
 
@@ -77,38 +68,17 @@ class Guard:
 
     def _compose(self) -> None:
         settings = self._settings
-        records = self._open_records()
-        backfill = Backfill()
-        self._pending_marks: dict[str, bool] = {}
-        self._watch = RevokedWatch(backfill=backfill, monotonic=self._monotonic, listener=self)
-        self._lookups = self._containment("revoked_verify")
-        self._watching = self._containment("revoked_watch")
         self._pool_hooks = self._containment("memory_pool")
-        actor: Actor = DryRun() if settings.dry_run else celery_internals.Discarding(state.revoked)
-        self._sweeper = Sweeper(
-            interval_s=settings.interval,
-            grace_s=settings.revoked_grace,
-            ledger=self._watch.ledger,
-            revoked=state.revoked,
-            actor=actor,
-            records=records if settings.revoked_verify else None,
-            lookups=self._lookups,
-            backfill=backfill,
+        self._metering = self._containment(METRICS)
+        self._revoked = Revoked(
+            self._worker.app,
+            settings,
             totals=self._totals,
-            on_kept=self._keep_marked,
             report=self._report,
+            hasten=self._hasten,
             monotonic=self._monotonic,
         )
-        parts: list[Part] = [self._sweeper]
-        self._marker: Marker | None = None
-        if records is not None and not settings.dry_run:
-            self._marker = Marker(
-                interval_s=settings.interval,
-                pending=self._pending_marks,
-                held=state.revoked,
-                store=records,
-            )
-            parts.append(self._marker)
+        parts: list[Part] = [*self._revoked.parts]
         self._janitor = self._open_janitor()
         if self._janitor is not None:
             parts.append(self._janitor)
@@ -124,13 +94,11 @@ class Guard:
         )
         self.parts.update(self._alerts.states)
         parts.extend(self._alerts.parts)
-        self._backfill = backfill
-        self._metering = self._containment(METRICS)
         self._metrics = Metrics(
             settings,
             figures=self._figures,
             states=self.parts,
-            failed=lambda error: self._report_once(self._metering, error),
+            failed=lambda error: self._metering.noticed(error, self._monotonic()),
             monotonic=self._monotonic,
         )
         parts.extend(self._metrics.parts)
@@ -138,9 +106,7 @@ class Guard:
             parts,
             report=self._report,
             monotonic=self._monotonic,
-            # Another guard looks for a mark twice, a grace apart: it is to be there by then. But a
-            # result backend that hangs costs the loop most of a second for each try.
-            longest_pauses_s={Marker.name: max(settings.revoked_grace / 2, 10.0)},
+            longest_pauses_s=self._revoked.longest_pauses_s,
         )
 
     def _compose_memory(self) -> Memory | None:
@@ -151,7 +117,7 @@ class Guard:
                 report=self._report,
                 recycled=self._child_recycled,
                 hasten=self._hasten,
-                on_error=self._pool_hook_failed,
+                on_error=lambda error: self._pool_hooks.noticed(error, self._monotonic()),
                 monotonic=self._monotonic,
             )
         except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
@@ -159,21 +125,6 @@ class Guard:
             return None
         self.parts.update(memory.states)
         return memory
-
-    def _open_records(self) -> Records | None:
-        off: str | None = None
-        records: Records | None = None
-        try:
-            records = open_records(
-                self._worker.app.backend, revoke_expires_s=float(state.revoked.expires)
-            )
-        except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
-            off = masked(str(exc) or repr(exc))
-        self.parts["revoked_verify"] = off or _ON
-        if not self._settings.revoked_verify:
-            self.parts["revoked_verify"] = "worker_guard_revoked_verify is False"
-        self.parts["operator_marks"] = off or ("a dry run" if self._settings.dry_run else _ON)
-        return records
 
     def _open_janitor(self) -> Janitor | None:
         try:
@@ -197,13 +148,8 @@ class Guard:
 
     def start(self) -> None:
         """Begin to watch, and report that the guard runs."""
-        try:
-            self._watch.start(self._worker)
-            self.parts["revoked"] = _ON
-        except celery_internals.MissingInternalError as exc:
-            # Nothing is known of any id then, and so nothing is cleared or marked.
-            off = ("revoked", "revoked_verify", "operator_marks")
-            self.parts.update(dict.fromkeys(off, str(exc)))
+        self._revoked.start(self._worker)
+        self.parts.update(self._revoked.states)
         self._start_memory()
         pool = celery_internals.pool_name(self._worker)
         self._attempt(METRICS, lambda: self._metrics.start(pool))
@@ -234,7 +180,7 @@ class Guard:
 
     def abandon(self) -> None:
         """Leave the worker as it was found, after a start that failed."""
-        self._watch.unhook()
+        self._revoked.unhook()
         if self._memory is not None:
             self._memory.stop(cold=True)
         self._metrics.stop()
@@ -262,25 +208,19 @@ class Guard:
         A ``cold`` shutdown asks the result backend nothing.
         """
         self._scheduler.disarm()
-        marker, sweeper = self._marker, replace(self._sweeper, grace_s=0.0)
-        if cold:
-            marker, sweeper = None, replace(sweeper, records=None)
         if (janitor := self._janitor) is not None:
             # A sweep under way reports what it has done so far.
             self._attempt(janitor.name, lambda: self._scheduler.close(janitor.name))
             if not cold:
                 self._attempt(janitor.name, janitor.give_back)
-        if marker is not None:
-            # The result backend may have lost a mark, and this worker takes what it knows with it.
-            operators = self._watch.ledger.ids(Origin.OPERATOR)
-            self._pending_marks.update(dict.fromkeys(operators, True))
-            self._attempt(marker.name, lambda: self._run_briefly(marker.round()))
-        self._attempt("last_sweep", lambda: self._run_briefly(sweeper.round()))
+        if not cold:
+            self._attempt("operator_marks", self._revoked.write_last_marks)
+        self._attempt("last_sweep", lambda: self._revoked.sweep_for_the_last_time(ask=not cold))
         if (memory := self._memory) is not None:
             self._attempt("memory", lambda: memory.stop(cold=cold))
         self._attempt(METRICS, self._metrics.stop)
-        self._watch.unhook()
-        self._attempt("statedb", lambda: self._watch.note_in_statedb(self._worker))
+        self._revoked.unhook()
+        self._attempt("statedb", lambda: self._revoked.note_in_statedb(self._worker))
         self._report(
             Stopped(
                 revoked_tasks_cleared=self._totals.revoked_tasks_cleared,
@@ -290,10 +230,6 @@ class Guard:
             )
         )
         self._close_log()
-
-    def _run_briefly(self, slices: Iterator[None]) -> None:
-        until = self._monotonic() + _AT_STOP_S
-        run_to_end(slices, until=lambda: self._monotonic() >= until)
 
     def _attempt(self, part: str, step: Callable[[], None]) -> None:
         """Do one step of the shutdown; its failure is reported, and the next one is done."""
@@ -313,25 +249,16 @@ class Guard:
 
     def sweep(self, *, dry_run: bool, trigger: Trigger = "control") -> CleanupCompleted | None:
         """Sweep now; None: it takes more than one slice, and the log will say what came of it."""
-        done: list[CleanupCompleted] = []
         preview = dry_run and not self._settings.dry_run
         report = self._reporter.as_dry_run() if preview else self._report
-
-        def note(event: Event) -> None:
-            if isinstance(event, CleanupCompleted):
-                done.append(event)
-            report(event)
-
-        sweeper = self._sweeper.preview(note) if preview else replace(self._sweeper, report=note)
-        deadline = self._monotonic() + SLICE_S
-        slices = sweeper.round(trigger)
-        if not run_to_end(slices, until=lambda: self._monotonic() >= deadline):
-            self._scheduler.go_on(sweeper.name, slices)
-        return done[0] if done else None
+        done, rest = self._revoked.sweep(report, trigger, preview=preview)
+        if done is None:
+            self._scheduler.go_on(Sweeper.name, rest)
+        return done
 
     def describe(self, *, suspects: bool = True) -> dict[str, Any]:
         """The state of this guard: counts, whatever the set's size, and never ids."""
-        count, now = self._watch.ledger.count, self._monotonic()
+        now = self._monotonic()
         last, last_results = self._last_cleanup, self._last_results_cleanup
         return {
             "version": self._version,
@@ -344,16 +271,9 @@ class Guard:
             "parts": dict(sorted(self.parts.items())),
             "consecutive_failures": {
                 **self._scheduler.failures(),
-                "revoked_verify": self._lookups.consecutive_failures,
+                "revoked_verify": self._revoked.lookups.consecutive_failures,
             },
-            "revoked": {
-                "total": len(state.revoked),
-                "operator": count(Origin.OPERATOR),
-                "expired": count(Origin.EXPIRED),
-                "proven": count(Origin.PROVEN),
-                "unproven": sum(map(count, UNPROVEN)),
-                "stamps": len(state.revoked_stamps),
-            },
+            "revoked": self._revoked.describe(),
             "memory": self._memory.describe(suspects=suspects) if self._memory else None,
             "alerts": self._alerts.describe(),
             "totals": asdict(self._totals),
@@ -375,7 +295,7 @@ class Guard:
                 "dry_run": str(self._settings.dry_run).lower(),
             },
             tally=self._tally,
-            expired=asdict(self._backfill.causes_in_all()),
+            expired=asdict(self._revoked.backfill.causes_in_all()),
             alerts={
                 name: AlertFigures(threshold=alert.threshold, active=alert.since_mono is not None)
                 for name, alert in alerts.items()
@@ -397,54 +317,10 @@ class Guard:
     def _containment(self, part: str) -> Containment:
         return Containment(part, first_pause_s=self._settings.interval, report=self._report)
 
-    def _pool_hook_failed(self, error: Exception) -> None:
-        self._report_once(self._pool_hooks, error)
-
-    def _report_once(self, containment: Containment, error: Exception) -> None:
-        now = self._monotonic()
-        # One line for each pause, not one for each time.
-        if containment.ready(now):
-            containment.failed(error, now)
-
-    def _hasten(self, part: str) -> None:
-        self._scheduler.hasten(part)
+    def _hasten(self, part: str, *, within_s: float = 0.0, anyway: bool = False) -> None:
+        # The parts are made before the scheduler that runs them.
+        self._scheduler.hasten(part, within_s=within_s, anyway=anyway)
 
     def _child_recycled(self) -> None:
         self._totals.children_recycled += 1
         self._alerts.recycled()
-
-    # -- what the watch is told by -----------------------------------------------------------
-
-    def operator_revoked(self, task_id: str) -> None:
-        """An operator revoked this id, here and now or before a restart."""
-        self._keep_marked(task_id, True)
-
-    def proof_lost(self, task_id: str) -> None:
-        """An id from elsewhere expired here before it was asked for; its record proves nothing."""
-        # Nor to a peer that gets the id from here, and would find the record alone.
-        self._keep_marked(task_id, False)
-
-    def foreign_came(self) -> None:
-        """An id came in from elsewhere."""
-        # What the result backend says of an id counts from when it is first asked. A fleet that
-        # gets the same ids at once is still spread.
-        self._scheduler.hasten(self._sweeper.name, within_s=_ASK_WITHIN_S)
-
-    def peer_came(self, operators: Collection[str]) -> None:
-        """A peer that starts took our ids over; these of them are an operator's."""
-        if self._marker is None:
-            return
-        # It will look for their marks, which the result backend may have lost meanwhile, or which
-        # could not be written so far.
-        self._pending_marks.update(dict.fromkeys(operators, True))
-        if self._pending_marks:
-            self._scheduler.hasten(self._marker.name, anyway=True)
-
-    def watch_failed(self, error: Exception) -> None:
-        """The guard's own code raised in a hook; Celery was not touched by it."""
-        self._report_once(self._watching, error)
-
-    def _keep_marked(self, task_id: str, operators: bool) -> None:
-        if self._marker is not None:
-            self._pending_marks[task_id] = operators or self._pending_marks.get(task_id, False)
-            self._scheduler.hasten(self._marker.name)
