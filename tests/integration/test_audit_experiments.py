@@ -115,25 +115,27 @@ def test_beat_does_not_catch_up(make_fleet: MakeFleet, redis_server: RedisServer
 
 
 @pytest.mark.parametrize(
-    ("expires", "environ", "lost"),
+    ("expires", "environ", "conf", "lost"),
     [
-        ({"at": -60}, {}, True),
-        ({"at": 3600}, {}, False),
+        ({"at": -60}, {}, {}, True),
+        ({"at": 3600}, {}, {}, False),
         # Three hours behind UTC a naive "in an hour" was two hours ago.
-        ({"at": 3600, "naive": True}, {"TZ": "XXX3"}, True),
-        ({"at": 3600, "naive": False}, {"TZ": "XXX3"}, False),
+        ({"at": 3600, "naive": True}, {"TZ": "XXX3"}, {}, True),
+        ({"at": 3600, "naive": True}, {"TZ": "XXX3"}, {"enable_utc": False}, True),
+        ({"at": 3600, "naive": False}, {"TZ": "XXX3"}, {}, False),
     ],
-    ids=["computed-before", "ahead", "naive", "aware"],
+    ids=["computed-before", "ahead", "naive", "naive-without-utc", "aware"],
 )
 def test_a_fixed_expires(
     make_fleet: MakeFleet,
     redis_server: RedisServer,
     expires: dict[str, Any],
     environ: dict[str, str],
+    conf: dict[str, Any],
     lost: bool,
 ) -> None:
     """An absolute expires that is over makes every run born expired, beside an idle worker."""
-    fleet = make_fleet()
+    fleet = make_fleet(**conf)
     worker = start(fleet, redis_server)
     said = "Discarding revoked task: harness.add" if lost else "] succeeded in "
     with beat(fleet, {"expires": expires}, **environ):

@@ -172,8 +172,8 @@ def test_a_fork_inherits_no_lock() -> None:
 @pytest.mark.parametrize(
     ("code", "never"),
     [
-        ("import worker_guard", {"redis", "psutil", "structlog", "rich"}),
-        ("import worker_guard.cli", {"redis", "psutil", "structlog", "rich"}),
+        ("import worker_guard", {"redis", "psutil", "structlog", "rich", "prometheus_client"}),
+        ("import worker_guard.cli", {"redis", "psutil", "structlog", "rich", "prometheus_client"}),
     ],
 )
 def test_imports_are_light(code: str, never: set[str]) -> None:

@@ -87,7 +87,8 @@ def test_what_an_expires_is() -> None:
     assert naive.ahead_s == pytest.approx(utc.ahead_s, abs=5)
     assert when(timedelta(hours=1)) == Odd("datetime.timedelta(seconds=3600)")
     assert when("soon") == Odd("'soon'")
-    assert when(True) == Odd("True")
+    # Celery takes it for a number.
+    assert when(True) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -111,3 +112,44 @@ def test_whether_a_pool_has_children(given: Any, expected: bool) -> None:
     facts, unread = gather(app)
     assert facts.has_children is expected
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "longest_s"),
+    [
+        ({}, None),
+        ({"default_retry_delay": 7200}, 2 * HOUR),
+        # 1, 2 and 4 s; the maximum is far away.
+        ({"retry_backoff": True, "retry_backoff_max": 7200}, 4.0),
+        ({"retry_backoff": True, "retry_backoff_max": 7200, "max_retries": 20}, 2 * HOUR),
+        ({"retry_backoff": True, "retry_backoff_max": 7200, "max_retries": None}, 2 * HOUR),
+        ({"retry_backoff": 600, "retry_kwargs": {"max_retries": 5}}, 600.0),
+        ({"retry_backoff": 600, "retry_backoff_max": 7200, "max_retries": 2}, 1200.0),
+    ],
+    ids=str,
+)
+def test_the_longest_delay_of_a_retry(declared: dict[str, Any], longest_s: float | None) -> None:
+    """What a task declares; with a backoff, as many doublings as it has retries."""
+    app = Celery("retry", set_as_current=False)
+    errors = {"autoretry_for": (OSError,)} if "retry_backoff" in declared else {}
+
+    # Shared, it would be a task of all other tests' apps too.
+    @app.task(name="retries", shared=False, **errors, **declared)
+    def retries() -> None:
+        """Do nothing."""
+
+    facts, unread = gather(app)
+    assert not unread
+    delays = {task.name: task.retry_delay_s for task in facts.tasks}
+    assert delays["retries"] == longest_s
+
+
+def test_a_setting_that_is_none_is_not_set() -> None:
+    """None is how a part is switched off on purpose; it is not to take effect."""
+    app = Celery("none", set_as_current=False)
+    app.conf.worker_guard_results_schedule = None
+    app.conf.worker_guard_alert_redis_memory = None
+    app.conf.worker_guard_results_max_age = 60
+    facts, unread = gather(app)
+    assert not unread
+    assert facts.guard.given == {"worker_guard_results_max_age"}

@@ -28,7 +28,7 @@ from worker_guard.audit.finding import LEVELS, Finding, judge, reaches
 from worker_guard.audit.gaps import Gaps
 from worker_guard.audit.render import Report, show
 from worker_guard.audit.rules import IDS, RULES
-from worker_guard.audit.spelling import megabytes, names, seconds
+from worker_guard.audit.spelling import megabytes, names, plain, seconds
 
 MINUTE, HOUR, DAY, WEEK = 60.0, 3600.0, 86400.0, 7 * 86400.0
 
@@ -85,6 +85,7 @@ def redis_results(**given: Any) -> Results:
 
 CHILD_LIMIT = frozenset({"worker_guard_child_memory_limit"})
 MAX_AGE = frozenset({"worker_guard_results_max_age"})
+REDIS_MEMORY = frozenset({"worker_guard_alert_redis_memory"})
 
 #: Rule, level, and facts in which it finds that.
 BAD: list[tuple[str, str, Facts]] = [
@@ -216,6 +217,7 @@ BAD: list[tuple[str, str, Facts]] = [
     ("guard-changes-nothing", "note", guard(enabled=False)),
     ("guard-setting-without-effect", "warning", guard(given=MAX_AGE)),
     ("guard-setting-without-effect", "warning", guard(given=CHILD_LIMIT, pool="solo")),
+    ("guard-setting-without-effect", "warning", guard(given=REDIS_MEMORY)),
     ("guard-setting-without-effect", "warning", guard(parent_action="shutdown")),
 ]
 
@@ -240,7 +242,6 @@ GOOD: list[tuple[str, Facts]] = [
     # Said once, at the entry.
     ("expires-not-a-time", every(DAY, PAST)),
     ("expires-naive", every(DAY, AHEAD)),
-    ("expires-naive", with_entry(every(DAY, NAIVE), enable_utc=False, utc_offset_s=HOUR)),
     (
         "all",
         tasks(
@@ -455,6 +456,9 @@ def test_how_values_are_spelt() -> None:
     """Durations in their largest whole unit, sizes in MB, long lists cut off."""
     durations = [seconds(x) for x in (0.25, 59.0, 90.0, 120.0, 5400.0, 7200.0, 2 * DAY)]
     assert durations == ["0.2 s", "59 s", "90 s", "2 min", "90 min", "2 h", "2 d"]
+    # In full, however large.
+    assert [seconds(x) for x in (1_234_567.0, 12_345_678.9)] == ["1234567 s", "12345678.9 s"]
+    assert plain(419_430_400.0) == "419430400"
     assert megabytes(1_234_567_890) == "1,235 MB"
     assert names(["a", "b"]) == "a, b"
     assert names([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"

@@ -35,7 +35,8 @@ def visibility_timeout_short(facts: Facts) -> Iterator[Finding]:
             "visibility_timeout": seconds(timeout_s),
             "held": names([f"{name} {seconds(held[name])}" for name in longest]),
         },
-        change=f'app.conf.broker_transport_options = {{"visibility_timeout": {wanted_s:.0f}}}',
+        change="app.conf.broker_transport_options = {**app.conf.broker_transport_options, "
+        f'"visibility_timeout": {wanted_s:.0f}}}',
     )
 
 

@@ -121,9 +121,7 @@ def expires_under_a_day(facts: Facts) -> Iterator[Finding]:
 
 
 def expires_naive(facts: Facts) -> Iterator[Finding]:
-    """A time without a zone: with ``enable_utc`` Celery reads it as UTC."""
-    if not facts.delivery.enable_utc:
-        return
+    """A time without a zone: Celery reads it as UTC, also with ``enable_utc`` off."""
     offset_s = facts.delivery.utc_offset_s
     level: Level = "warning" if offset_s else "note"
     shift = f"{seconds(abs(offset_s))} {'later' if offset_s > 0 else 'earlier'}"

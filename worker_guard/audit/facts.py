@@ -78,7 +78,6 @@ class Delivery:
     visibility_timeout_s: float | None = None
     prefetch_multiplier: int = 4
     prefetch_disabled: bool = False
-    enable_utc: bool = True
     #: Of this process's local time, now.
     utc_offset_s: float = 0.0
     acks_late: bool = False
@@ -122,7 +121,7 @@ class GuardFacts:
     dry_run: bool = False
     #: What the worker would say, and not start.
     rejected: str | None = None
-    #: Names of the settings that are set, such as ``worker_guard_interval``.
+    #: Names of the settings that are set to something, such as ``worker_guard_interval``.
     given: frozenset[str] = frozenset()
     parent_limit: bool = False
     parent_action: str = "log"

@@ -89,8 +89,19 @@ def _retry_delay_s(task: Any) -> float | None:
     if not getattr(task, "autoretry_for", ()):
         return None if delay_s == _RETRY_DELAY_S else delay_s
     if getattr(task, "retry_backoff", False):
-        return _seconds(getattr(task, "retry_backoff_max", _BACKOFF_MAX_S))
+        return _longest_backoff_s(task)
     return _seconds(dict(getattr(task, "retry_kwargs", {})).get("countdown", delay_s))
+
+
+def _longest_backoff_s(task: Any) -> float | None:
+    """The last countdown is the longest: it doubles with each retry, up to a maximum."""
+    limit_s = _seconds(getattr(task, "retry_backoff_max", _BACKOFF_MAX_S))
+    retries = dict(getattr(task, "retry_kwargs", {})).get("max_retries", task.max_retries)
+    if limit_s is None or retries is None:
+        return limit_s
+    # As celery.app.autoretry does. Beyond so many doublings nothing is below the maximum.
+    first_s = int(max(1.0, task.retry_backoff))
+    return min(limit_s, float(first_s * 2 ** min(max(retries - 1, 0), 64)))
 
 
 def _delivery(app: Any) -> Delivery:
@@ -108,7 +119,6 @@ def _delivery(app: Any) -> Delivery:
         prefetch_multiplier=int(conf.worker_prefetch_multiplier or 0),
         # From Celery 5.6 on.
         prefetch_disabled=bool(conf.get("worker_disable_prefetch")),
-        enable_utc=bool(conf.enable_utc),
         utc_offset_s=offset.total_seconds() if offset else 0.0,
         acks_late=bool(conf.task_acks_late),
         reject_on_worker_lost=_yes_no_unsaid(conf.task_reject_on_worker_lost),
@@ -164,7 +174,12 @@ def _guard(app: Any, settings: Settings, rejected: str | None, results: Results)
         enabled=settings.enabled,
         dry_run=settings.dry_run,
         rejected=rejected,
-        given=frozenset(PREFIX + name for name in given_keys(app.conf)),
+        given=frozenset(
+            PREFIX + name
+            for name in given_keys(app.conf)
+            # None is how a part is switched off on purpose.
+            if rejected is not None or getattr(settings, name) not in (None, ())
+        ),
         parent_limit=settings.parent_memory_limit is not None,
         parent_action=settings.parent_action,
         deletes_results=works

@@ -15,10 +15,12 @@ _OF_RESULTS = {
     "worker_guard_results_max_age",
     "worker_guard_state_patterns",
 }
+_OF_REDIS_MEMORY = {"worker_guard_alert_redis_memory"}
 _OF_CHILDREN = {
     "worker_guard_child_memory_limit",
     "worker_guard_recycle_concurrency",
     "worker_guard_recycle_min_lifetime",
+    "worker_guard_alert_recycles_per_hour",
 }
 
 
@@ -101,6 +103,14 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             "the results part is off, because it needs a Redis result backend",
             {"result_backend": facts.results.backend},
             'app.conf.result_backend = "redis://…"',
+        )
+    of_redis_memory = sorted(guard.given & _OF_REDIS_MEMORY)
+    if of_redis_memory and not facts.results.is_redis:
+        yield _idle(
+            of_redis_memory,
+            "the alert is off, because it looks at the Redis of the result backend",
+            {"result_backend": facts.results.backend},
+            "app.conf.worker_guard_alert_redis_memory = None",
         )
     of_children = sorted(guard.given & _OF_CHILDREN)
     if of_children and not facts.has_children:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from worker_guard.audit.facts import Facts
 from worker_guard.audit.finding import Finding
-from worker_guard.audit.spelling import megabytes
+from worker_guard.audit.spelling import megabytes, plain
 
 _SETTING = "worker_max_memory_per_child"
 _KIB = 1024
@@ -35,7 +35,7 @@ def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
     if limit_kib is None or not (_is_bytes(facts) or limit_kib < _SMALLEST_KIB):
         return
     evidence: dict[str, object] = {
-        _SETTING: f"{limit_kib:g}",
+        _SETTING: plain(limit_kib),
         "as_KiB": megabytes(limit_kib * _KIB),
         "this_machine_has": megabytes(memory.available_bytes),
     }
@@ -72,7 +72,7 @@ def memory_limit_below_newborn(facts: Facts) -> Iterator[Finding]:
             happens="Every child is replaced after every task: a new one inherits the main "
             "process's size, and is over the limit from birth.",
             evidence={
-                _SETTING: f"{limit_kib:g} KiB, which is {megabytes(limit_kib * _KIB)}",
+                _SETTING: f"{plain(limit_kib)} KiB, which is {megabytes(limit_kib * _KIB)}",
                 "newborn_estimate": f"{megabytes(memory.newborn_bytes)}, the RSS of this process, "
                 "which has loaded the app as a worker does",
             },

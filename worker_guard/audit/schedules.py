@@ -58,7 +58,8 @@ def when(value: Any) -> When:
     """A value of ``expires`` or ``eta``, as Celery takes it."""
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float):
+        # True and False too, which Celery takes for 1 s and 0 s.
         return float(value)
     moment = value
     if isinstance(value, str):

@@ -15,7 +15,12 @@ def seconds(value: float) -> str:
     for unit, name in _UNITS:
         if value >= unit and value % unit == 0:
             return f"{value / unit:g} {name}"
-    return f"{round(value, 1):g} s"
+    return f"{plain(round(value, 1))} s"
+
+
+def plain(number: float) -> str:
+    """A number in full, without an exponent or a fraction that is none."""
+    return f"{number:.0f}" if number == round(number) else str(number)
 
 
 def megabytes(size_bytes: float) -> str:
