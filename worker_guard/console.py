@@ -13,6 +13,8 @@ from worker_guard.reporting import masked
 
 __all__ = ["EX_OK", "EX_TROUBLE", "EX_UNAVAILABLE", "EX_USAGE", "failed", "reason", "say"]
 
+#: redis-py prints each Sentinel that it asked as an object of 500 characters.
+_SENTINEL = re.compile(r"<redis\.client\.Redis\(.*?>\)>\)> - ")
 _PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
 EX_OK = 0
@@ -36,7 +38,7 @@ def failed(exc: Exception) -> int:
 def reason(exc: Exception) -> str:
     """The error's text as one line, without a password."""
     # redis-py quotes a pipeline's command in full.
-    text = _PIPELINE.sub("", " ".join(str(exc).split()))
+    text = _SENTINEL.sub("", _PIPELINE.sub("", " ".join(str(exc).split())))
     return str(masked(text)) or type(exc).__name__
 
 

@@ -338,8 +338,21 @@ def with_password(port: int) -> dict[str, str]:
     return {"broker_url": f"redis://:{PASSWORD}@127.0.0.1:{port}/0"}
 
 
+def sentinels(**options: str) -> dict[str, Any]:
+    """Two Sentinels, neither of which is there."""
+    url = f"sentinel://:{PASSWORD}@127.0.0.1:{free_port()}"
+    secret = {"sentinel_kwargs": {"password": PASSWORD}}
+    return {"broker_url": f"{url};{url}", "broker_transport_options": {**secret, **options}}
+
+
 @pytest.mark.parametrize("command", ["status", "watch"])
-@pytest.mark.parametrize("trouble", ["closed", "silent", "refused", "nobody", "amqp", "unknown"])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        *("closed", "silent", "refused", "nobody", "amqp", "unknown"),
+        *("sentinel", "no-master"),
+    ],
+)
 def test_a_broker_that_cannot_be_asked(server: RedisServer, trouble: str, command: str) -> None:
     """One line on stderr, in bounded time, without the password; the exit code says which."""
     with socket.socket() as silent, RedisServer() as refusing:
@@ -353,16 +366,19 @@ def test_a_broker_that_cannot_be_asked(server: RedisServer, trouble: str, comman
             "nobody": {"broker_url": server.url(9)},
             "amqp": {"broker_url": f"amqp://u:{PASSWORD}@127.0.0.1:{free_port()}//"},
             "unknown": {"broker_url": f"ridis://:{PASSWORD}@127.0.0.1:1/0"},
+            "sentinel": sentinels(master_name="primary"),
+            "no-master": sentinels(),
         }
         began = time.monotonic()
         with terminal(*celery("guard", command), environ=environ_of(urls[trouble])) as screen:
             code, line = screen.ended()
             assert screen.text() == ""
         took_s = time.monotonic() - began
-    assert code == {"refused": 1, "unknown": 2}.get(trouble, 69), line
+    assert code == {"refused": 1, "unknown": 2, "no-master": 2}.get(trouble, 69), line
     assert line.count("\n") == 1
     assert PASSWORD not in line
     assert "Traceback" not in line
+    assert "object at 0x" not in line
     assert {
         "closed": "Connection refused",
         "silent": "Timeout",
@@ -370,6 +386,8 @@ def test_a_broker_that_cannot_be_asked(server: RedisServer, trouble: str, comman
         "nobody": "No worker answered within 1 s",
         "amqp": "Connection refused",
         "unknown": "No such transport",
+        "sentinel": "No master found for 'primary' : ",
+        "no-master": "'master_name' transport option must be specified",
     }[trouble] in line
     # Against hanging: what is bounded is one wait of BROKER_S, and this machine may be busy.
     assert took_s < 6 * BROKER_S

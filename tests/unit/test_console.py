@@ -39,6 +39,15 @@ def wrapped(error: Exception) -> Exception:
         (redis.ReadOnlyError("a replica"), EX_TROUBLE, "The server refuses: a replica"),
         (wrapped(redis.AuthenticationError("NOAUTH")), EX_TROUBLE, "refuses: NOAUTH"),
         (wrapped(AccessRefused("no")), EX_TROUBLE, "The server refuses"),
+        (
+            redis.ConnectionError(
+                "No master found for 'm' : <redis.client.Redis(<redis.connection.ConnectionPool("
+                "<redis.connection.Connection(db=0,retry=<redis.retry.Retry object at 0x1>,"
+                "host=h)>)>)> - TimeoutError('late')"
+            ),
+            EX_UNAVAILABLE,
+            "can't be reached: No master found for 'm' : TimeoutError('late')",
+        ),
         (FileNotFoundError(2, "gone", "/x"), EX_TROUBLE, "FileNotFoundError: "),
         (RuntimeError("two\nlines"), EX_TROUBLE, "RuntimeError: two lines"),
         (ValueError(), EX_TROUBLE, "ValueError: ValueError"),

@@ -119,6 +119,9 @@ class Workers:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_S)
             except known_errors as exc:
                 raise OperationalError(str(exc) or type(exc).__name__) from exc
+            except ValueError as exc:
+                # No server was asked: an option is missing, or can't be what it is.
+                raise BrokerUnusableError(f"The broker of this app can't be used: {exc}") from exc
             self._connection = connection
         return self._connection
 
