@@ -237,3 +237,12 @@ def test_a_dashboard_on_hardly_any_screen(rows: int) -> None:
     assert len(lines) <= rows
     assert lines[-1] == "and 2 more workers, 1 of them in trouble"
     assert lines[:-1] == ["HEAD", "TROUBLE", ""][: rows - 1]
+
+
+def test_what_is_the_matter_is_said_where_there_is_no_room_for_all() -> None:
+    """A worker that does not fit in full still says why it is in trouble."""
+    alert = {"alert": "revoked_tasks", "value": 23, "threshold": 10, "since_s": 300}
+    replies = {f"w{n}": answer(BUSY) for n in range(9)} | {"ill": answer(BUSY, alerts=[alert])}
+    lines = dashboard(fleet(**replies), 80, 24)
+    assert any("revoked_tasks is 23, the threshold is 10" in line for line in lines)
+    assert "10 more in full" in lines[-1]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from worker_guard.reporting import masked
 from worker_guard.status.asking import BROKER_S, Asked
-from worker_guard.status.screen import FULL_CHILDREN, WIDE, overview, plain, section
+from worker_guard.status.screen import FULL_CHILDREN, WIDE, brief, overview, plain, section
 from worker_guard.status.terminal import Keys
 from worker_guard.status.view import Answers, Fleet, Remembered, WorkerRow, duration, read_fleet
 
@@ -50,6 +50,10 @@ class Dashboard:
                 break
             lines += [[], *block]
             in_full += 1
+        for worker in self.fleet.worst_first()[in_full:]:
+            block = drawn(brief(worker))
+            if worker.troubles and len(block) <= room - len(lines) - 1:
+                lines += [[], *block]
         lines = lines[:room]
         lines += drawn(self._note(listed, in_full))[:1]
         for line in lines:

@@ -114,11 +114,7 @@ def _state(worker: WorkerRow) -> Text:
 def section(worker: WorkerRow, *, wide: bool, children: int | None = FULL_CHILDREN) -> Group:
     """All that is known of one worker, with so many of its children (None: all)."""
     guard = worker.guard
-    facts = _table("", "", head=False)
-    for trouble in worker.troubles:
-        text = plain(trouble.text)
-        text.stylize("red")
-        facts.add_row(Text(_words(trouble.kind), "bold red"), text)
+    facts = _troubles(worker)
     processes: Iterable[RenderableType] = ()
     if guard is not None:
         for name, fact in _facts(guard):
@@ -126,6 +122,20 @@ def section(worker: WorkerRow, *, wide: bool, children: int | None = FULL_CHILDR
         if guard.memory is not None:
             processes = _processes(guard.memory, count=children, wide=wide)
     return Group(_headline(worker), _indented(facts), *map(_indented, processes))
+
+
+def brief(worker: WorkerRow) -> Group:
+    """What is the matter with one worker, and nothing else."""
+    return Group(_headline(worker), _indented(_troubles(worker)))
+
+
+def _troubles(worker: WorkerRow) -> Table:
+    table = _table("", "", head=False)
+    for trouble in worker.troubles:
+        text = plain(trouble.text)
+        text.stylize("red")
+        table.add_row(Text(_words(trouble.kind), "bold red"), text)
+    return table
 
 
 def _headline(worker: WorkerRow) -> Text:
