@@ -337,6 +337,35 @@ def test_two_threads_never_lose_an_operators_id() -> None:
     assert ledger.count(Origin.OPERATOR) == len(ids)
 
 
+def test_a_sweep_never_takes_an_id_that_is_being_renewed_for_gone(
+    heard: tuple[RevokedWatch, Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set takes an id out before it renews it; on another thread a sweep could see that."""
+    watch, _ = heard
+    watch.start(StubWorker())
+    state.revoked.add("x")  # an operator's
+    found: list[tuple[str, ...]] = []
+
+    def look() -> None:
+        selection = watch.ledger.select(
+            ["x"], 50_000.0, held=state.revoked, grace_s=0.0, max_age_s=0.0
+        )
+        found.append(selection.gone)
+
+    sweep, discard = threading.Thread(target=look), LimitedSet.discard
+
+    def slow_discard(self: Any, item: str) -> None:
+        discard(self, item)
+        sweep.start()
+        sweep.join(0.2)
+
+    monkeypatch.setattr(LimitedSet, "discard", slow_discard)
+    state.revoked.add("x")
+    sweep.join()
+    assert found == [()]
+    assert watch.ledger.origin("x") is Origin.OPERATOR
+
+
 def test_a_revoke_while_a_peers_ids_are_taken_in_is_an_operators(
     heard: tuple[RevokedWatch, Heard],
 ) -> None:

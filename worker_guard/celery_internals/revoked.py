@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Iterable, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from celery.worker import control, request, state
@@ -53,11 +54,15 @@ def _coming_from(source: Source) -> Wrap:
 
 
 def watch_revoked_set(
-    worker: Any, on_added: Callable[[str, Source], None], on_hello: Callable[[], None]
+    worker: Any,
+    on_added: Callable[[str, Source], None],
+    on_hello: Callable[[], None],
+    changing: Callable[[], AbstractContextManager[object]],
 ) -> list[Hook]:
     """Have ``on_added(task_id, source)`` called for each id added to the revoked set.
 
     ``on_hello()`` is called when a peer that starts has taken over the ids of this worker.
+    ``changing()`` is held during the adding itself, which takes an id out before it renews it.
 
     Relies on: ``state.revoked`` being a ``LimitedSet`` whose ``update`` calls ``self.add``;
     ``Request.maybe_expire`` adding the expired id; the remote command ``hello`` and the consumer
@@ -67,7 +72,8 @@ def watch_revoked_set(
 
     def wrap_add(add: Callable[..., Any]) -> Callable[..., Any]:
         def watched_add(item: str, now: float | None = None) -> Any:
-            added = add(item, now)
+            with changing():
+                added = add(item, now)
             on_added(item, _source.get())
             return added
 

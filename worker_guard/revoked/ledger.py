@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Collection, Container, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -121,6 +122,10 @@ class Ledger:
 
     # -- what happens to ids ---------------------------------------------------------------
 
+    def changing(self) -> AbstractContextManager[object]:
+        """To be held while an id is added to the set: an id that is renewed is out for a moment."""
+        return self._lock
+
     def added(self, task_id: str, source: Source, now: float) -> bool:
         """An id was added to the set, by ``source``.
 
@@ -185,6 +190,17 @@ class Ledger:
 
         ``held`` is the set itself. ``max_age_s`` is Celery's ``REVOKE_EXPIRES``; 0 is no limit.
         """
+        with self._lock:
+            return self._select(task_ids, now, held, grace_s, max_age_s)
+
+    def _select(
+        self,
+        task_ids: Iterable[str],
+        now: float,
+        held: Container[str],
+        grace_s: float,
+        max_age_s: float,
+    ) -> Selection:
         clear: list[str] = []
         look_up: list[str] = []
         age_out: list[str] = []

@@ -51,7 +51,9 @@ class RevokedWatch:
         Raises:
             MissingInternalError: this release can't be watched; no hook is left behind.
         """
-        self._hooks = celery_internals.watch_revoked_set(worker, self._added, self._hello)
+        self._hooks = celery_internals.watch_revoked_set(
+            worker, self._added, self._hello, self.ledger.changing
+        )
         signals.task_revoked.connect(self._task_revoked, weak=False)
         operators = _noted_in_statedb(worker)
         for task_id in state.revoked.as_dict():
