@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, ClassVar
 
 from worker_guard.events import Event
 
@@ -80,6 +80,17 @@ class _WorkersOwnDestination(logging.Handler):
 
     _bare = logging.Formatter("%(message)s")
 
+    #: The formatter of each handler that has the bare one now. A child that another thread forks
+    #: at this moment gets its own back by :meth:`take_back`.
+    _lent: ClassVar[dict[logging.Handler, logging.Formatter | None]] = {}
+
+    @classmethod
+    def take_back(cls) -> None:
+        """In a forked child: give the handlers what the thread that lent it can't."""
+        while cls._lent:
+            handler, formatter = cls._lent.popitem()
+            handler.formatter = formatter
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's message without any prefix."""
         last_resort = [logging.lastResort] if logging.lastResort else []
@@ -88,11 +99,14 @@ class _WorkersOwnDestination(logging.Handler):
                 continue
             handler.acquire()
             formatter = handler.formatter
+            self._lent.setdefault(handler, formatter)
             try:
                 handler.formatter = self._bare
                 handler.handle(record)
             finally:
                 handler.formatter = formatter
+                if formatter is not self._bare:  # it is where a handler's own code reports
+                    self._lent.pop(handler, None)
                 handler.release()
 
     def handle(self, record: logging.LogRecord) -> bool:
@@ -108,6 +122,10 @@ class _WorkersOwnDestination(logging.Handler):
     def createLock(self) -> None:  # noqa: N802
         """Have none, see :meth:`handle`."""
         self.lock = None
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_WorkersOwnDestination.take_back)
 
 
 def _open_destination(logger: logging.Logger) -> Callable[[], None]:

@@ -123,9 +123,10 @@ def test_an_id_that_was_cleared_and_revoked_later_outlives_its_old_entry() -> No
 
 
 def test_a_fork_inherits_no_lock() -> None:
-    """A child that is forked while a line is being written can write its own."""
+    """A child that is forked while a line is being written can write its own, and all others."""
     root, stream = logging.getLogger(), io.StringIO()
     handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("formatted: %(message)s"))
     root.addHandler(handler)
     log, close = open_log("json")
     report = Reporter(log, worker="w@test", dry_run=False)
@@ -153,8 +154,11 @@ def test_a_fork_inherits_no_lock() -> None:
         child = os.fork()
         if child == 0:
             handler.stream = io.StringIO()
+            root.error("a task's")
             report(event)
-            os._exit(0 if json.loads(handler.stream.getvalue())["worker"] == "w@test" else 1)
+            tasks, guards = handler.stream.getvalue().splitlines()
+            sound = tasks == "formatted: a task's" and json.loads(guards)["worker"] == "w@test"
+            os._exit(0 if sound else 1)
 
         def ended() -> tuple[int, int] | None:
             pid, status = os.waitpid(child, os.WNOHANG)
