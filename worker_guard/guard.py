@@ -208,6 +208,7 @@ class Guard:
         A ``cold`` shutdown asks the result backend nothing.
         """
         self._scheduler.disarm()
+        self._attempt(Sweeper.name, lambda: self._scheduler.close(Sweeper.name))
         if (janitor := self._janitor) is not None:
             # A sweep under way reports what it has done so far.
             self._attempt(janitor.name, lambda: self._scheduler.close(janitor.name))

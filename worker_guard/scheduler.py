@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Protocol
 
 from worker_guard.containment import LONGEST_PAUSE_S, Containment
@@ -45,6 +44,7 @@ class _Run:
         self.containment = containment
         self.due_mono = due_mono
         self.slices: Iterator[None] | None = None
+        self.waiting: list[Iterator[None]] = []
         self.ticket = 0
 
 
@@ -103,10 +103,12 @@ class Scheduler:
             run.ticket += 1
 
     def close(self, name: str) -> None:
-        """End a part's round where it is; what it clears up at its end is done now."""
+        """End a part's rounds where they are; what they clear up at their end is done now."""
         run = self._runs.get(name)
-        if run is not None and run.slices is not None:
-            slices, run.slices = run.slices, None
+        if run is None:
+            return
+        rounds, run.slices, run.waiting = [run.slices, *run.waiting], None, []
+        for slices in rounds:
             if isinstance(slices, Generator):
                 slices.close()
 
@@ -126,7 +128,10 @@ class Scheduler:
     def go_on(self, name: str, slices: Iterator[None]) -> None:
         """Run the rest of a round of this part that was begun outside the schedule."""
         run = self._runs[name]
-        run.slices = slices if run.slices is None else chain(run.slices, slices)
+        if run.slices is None:
+            run.slices = slices
+        else:
+            run.waiting.append(slices)
         self._call(run, PAUSE_S)
 
     def failures(self) -> dict[str, int]:
@@ -149,11 +154,14 @@ class Scheduler:
             return
         try:
             if run.slices is None:
-                run.slices = run.part.round()
+                run.slices = run.waiting.pop(0) if run.waiting else run.part.round()
             next(run.slices)
         except StopIteration:
             run.slices = None
             run.containment.succeeded()
+            if run.waiting:
+                self._call(run, PAUSE_S)
+                return
             run.due_mono = self._monotonic() + run.part.interval_s * self._uniform(0.9, 1.1)
         except Exception as exc:  # noqa: BLE001 - contained: reported, and tried again later
             run.slices = None

@@ -225,3 +225,20 @@ def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
     store.error = None
     assert sum(1 for _ in marker.round()) == 2
     assert (store.marked, store.unproven, pending) == (ids, ["unproven"], {})
+
+
+def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
+    """A worker that stops in the middle of a sweep still has all that it cleared in its totals."""
+    world = World()
+    world.add(Source.EXPIRY, *(f"{n}" for n in range(300)))
+    world.now += 60
+    world.step_s = SLICE_S
+    slices = world.sweeper.round("control")
+    next(slices)
+    left = len(world.revoked)
+    assert 0 < left < 300
+    slices.close()
+    (told,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
+    assert (told.revoked_tasks_cleared, told.trigger) == (300 - left, "control")
+    assert world.sweeper.totals.revoked_tasks_cleared == 300 - left
+    assert world.revoked.finished == 1

@@ -235,3 +235,27 @@ def test_a_round_begun_elsewhere_is_finished() -> None:
     scheduler.go_on("fake", FakePart(error=ValueError("broken")).round())
     timer.advance(1)
     assert [type(event) for event in events] == [PartFailed]
+
+
+def test_rounds_that_wait_are_run_after_a_failure_and_ended_with_the_rest() -> None:
+    """A round that was begun outside is not lost where the one before it raises."""
+    ended: list[str] = []
+
+    def begun(name: str) -> Iterator[None]:
+        try:
+            yield
+            yield
+        finally:
+            ended.append(name)
+
+    part = FakePart(error=OSError("broken"))
+    scheduler, timer, _ = scheduled(part)
+    scheduler.arm(timer.later)
+    rounds = [begun("first"), begun("second"), begun("third")]
+    for slices in rounds:
+        next(slices)
+        scheduler.go_on(part.name, slices)
+    timer.advance(3 * PAUSE_S)
+    assert ended == ["first"]
+    scheduler.close(part.name)
+    assert ended == ["first", "second", "third"]

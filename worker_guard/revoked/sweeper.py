@@ -117,6 +117,10 @@ class Sweeper:
                     break
                 cleared += self._look_up(self.records, batch)
                 yield
+        except GeneratorExit:
+            # The worker stops: what was done until then was done.
+            self._report(trigger, cleared, self.monotonic() - started)
+            raise
         finally:
             self.actor.finish()
             self.totals.sweeps += 1
