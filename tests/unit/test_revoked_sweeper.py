@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import pytest
 
@@ -237,6 +237,7 @@ def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
     next(slices)
     left = len(world.revoked)
     assert 0 < left < 300
+    assert isinstance(slices, Generator)
     slices.close()
     (told,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
     assert (told.revoked_tasks_cleared, told.trigger) == (300 - left, "control")
