@@ -30,7 +30,7 @@ class Containment:
         self._first_pause_s = first_pause_s
         self._report = report
         self._failures = 0
-        self._retry_mono = 0.0
+        self._retry_mono = self._pause_s = 0.0
 
     @property
     def consecutive_failures(self) -> int:
@@ -41,6 +41,14 @@ class Containment:
         """Whether the part may be tried now."""
         return not self._failures or now >= self._retry_mono
 
+    def lapse(self, now: float) -> None:
+        """Count anew where no failure came for as long again as the last pause took.
+
+        For what is told of its failures only.
+        """
+        if now >= self._retry_mono + self._pause_s:
+            self._failures = 0
+
     def succeeded(self) -> None:
         """The part came to its end."""
         self._failures = 0
@@ -50,7 +58,7 @@ class Containment:
         self._failures += 1
         doubled_s = self._first_pause_s * 2.0 ** min(self._failures - 1, 30)
         pause_s = min(doubled_s, self._longest_pause_s)
-        self._retry_mono = now + pause_s
+        self._retry_mono, self._pause_s = now + pause_s, pause_s
         self._report(
             PartFailed(
                 part=self._part,
@@ -63,5 +71,6 @@ class Containment:
 
     def noticed(self, error: Exception, now: float) -> None:
         """The same of what goes on regardless: one report for each pause, not for each time."""
+        self.lapse(now)
         if self.ready(now):
             self.failed(error, now)
