@@ -66,6 +66,8 @@ class Machine:
     # -- as a reader
 
     def read(self, pid: int, limit_bytes: int | None) -> Reading | None:
+        if ("read", pid) in self.failing:
+            raise PermissionError("not yours")
         self.now += self.reading_s
         used_bytes = self.used.get(pid)
         if used_bytes is None:
@@ -294,6 +296,29 @@ def test_a_round_that_fails_takes_nobodys_place(
 def refuse(event: Event) -> None:
     if isinstance(event, ChildOverLimit):
         raise OSError("no log")
+
+
+def test_a_child_that_cant_be_read_leaves_no_other_unread(setup: Setup) -> None:
+    """A process that made itself unreadable is reported, with growing pauses; the rest is read."""
+    recorder, machine = Recorder(), setup.machine
+    grown(setup, 10, 0, 400)
+    grown(setup, 11, 1, 3000)
+    machine.failing.add(("read", 10))
+    guard = watchdog(setup, recorder)
+    for _ in range(3):
+        run_to_end(guard.round())
+        machine.now += 5.0
+    assert recorder.recycled == [11]
+    failures = [event for event in setup.events if isinstance(event, PartFailed)]
+    assert [(f.part, f.consecutive_failures, f.retry_in_s) for f in failures] == [
+        ("memory", 1, 5.0),
+        ("memory", 2, 10.0),
+    ]
+    machine.failing.clear()
+    machine.now += 10.0
+    run_to_end(guard.round())
+    assert 10 in setup.roster.readings
+    assert not setup.roster.unreadable
 
 
 def test_nothing_is_kept_of_a_child_that_left_between_two_rounds(setup: Setup) -> None:

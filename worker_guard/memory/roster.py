@@ -33,7 +33,7 @@ class Roster:
     """What is known of the children beyond one reading, for all parts that deal with them.
 
     ``began`` takes each task that a child begins (``knows_runs``: somebody fills it);
-    ``failures`` are those of following a child on its way out.
+    ``failures`` are those of following a child on its way out, ``unreadable`` those of reading.
     """
 
     policy: ChildPolicy | None
@@ -46,6 +46,7 @@ class Roster:
     recycles: Counter[int] = field(default_factory=Counter)
     readings: dict[int, Reading] = field(default_factory=dict)
     failures: dict[int, Containment] = field(default_factory=dict)
+    unreadable: dict[int, Containment] = field(default_factory=dict)
 
     @property
     def limit_bytes(self) -> int | None:
@@ -55,7 +56,7 @@ class Roster:
     def keep(self, pids: set[int]) -> None:
         """Forget the children that are not among these, but for those that are followed."""
         followed = self.policy.leaving() if self.policy is not None else set()
-        known = self.born_mono.keys() | self.suspects.children()
+        known = self.born_mono.keys() | self.suspects.children() | self.unreadable.keys()
         for pid in known - pids - followed:
             self.gone(pid)
 
@@ -86,7 +87,7 @@ class Roster:
             self.policy.gone(pid)
         self.suspects.gone(pid)
         self.reader.forget(pid)
-        for known in (self.born_mono, self.readings, self.failures):
+        for known in (self.born_mono, self.readings, self.failures, self.unreadable):
             known.pop(pid, None)
 
     def _seen(self, pid: int, now: float) -> None:

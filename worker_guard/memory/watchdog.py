@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from worker_guard.containment import Containment
 from worker_guard.events import (
     ChildOverLimit,
     ChildRecycleRequested,
@@ -147,10 +148,27 @@ class MemoryWatchdog:
             if now - slice_started >= SLICE_S:
                 yield child, None
                 slice_started = now = self.monotonic()
-            reading = self.reader.read(child.pid, self.roster.limit_bytes)
+            reading = self._read(child.pid, now)
             if reading is not None:
                 self.roster.saw(reading, now, busy=self.children.is_busy(child.pid))
                 yield child, reading
+
+    def _read(self, pid: int, now: float) -> Reading | None:
+        """One child's memory. What that raises is reported, and no other child is left unread."""
+        unreadable = self.roster.unreadable.get(pid)
+        if unreadable is not None and not unreadable.ready(now):
+            return None
+        try:
+            reading = self.reader.read(pid, self.roster.limit_bytes)
+        except Exception as exc:  # noqa: BLE001 - reported, and tried again later
+            if unreadable is None:
+                unreadable = self.roster.unreadable[pid] = Containment(
+                    self.name, first_pause_s=self.interval_s, report=self.report
+                )
+            unreadable.failed(exc, now)
+            return None
+        self.roster.unreadable.pop(pid, None)
+        return reading
 
     def _judge_children(self, readings: Sequence[Reading], children: Mapping[int, Child]) -> None:
         policy = self.roster.policy
