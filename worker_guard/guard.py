@@ -24,7 +24,7 @@ from worker_guard.results.janitor import Janitor
 from worker_guard.results.opening import open_janitor
 from worker_guard.revoked.compose import Revoked
 from worker_guard.revoked.sweeper import Sweeper, Totals
-from worker_guard.scheduler import Later, Part, Scheduler
+from worker_guard.scheduler import BURST_S, REST_S, Later, Part, Scheduler
 from worker_guard.settings import Settings
 
 _ON = "on"
@@ -190,13 +190,16 @@ class Guard:
         """The consumer has a connection: tick by its timer."""
         timer = consumer.timer
         later: Later = timer.call_after
+        burst_s = 0.0
         if consumer.hub is None:
+            burst_s = BURST_S
+
             # Without an event loop the timer is a thread or a greenlet of its own, and the set
             # is not made for two threads.
             def later(delay_s: float, tick: Callable[[], None]) -> None:
                 timer.call_after(delay_s, consumer.call_soon, (tick,))
 
-        self._scheduler.arm(later)
+        self._scheduler.arm(later, burst_s=burst_s, rest=lambda: time.sleep(REST_S))
 
     def disarm(self) -> None:
         """The consumer's connection is gone, and on some releases its timers with it."""

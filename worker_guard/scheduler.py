@@ -14,6 +14,13 @@ from worker_guard.events import Event, Trigger
 #: rest is room for the one step that was under way.
 SLICE_S = 0.002
 
+#: Without an event loop the consumer looks for ticks only between two waits for messages, which
+#: take seconds where none comes; so it runs slices for this long each time.
+BURST_S = 0.1
+
+#: What the other greenlets get between two slices of such a tick.
+REST_S = 0.001
+
 #: The event loop's own time between two slices of one round.
 PAUSE_S = 0.01
 
@@ -67,6 +74,8 @@ class Scheduler:
         self._monotonic = monotonic
         self._uniform = uniform
         self._later: Later | None = None
+        self._burst_s = 0.0
+        self._rest: Callable[[], None] = _no_rest
         now = monotonic()
         self._runs = {
             part.name: _Run(
@@ -83,9 +92,14 @@ class Scheduler:
             for part in parts
         }
 
-    def arm(self, later: Later) -> None:
-        """Tick from now on by this timer; a timer armed before ticks no more."""
-        self._later = later
+    def arm(
+        self, later: Later, *, burst_s: float = 0.0, rest: Callable[[], None] | None = None
+    ) -> None:
+        """Tick from now on by this timer; a timer armed before ticks no more.
+
+        Each tick runs slices until ``burst_s`` is over, and one at least, with ``rest`` between.
+        """
+        self._later, self._burst_s, self._rest = later, burst_s, rest or _no_rest
         for run in self._runs.values():
             under_way = run.slices is not None
             self._call(run, PAUSE_S if under_way else run.due_mono - self._monotonic())
@@ -155,7 +169,14 @@ class Scheduler:
         try:
             if run.slices is None:
                 run.slices = run.waiting.pop(0) if run.waiting else run.part.round()
-            next(run.slices)
+            until = self._monotonic() + self._burst_s
+            slices = run.slices
+            next(slices)
+            while self._monotonic() < until:
+                self._rest()
+                if run.slices is not slices:
+                    return  # closed meanwhile
+                next(slices)
         except StopIteration:
             run.slices = None
             run.containment.succeeded()
@@ -170,6 +191,10 @@ class Scheduler:
             self._call(run, PAUSE_S)
             return
         self._call(run, run.due_mono - self._monotonic())
+
+
+def _no_rest() -> None:
+    """With an event loop there is one slice a tick."""
 
 
 def run_to_end(slices: Iterator[None], *, until: Callable[[], bool] = lambda: False) -> bool:

@@ -259,3 +259,26 @@ def test_rounds_that_wait_are_run_after_a_failure_and_ended_with_the_rest() -> N
     assert ended == ["first"]
     scheduler.close(part.name)
     assert ended == ["first", "second", "third"]
+
+
+def test_without_an_event_loop_a_tick_runs_slices_for_a_while() -> None:
+    """There the next tick can be seconds away."""
+    part = FakePart(slices=10)
+    scheduler, timer, _ = scheduled(part)
+
+    def late(delay_s: float, tick: Callable[[], None]) -> None:
+        timer.later(max(delay_s, 2.0), tick)
+
+    slices = part.round
+
+    def slow(trigger: Trigger = "timer") -> Iterator[None]:
+        for _ in slices(trigger):
+            timer.now += 0.03
+            yield
+
+    part.round = slow  # type: ignore[method-assign]
+    scheduler.arm(late, burst_s=0.1)
+    timer.advance(10.0)
+    assert part.resumed == 4
+    timer.advance(2.5)
+    assert part.resumed == 8
