@@ -25,6 +25,7 @@ from tests.harness.results import (
     run,
     sweep,
 )
+from worker_guard.results.globs import Glob
 from worker_guard.results.lease import Lease, LeaseLostError
 from worker_guard.results.store import (
     WAYS,
@@ -104,6 +105,37 @@ def test_counts_are_exact_over_many_pages(client: Any, way: str) -> None:
         keys_scanned=5500, expired_results_deleted=2500, task_states_cleaned=500
     )
     assert client.dbsize() == 3000
+
+
+def test_a_user_who_may_not_touch_others_keys_is_swept_by_the_fastest_way(
+    server: RedisServer, client: Any
+) -> None:
+    """Keys that a slice didn't get to are no reason to be refused."""
+    with client.pipeline(transaction=False) as pipe:
+        for i in range(500):
+            pipe.set(f"celery-task-meta-{i}", encoded())
+            pipe.set(f"foreign-{i}", "1")
+        pipe.execute()
+    own = ("~celery-task-meta-*", "~celery-taskset-meta-*", "~chord-unlock-*")
+    client.execute_command("ACL", "SETUSER", "limited", "on", ">x", "+@all", *own)
+    try:
+        with redis.Redis(port=server.port, username="limited", password="x") as limited:
+            assert sweep(limited, pace=SMALL) == Tally(
+                keys_scanned=1000, expired_results_deleted=500
+            )
+    finally:
+        client.execute_command("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_pattern_with_many_wildcards_holds_nobody_up(client: Any, way: str) -> None:
+    """On keys that nearly fit it: each would cost seconds if every way to place the wildcards
+    were tried, and one call looks at several keys before it looks at its clock."""
+    for i in range(20):
+        client.set("app" + "a" * 300 + str(i), "1")
+    client.set("app" + "a" * 300 + "z", "1")
+    rules = policy(state_patterns=(Glob("app*a*a*a*a*a*z"),))
+    assert sweep(client, rules, way=way) == Tally(keys_scanned=21, task_states_cleaned=1)
 
 
 def test_prefixes_with_pattern_characters_are_taken_as_they_stand(client: Any) -> None:

@@ -33,3 +33,11 @@ def test_a_pattern_that_names_no_key_is_refused(pattern: str) -> None:
     """One that fits everything would reach the broker's queues."""
     with pytest.raises(ValueError, match=r"names no key|without its|no character"):
         Glob(pattern)
+
+
+def test_many_wildcards_are_looked_for_once() -> None:
+    """A key that nearly fits costs no search of each way to place them."""
+    glob = Glob("a*a*a*a*a*a*a*a*z")
+    assert glob.matches(b"a" * 300 + b"z")
+    assert not glob.matches(b"a" * 300)
+    assert glob.lua == b"^a" + b"\0a" * 7 + b"\0z$"

@@ -26,9 +26,11 @@ class Glob:
         tokens = list(_tokens(pattern.encode()))
         if not any(isinstance(token, frozenset) and len(token) == 1 for token in tokens):
             raise ValueError(f"{pattern!r} names no key: it has nothing but wildcards")
-        self._regex = re.compile(b"".join(map(_to_regex, tokens)), re.DOTALL)
-        #: The same as a pattern of Lua 5.1, for the scripts.
-        self.lua = b"^" + b"".join(map(_to_lua, tokens)) + b"$"
+        pieces = _pieces(tokens)
+        self._regex = re.compile(_to_regex(pieces), re.DOTALL)
+        #: The same for the scripts: patterns of Lua 5.1, one for each piece, with a NUL between.
+        #: Each fits the first place behind that of the one before it.
+        self.lua = _to_lua(pieces)
 
     def matches(self, key: bytes) -> bool:
         """Whether this key is meant."""
@@ -92,15 +94,53 @@ def _class(pattern: bytes, at: int) -> tuple[frozenset[int], int]:
     return frozenset(chosen), at + 1
 
 
-def _to_regex(token: Token) -> bytes:
+def _pieces(tokens: list[Token]) -> list[list[Token]]:
+    """What stands before, between and behind the runs of ``*``."""
+    pieces: list[list[Token]] = [[]]
+    for token in tokens:
+        if token == _ANY_RUN:
+            pieces.append([])
+        else:
+            pieces[-1].append(token)
+    return pieces
+
+
+def _to_regex(pieces: list[list[Token]]) -> bytes:
+    """A regular expression that looks for each piece once.
+
+    Where a piece fits, the first place will do, so that no other is tried when a later piece fails
+    (what Python 3.11 calls an atomic group). A pattern with many ``*`` would take minutes else.
+    """
+    first, *others = (b"".join(map(_regex_of_one, piece)) for piece in pieces)
+    if not others:
+        return first
+    *between, last = others
+    steps = (
+        b"(?=(?P<p%d>.*?%b))(?P=p%d)" % (number, piece, number)
+        for number, piece in enumerate(between)
+    )
+    return first + b"".join(steps) + b".*" + last
+
+
+def _regex_of_one(token: Token) -> bytes:
     if isinstance(token, bytes):
-        return b".*" if token == _ANY_RUN else b"."
+        return b"."
     return b"[" + b"".join(b"\\x%02x" % byte for byte in sorted(token)) + b"]"
 
 
-def _to_lua(token: Token) -> bytes:
+def _to_lua(pieces: list[list[Token]]) -> bytes:
+    found = [b"".join(map(_lua_of_one, piece)) for piece in pieces]
+    # Only the first and the last can be empty: there the key may begin or end as it likes.
+    if found[0] or len(found) == 1:
+        found[0] = b"^" + found[0]
+    if found[-1]:
+        found[-1] += b"$"
+    return b"\0".join(filter(None, found))
+
+
+def _lua_of_one(token: Token) -> bytes:
     if isinstance(token, bytes):
-        return b".-" if token == _ANY_RUN else b"."
+        return b"."
     escaped = b"".join(map(_lua_byte, sorted(token)))
     return escaped if len(token) == 1 else b"[" + escaped + b"]"
 

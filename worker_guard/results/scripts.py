@@ -34,7 +34,17 @@ local function list()
     at = at + #items + 1
     return items
 end
-local protected, state_prefixes, state_patterns = list(), list(), list()
+-- Each pattern as its pieces; see Glob.lua.
+local function patterns()
+    local items = list()
+    for i = 1, #items do
+        local pieces = {}
+        for piece in string.gmatch(items[i], '[^%z]+') do pieces[#pieces + 1] = piece end
+        items[i] = pieces
+    end
+    return items
+end
+local protected, state_prefixes, state_patterns = patterns(), list(), patterns()
 local ready = {}
 for _, state in ipairs(list()) do ready[state] = true end
 
@@ -53,9 +63,19 @@ local function begins(key, prefixes)
     return false
 end
 
-local function fits(key, patterns)
-    for i = 1, #patterns do
-        if find(key, patterns[i]) then return true end
+local function fits_all(key, pieces)
+    local last = 0
+    for i = 1, #pieces do
+        local _, stop = find(key, pieces[i], last + 1)
+        if not stop then return false end
+        last = stop
+    end
+    return true
+end
+
+local function fits(key, globs)
+    for i = 1, #globs do
+        if fits_all(key, globs[i]) then return true end
     end
     return false
 end
@@ -174,6 +194,8 @@ local started, cursor, keys = now_us(), '0', KEYS
 if ARGV[1] ~= '' then
     local page = call('SCAN', ARGV[1], 'COUNT', ARGV[2])
     cursor, keys = page[1], page[2]
+elseif #KEYS == 0 then
+    keys = list()
 end
 local rest, next_check = {}, 0
 local n = #keys
