@@ -274,6 +274,21 @@ def test_one_connection_as_a_limit_is_no_obstacle(server: RedisServer, client: A
     check_filled(client)
 
 
+def test_the_duration_of_a_cleanup_is_that_of_its_sweep(server: RedisServer, client: Any) -> None:
+    """Not of what comes before it and after it, the drop of the waiting messages say."""
+    fill(client)
+    app = Celery("test", set_as_current=False, broker="memory://", backend=server.url())
+    target = open_target(app, read_settings(app.conf), timeout_s=10.0)
+    job = Cleanup(target, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
+    built_at = time.time()
+    job.run()
+    outcome = job.outcome()
+    assert outcome is not None
+    assert outcome.at >= built_at
+    assert outcome.duration_s > 0
+    assert job.outcome() == outcome
+
+
 def at_the_harness_time(target: Any) -> Any:
     """The target with the policy of the harness, whose moment is fixed."""
     object.__setattr__(target, "_policy", lambda _now, _age: policy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,15 +80,39 @@ def run_history(app: Any, *, as_json: bool) -> int:
 
 
 def _swept(job: Cleanup, target: Target, *, quiet: bool) -> int:
+    stopped = False
     try:
-        with _progress(target, quiet=quiet) as progress:
+        with _stopped_by_ctrl_c(job), _progress(target, quiet=quiet) as progress:
             job.run(progress)
     except KeyboardInterrupt:
-        say("Stopped; the counts are those up to here.")
-        return EX_TROUBLE
+        stopped = True
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
         return failed(exc)
+    outcome = job.outcome()
+    if stopped or outcome is None or not outcome.complete:
+        say("Stopped; the counts are those up to here.")
+        return EX_TROUBLE
     return EX_OK
+
+
+@contextmanager
+def _stopped_by_ctrl_c(job: Cleanup) -> Iterator[None]:
+    """The first Ctrl-C lets the call that is under way end, and be counted; the next doesn't."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        # A shell's background job ignores it.
+        yield
+        return
+
+    def stop(_signum: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        job.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

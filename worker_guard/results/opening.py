@@ -110,23 +110,36 @@ class Cleanup:
             )
         self._target, self._max_age_s, self._dry_run = target, age, dry_run
         self._by, self._trigger = by, trigger
-        self._at, self._started = time.time(), time.monotonic()
+        self._at = time.time()
+        self._duration_s = 0.0
+        self._stopping = False
         self._sweep: Sweep | None = None
 
     def run(self, progress: Callable[[int], None] = lambda _scanned: None) -> None:
-        """Sweep to the end; ``progress`` is told of the keys that were scanned since it was last.
+        """Sweep to the end, or until :meth:`stop`.
+
+        ``progress`` is told of the keys that were scanned since it was last.
 
         What was done until an error stands in :meth:`outcome`.
         """
-        self._target.check()
-        actor = actor_for(dry_run=self._dry_run)
-        self._sweep = sweep = self._target.begin(
-            max_age_s=self._max_age_s, actor=actor, pace=FULL_SPEED
-        )
-        while not sweep.finished:
-            before = sweep.tally.keys_scanned
-            sweep.step()
-            progress(sweep.tally.keys_scanned - before)
+        # Not from when it was put together: a question may have been asked in between.
+        self._at, started = time.time(), time.monotonic()
+        try:
+            self._target.check()
+            actor = actor_for(dry_run=self._dry_run)
+            self._sweep = sweep = self._target.begin(
+                max_age_s=self._max_age_s, actor=actor, pace=FULL_SPEED
+            )
+            while not sweep.finished and not self._stopping:
+                before = sweep.tally.keys_scanned
+                sweep.step()
+                progress(sweep.tally.keys_scanned - before)
+        finally:
+            self._duration_s = round(time.monotonic() - started, 6)
+
+    def stop(self) -> None:
+        """End the sweep after the call that is under way, so that what it does is counted."""
+        self._stopping = True
 
     def outcome(self) -> Outcome | None:
         """What it came to by now; None where it never began."""
@@ -141,6 +154,6 @@ class Cleanup:
             complete=sweep.finished,
             way=sweep.way,
             max_age_s=self._max_age_s,
-            duration_s=round(time.monotonic() - self._started, 6),
+            duration_s=self._duration_s,
             tally=sweep.tally,
         )
