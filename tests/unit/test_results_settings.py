@@ -15,6 +15,7 @@ from celery.schedules import crontab, schedule
 from tests.unit.test_settings import conf
 from worker_guard.celery_internals import result_lifetime_s
 from worker_guard.errors import SettingError
+from worker_guard.reporting import masked
 from worker_guard.results.janitor import celery_schedule
 from worker_guard.results.opening import Cleanup, NoAgeError, ResultsOffError, open_janitor
 from worker_guard.results.running import seconds_of
@@ -147,13 +148,22 @@ def test_a_backend_whose_keys_have_no_name_is_refused(prefix: str, shared: str) 
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://:zeb/ra@h:6379/0", "redis://:zeb#ra@h:6379/0", "redis://h:port/0"]
+    "url",
+    [
+        "redis://:zeb/ra@h:6379/0",
+        "redis://:zeb#ra@h:6379/0",
+        "redis://h:port/0",
+        "rediss://:zeb@h:6379/0",
+    ],
 )
 def test_a_backend_whose_url_is_none_is_refused(url: str) -> None:
     """Without a piece of it in the line, which may be one of the password."""
     with pytest.raises(BackendUnreadableError) as caught:
         opened(app(url))
     assert "has to look like" in str(caught.value)
+    assert "ssl_cert_reqs" in str(caught.value)
+    # What hides passwords takes the advice for none.
+    assert masked(str(caught.value)) == str(caught.value)
     assert not any(piece in str(caught.value) for piece in ("zeb", "ra@h"))
 
 

@@ -141,8 +141,10 @@ def _backend(app: Any) -> Any:
     except ValueError:
         # Without what it was raised from: that may quote a piece of a password.
         raise BackendUnreadableError(
-            "result_backend is not a URL that can be read; it has to look like "
-            "redis://:password@host:6379/0, with /, #, ? and @ in a password as %2F, %23, %3F, %40"
+            "result_backend is not a URL that can be read; it has to look like redis://host:6379/0 "
+            "(rediss:// also needs ?ssl_cert_reqs=required, or another of its values), with "
+            "user:password@ before the host where there is one, and /, #, ? and @ in a password "
+            "as %2F, %23, %3F, %40"
         ) from None
 
 
