@@ -64,7 +64,7 @@ _extend_choices(control, guard_sweep.__name__)
 @click.group(name="guard", cls=click.Group)
 @click.pass_context
 def guard(ctx: click.Context) -> None:
-    """See what the guards of the workers do."""
+    """See the guards of the workers, audit the configuration, sweep the results."""
 
 
 def _asks_workers(command: Any) -> Any:

@@ -173,7 +173,8 @@ class ChildRecycleRequested(Event):
 class ChildRecycled(Event):
     """A child has left and was replaced.
 
-    ``replacement_*`` are None where the pool was made smaller meanwhile.
+    ``replacement_*`` are None where the pool was made smaller meanwhile; what the replacement uses,
+    and ``freed_bytes``, where it can't be read.
     """
 
     name: ClassVar[str] = "worker_guard.child_recycled"
@@ -183,7 +184,7 @@ class ChildRecycled(Event):
     waited_s: float
     used_bytes: int
     replacement_used_bytes: int | None
-    freed_bytes: int
+    freed_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -594,6 +594,22 @@ def test_a_child_whose_place_is_gone_has_no_replacement(following: Following) ->
     assert recycled.freed_bytes == 3000
 
 
+def test_a_replacement_that_cant_be_read_keeps_no_place(following: Following) -> None:
+    """Its figures are not known, and are not made up; the next child can leave."""
+    machine = following.setup.machine
+    machine.end(10)
+    machine.fork(20, 0, 300)
+    machine.failing.add(("read", 20))
+    following.look()
+    (recycled,) = following.setup.told(ChildRecycled)
+    assert isinstance(recycled, ChildRecycled)
+    assert recycled.replacement_pid == 20
+    assert (recycled.replacement_used_bytes, recycled.freed_bytes) == (None, None)
+    assert len(following.setup.told(PartFailed)) == 1
+    assert not following.recycler.leaving
+    assert following.counted == [1]
+
+
 def test_a_task_that_goes_on_is_told_each_minute(following: Following) -> None:
     """With its name, and nothing else is done to it."""
     machine = following.setup.machine

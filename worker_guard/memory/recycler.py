@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from worker_guard.containment import Containment
-from worker_guard.events import ChildRecycled, ChildRecycleWaiting, Event, Trigger
+from worker_guard.events import ChildRecycled, ChildRecycleWaiting, Event, PartFailed, Trigger
 from worker_guard.memory.policy import Reading
 from worker_guard.memory.roster import Roster
 from worker_guard.memory.watchdog import Child, Children
@@ -137,12 +137,21 @@ class Recycler:
         replacement = next((c for c in listed if c.slot == leaving.child.slot), None)
         if replacement is None and len(listed) < self.exits.size():
             return  # still to be made
-        used_bytes = None
+        used_bytes: int | None = None
+        freed_bytes: int | None = leaving.reading.used_bytes
         if replacement is not None:
-            reading = self.roster.reader.read_exactly(replacement.pid) if replacement.up else None
-            if reading is None:
-                return  # not up yet, or it has ended and is to be replaced itself
-            used_bytes = reading.used_bytes
+            if not replacement.up:
+                return
+            try:
+                reading = self.roster.reader.read_exactly(replacement.pid)
+            except Exception as exc:  # noqa: BLE001 - reported; nobody waits for its figure
+                self._unread(exc)
+                freed_bytes = None
+            else:
+                if reading is None:
+                    return  # it has ended, and is to be replaced itself
+                used_bytes = reading.used_bytes
+                freed_bytes = leaving.reading.used_bytes - used_bytes
         if self.exits.left_by_itself(leaving.child.pid):
             self.roster.recycles[leaving.child.slot] += 1
             self.recycled()
@@ -153,10 +162,14 @@ class Recycler:
                     waited_s=round(self.monotonic() - leaving.since_mono, 3),
                     used_bytes=leaving.reading.used_bytes,
                     replacement_used_bytes=used_bytes,
-                    freed_bytes=leaving.reading.used_bytes - (used_bytes or 0),
+                    freed_bytes=freed_bytes,
                 )
             )
         self._forget(leaving.child.pid)
+
+    def _unread(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        self.report(PartFailed(part=self.name, error=text, consecutive_failures=1, retry_in_s=0.0))
 
     def _forget(self, pid: int) -> None:
         self.leaving.pop(pid, None)

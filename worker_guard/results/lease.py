@@ -12,10 +12,10 @@ LEASE_S = 60.0
 
 
 class LeaseLostError(WorkerGuardError):
-    """The lease ran out, or was taken away, while this process swept.
+    """Another process took the lease while this one swept.
 
     The sweep stops where it stands, and whoever holds the lease starts over; nothing is lost by
-    it. Where it happens again and again, the process or Redis stood still for longer than the
+    it. Where it happens again and again, the process or Redis stands still for longer than the
     lease's 60 s: look for the reason there.
     """
 
@@ -50,14 +50,19 @@ class Lease:
     def renew(self) -> Iterator[None]:
         """Keep it; asks Redis only when a third of its time is over.
 
+        One that ran out is taken again where nobody else took it: a solo worker's task can outlast
+        it, and each key is checked and deleted in one step anyway.
+
         Raises:
-            LeaseLostError: somebody else holds it now, or nobody does.
+            LeaseLostError: somebody else holds it now.
         """
         if self._monotonic() < self._renew_mono:
             return
         lease_ms = int(LEASE_S * 1000)
         if not (yield from self._if_mine(lambda pipe: pipe.pexpire(self._key, lease_ms))):
-            self.held = False
+            yield
+            self.held = bool(self._client.set(self._key, self._holder, nx=True, px=lease_ms))
+        if not self.held:
             raise LeaseLostError("the lease on the result backend's sweep is lost")
         self._renew_mono = self._monotonic() + LEASE_S / 3
         yield

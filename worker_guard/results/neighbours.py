@@ -53,5 +53,5 @@ def _patterns(
     for prefix in prefixes:
         for name in map(literal, filter(None, queues)):
             yield f"{prefix}{name}"
-            yield f"{prefix}{name}{separator}*"
+            yield f"{prefix}{name}{separator}[0-9]*"
         yield from (prefix + key for key in keys)
