@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP = $(PYTHON) tests/harness/setup_venv.py
 
+# The tests wait for workers most of the time. Each file keeps its servers to itself.
+BESIDE = --numprocesses 2 --dist loadfile
+
 export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help demo test test-slow lint type check bench docs matrix build clean
@@ -15,7 +18,7 @@ demo: ## replay the incident, without the guard and with it, and check each clai
 
 test: ## run the tests on real workers and a Redis of their own
 	@$(SETUP) redis test docs
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(BESIDE) $(ARGS)
 
 test-slow: ## run the tests that take minutes
 	@$(SETUP) redis test docs
