@@ -17,14 +17,15 @@ __all__ = ["app"]
 
 #: The entry that Beat sends each half second (or ``every_s``), as JSON: its options. ``expires``
 #: can be an object:
-#: ``{"at": seconds from import, "naive": bool}`` or ``{"timedelta": seconds}``.
+#: ``{"at": seconds from import, "naive": bool}`` or ``{"timedelta": seconds}``; so can
+#: ``countdown``. ``entry`` holds keys of the entry itself, to add to it or put in place of its own.
 ENTRY = "WORKER_GUARD_TEST_ENTRY"
 COUNTS = "WORKER_GUARD_TEST_COUNTS"
 #: Have an entry added when the app is finalized, and say so on stdout.
 PERIODIC = "WORKER_GUARD_TEST_PERIODIC"
 
 
-def _expires(value: Any) -> Any:
+def _time(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "timedelta" in value:
@@ -35,11 +36,11 @@ def _expires(value: Any) -> Any:
 
 if ENTRY in os.environ:
     options = json.loads(os.environ[ENTRY])
-    if "expires" in options:
-        options["expires"] = _expires(options["expires"])
+    options |= {key: _time(options[key]) for key in ("expires", "countdown") if key in options}
+    given = options.pop("entry", {})
     every_s = options.pop("every_s", 0.5)
     entry = {"task": "harness.add", "args": (1, 2), "schedule": every_s, "options": options}
-    app.conf.beat_schedule = {"entry": entry}
+    app.conf.beat_schedule = {"entry": {**entry, **given}}
 
 
 def _count(key: str) -> int:

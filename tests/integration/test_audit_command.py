@@ -221,6 +221,17 @@ def test_what_a_troubled_configuration_gets() -> None:
     }
 
 
+def test_malformed_settings() -> None:
+    """Each is named, and the rest is audited as ever."""
+    conf = {"worker_prefetch_multiplier": "x", "result_expires": "1 day", "task_acks_late": True}
+    assert findings(conf={**conf, "beat_schedule": {"x": 5}}) == {
+        ("entry-not-loadable", "Beat entry x"): "error",
+        ("setting-not-readable", "result_expires"): "error",
+        ("setting-not-readable", "worker_prefetch_multiplier"): "error",
+        ("acks-late-without-reject", "task_acks_late"): "warning",
+    }
+
+
 def test_settings_under_a_namespace() -> None:
     """As Django projects have them."""
     app = "tests.harness.django_style_app"

@@ -161,6 +161,86 @@ def test_beat_cannot_send_a_timedelta(make_fleet: MakeFleet, redis_server: Redis
         fleet.send("add", 1, 2, expires=timedelta(hours=1))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"countdown": {"timedelta": 5}},
+        {"countdown": "5"},
+        {"expires": float("inf")},
+        {"expires": float("nan")},
+        {"expires": 1e12},
+        {"entry": {"options": 5}},
+    ],
+    ids=str,
+)
+def test_what_beat_cannot_send(
+    make_fleet: MakeFleet, redis_server: RedisServer, options: dict[str, Any]
+) -> None:
+    """Beat logs an error at each run, and the queue stays empty."""
+    with beat(make_fleet(), options) as log:
+        wait_for(lambda: log.read_text().count("Message Error") >= 2, "two errors of Beat")
+    assert waiting(redis_server) == 0
+
+
+@pytest.mark.parametrize(("expires", "lost"), [("1999", True), ("3600", False)])
+def test_a_number_as_text_is_a_year(
+    make_fleet: MakeFleet, redis_server: RedisServer, expires: str, lost: bool
+) -> None:
+    """It is sent as it is; 1999, which would be half an hour, was over at arrival."""
+    fleet = make_fleet()
+    with beat(fleet, {"expires": expires}):
+        wait_for(lambda: waiting(redis_server) >= 1, "a run in the queue")
+    (raw,) = redis_server.client.lrange("work", 0, 0)
+    assert json.loads(raw)["headers"]["expires"] == expires
+    said = "Discarding revoked task: harness.add" if lost else "] succeeded in "
+    start(fleet, redis_server).logged(said)
+
+
+# -- entries and settings that are none -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"expires": 30}, "got an unexpected keyword argument 'expires'"),
+        ({"schedule": "30"}, "'str' object has no attribute 'app'"),
+        ({"schedule": None}, "'NoneType' object has no attribute"),
+    ],
+    ids=str,
+)
+def test_an_entry_that_beat_cannot_load(
+    make_fleet: MakeFleet, redis_server: RedisServer, entry: dict[str, Any], says: str
+) -> None:
+    """Beat ends at its start, and sends nothing."""
+    with beat(make_fleet(), {"entry": entry}) as log:
+        wait_for(lambda: "beat raised exception" in log.read_text(), "Beat's end")
+    assert says in log.read_text()
+    assert waiting(redis_server) == 0
+
+
+def test_an_entry_without_a_task(make_fleet: MakeFleet, redis_server: RedisServer) -> None:
+    """Beat sends it, and a worker throws each message away."""
+    fleet = make_fleet()
+    worker = start(fleet, redis_server)
+    with beat(fleet, {"entry": {"task": None}}):
+        worker.logged("Received unregistered task of type None")
+    wait_for(lambda: waiting(redis_server) == 0, "the queue to be empty")
+
+
+@pytest.mark.parametrize(
+    "conf", [{"result_expires": "1 day"}, {"worker_prefetch_multiplier": "x"}], ids=str
+)
+def test_a_setting_of_another_kind_stops_the_worker(
+    make_fleet: MakeFleet, conf: dict[str, Any]
+) -> None:
+    """It ends by itself, and was never ready."""
+    fleet = make_fleet(**conf)
+    worker = fleet.launch("w", "--without-mingle", guarded=False)
+    wait_for(lambda: worker.process.poll() is not None, "the worker's end")
+    assert worker.process.returncode != 0
+    assert " ready." not in worker.text()
+
+
 # -- acknowledgement -----------------------------------------------------------------------
 
 

@@ -87,6 +87,12 @@ def test_what_an_expires_is() -> None:
     assert naive.ahead_s == pytest.approx(utc.ahead_s, abs=5)
     assert when(timedelta(hours=1)) == Odd("datetime.timedelta(seconds=3600)")
     assert when("soon") == Odd("'soon'")
+    for beyond in (float("inf"), float("nan"), 1e12):
+        assert isinstance(when(beyond), Odd)
+    year = when("3600")
+    assert isinstance(year, Moment)
+    assert year.never
+    assert not zulu.never
     # Celery takes it for a number.
     assert when(True) == 1.0
 
@@ -153,3 +159,76 @@ def test_a_setting_that_is_none_is_not_set() -> None:
     facts, unread = gather(app)
     assert not unread
     assert facts.guard.given == {"worker_guard_results_max_age"}
+
+
+ENTRY = {"task": "proj.task", "schedule": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "says"),
+    [
+        (ENTRY, None, ""),
+        ({**ENTRY, "args": (1,), "kwargs": {}, "options": {}, "relative": True}, None, ""),
+        # Other schedulers know it, and Beat's command line can name one.
+        ({**ENTRY, "enabled": True}, None, ""),
+        ({**ENTRY, "expires": 30}, "ends-beat", "unexpected keyword argument 'expires'"),
+        ({**ENTRY, "schedule": "30"}, "ends-beat", "'str' object has no attribute 'app'"),
+        ({**ENTRY, "schedule": START}, "ends-beat", "has no attribute 'app'"),
+        ({**ENTRY, "schedule": float("inf")}, "ends-beat", "OverflowError"),
+        ({"task": "proj.task"}, "ends-beat", "the schedule is None"),
+        (5, "ends-beat", "'int' object is not iterable"),
+        ({"schedule": 1.0}, "no-task", "the task is None"),
+        ({**ENTRY, "options": 5}, "never-sent", "the options are 5"),
+    ],
+    ids=str,
+)
+def test_what_beat_makes_of_an_entry(entry: Any, kind: str | None, says: str) -> None:
+    """What keeps it from running the entry, in its own words."""
+    app = Celery("entries", set_as_current=False)
+    app.conf.beat_schedule = {"entry": entry, "good": ENTRY}
+    facts, unread = gather(app)
+    assert (unread, facts.unreadable) == ([], ())
+    first, good = facts.entries
+    assert (first.flaw.kind if first.flaw else None) == kind
+    assert first.flaw is None or says in first.flaw.says
+    assert good.flaw is None
+
+
+def test_entries_of_another_scheduler() -> None:
+    """They have keys of their own."""
+    app = Celery("entries", set_as_current=False)
+    app.conf.beat_scheduler = "proj.beat:Scheduler"
+    app.conf.beat_schedule = {"entry": {**ENTRY, "jitter": 5}}
+    facts, _ = gather(app)
+    assert facts.entries[0].flaw is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [
+        ("beat_schedule", 5, "beat_schedule"),
+        ("worker_prefetch_multiplier", "x", "worker_prefetch_multiplier"),
+        ("result_expires", "1 day", "result_expires"),
+        ("result_backend", "nonsense://", "result_backend"),
+        ("broker_transport_options", 5, "broker_url, broker_transport_options"),
+    ],
+)
+def test_a_setting_of_another_kind(setting: str, value: Any, named: str) -> None:
+    """It is named once, and all others are read."""
+    app = Celery("malformed", set_as_current=False)
+    app.conf.task_acks_late = True
+    app.conf.worker_max_memory_per_child = 200
+    setattr(app.conf, setting, value)
+    facts, _ = gather(app)
+    assert [one.setting for one in facts.unreadable] == [named]
+    assert facts.delivery.acks_late
+    assert facts.memory.child_limit_kib == 200.0
+
+
+@pytest.mark.parametrize("countdown", [timedelta(seconds=5), "5", float("nan"), 1e12], ids=str)
+def test_a_countdown_that_cannot_be_sent(countdown: Any) -> None:
+    """It is kept as it is written."""
+    app = Celery("entries", set_as_current=False)
+    app.conf.beat_schedule = {"entry": {**ENTRY, "options": {"countdown": countdown}}}
+    (entry,) = gather(app)[0].entries
+    assert (entry.countdown_s, entry.countdown_odd) == (None, repr(countdown))

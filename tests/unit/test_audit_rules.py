@@ -16,12 +16,14 @@ from worker_guard.audit.facts import (
     BeatEntry,
     Delivery,
     Facts,
+    Flaw,
     GuardFacts,
     Memory,
     Moment,
     Odd,
     Results,
     TaskFacts,
+    Unreadable,
     When,
 )
 from worker_guard.audit.finding import LEVELS, Finding, judge, reaches
@@ -34,6 +36,7 @@ MINUTE, HOUR, DAY, WEEK = 60.0, 3600.0, 86400.0, 7 * 86400.0
 
 PAST = Moment("2026-01-01T00:00:00+00:00", -DAY, naive=False)
 AHEAD = Moment("2036-01-01T00:00:00+00:00", 10 * 365 * DAY, naive=False)
+YEAR_3600 = Moment("3600-01-01T00:00:00", 1574 * 365 * DAY, naive=True)
 NAIVE = Moment("2036-01-01T00:00:00", 10 * 365 * DAY, naive=True)
 
 
@@ -89,6 +92,14 @@ REDIS_MEMORY = frozenset({"worker_guard_alert_redis_memory"})
 
 #: Rule, level, and facts in which it finds that.
 BAD: list[tuple[str, str, Facts]] = [
+    ("entry-not-loadable", "error", every(DAY, flaw=Flaw("ends-beat", "TypeError: no expires"))),
+    ("entry-not-loadable", "error", every(DAY, flaw=Flaw("no-task", "the task is None"))),
+    ("entry-not-loadable", "error", every(DAY, flaw=Flaw("never-sent", "the options are 5"))),
+    (
+        "setting-not-readable",
+        "error",
+        Facts(unreadable=(Unreadable("result_expires", "ValueError: '1 day'"),)),
+    ),
     ("expires-shorter-than-interval", "warning", every(5 * MINUTE, MINUTE)),
     ("expires-shorter-than-interval", "warning", every(6 * HOUR, 2 * HOUR)),
     ("expires-shorter-than-interval", "warning", every(HOUR, HOUR - 1)),
@@ -111,6 +122,8 @@ BAD: list[tuple[str, str, Facts]] = [
     ("expires-before-start", "error", every(DAY, -5.0)),
     ("expires-before-start", "error", every(DAY, HOUR, countdown_s=HOUR)),
     ("expires-not-a-time", "error", every(DAY, Odd("datetime.timedelta(days=1)"))),
+    ("expires-not-a-time", "error", every(DAY, countdown_odd="datetime.timedelta(seconds=5)")),
+    ("expires-not-a-time", "warning", every(DAY, YEAR_3600)),
     ("expires-naive", "note", every(DAY, NAIVE)),
     ("expires-naive", "warning", with_entry(every(DAY, NAIVE), utc_offset_s=HOUR)),
     ("expires-naive", "warning", with_entry(every(DAY, eta=NAIVE), utc_offset_s=-HOUR)),
@@ -242,6 +255,8 @@ GOOD: list[tuple[str, Facts]] = [
     # Said once, at the entry.
     ("expires-not-a-time", every(DAY, PAST)),
     ("expires-naive", every(DAY, AHEAD)),
+    ("expires-absolute", every(DAY, YEAR_3600)),
+    ("expires-naive", every(DAY, YEAR_3600)),
     (
         "all",
         tasks(
@@ -384,6 +399,18 @@ def test_a_killed_task_is_said_once() -> None:
         "acks-late-without-reject": "task proj.task",
         "reject-false-does-not-requeue": "task no",
     }
+
+
+def test_the_values_are_the_tasks_own() -> None:
+    """Where a task says other than the settings, the settings explain nothing."""
+    own = found(tasks(task(acks_late=True), task(name="other")))["acks-late-without-reject"]
+    assert own.evidence == {
+        "acks_late": True,
+        "reject_on_worker_lost": None,
+        "tasks": "proj.task",
+    }
+    everywhere = found(tasks(task(acks_late=True), acks_late=True))["acks-late-without-reject"]
+    assert everywhere.evidence["task_acks_late"] is True
 
 
 def test_what_a_fixed_expires_does() -> None:

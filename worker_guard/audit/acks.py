@@ -86,7 +86,11 @@ def _subject(tasks: list[TaskFacts]) -> str:
 
 def _evidence(facts: Facts, tasks: list[TaskFacts]) -> dict[str, object]:
     conf = facts.delivery
-    found: dict[str, object] = {_LATE: conf.acks_late, _REJECT: conf.reject_on_worker_lost}
-    if tasks:
-        found["tasks"] = names([task.name for task in tasks])
-    return found
+    settings = (conf.acks_late, conf.reject_on_worker_lost)
+    own = {(task.acks_late, task.reject_on_worker_lost) for task in tasks}
+    named = {"tasks": names([task.name for task in tasks])} if tasks else {}
+    if len(own) == 1 and own != {settings}:
+        # What the tasks say of themselves, beside which the settings count for nothing.
+        ((late, reject),) = own
+        return {"acks_late": late, "reject_on_worker_lost": reject, **named}
+    return {_LATE: settings[0], _REJECT: settings[1], **named}

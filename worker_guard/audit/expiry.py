@@ -20,7 +20,7 @@ def expires_absolute(facts: Facts) -> Iterator[Finding]:
     """An ``expires`` that is a fixed time: computed once, at import, and then the same for all."""
     for entry in facts.entries:
         expires = entry.expires
-        if not isinstance(expires, Moment) or entry.ends_at_expires:
+        if not isinstance(expires, Moment) or entry.ends_at_expires or expires.never:
             continue
         over = expires.ahead_s <= 0
         happens = (
@@ -67,13 +67,30 @@ def expires_before_start(facts: Facts) -> Iterator[Finding]:
 
 
 def expires_not_a_time(facts: Facts) -> Iterator[Finding]:
-    """An ``expires`` that Celery can't send."""
+    """An ``expires`` or a ``countdown`` that Celery can't send, or reads as another time."""
     for entry in facts.entries:
+        if isinstance(entry.expires, Moment) and entry.expires.never:
+            yield _finding(
+                entry,
+                "warning",
+                "A run never expires: Celery reads a text of four digits as a year.",
+                {"expires": entry.expires.written},
+                _set_expires(entry, HOUR_S),
+            )
+        if entry.countdown_odd is not None:
+            yield _finding(
+                entry,
+                "error",
+                "Beat logs an error at each run and sends nothing: a countdown is in seconds.",
+                {"countdown": entry.countdown_odd},
+                f'{_options(entry)}["countdown"] = 60  # seconds',
+            )
         if isinstance(entry.expires, Odd):
             yield _finding(
                 entry,
                 "error",
-                "Beat logs an error at each run and sends nothing: Celery takes seconds or a time.",
+                "Beat logs an error at each run and sends nothing: Celery takes seconds or a time "
+                "before the year 10000.",
                 {"expires": entry.expires.written},
                 _set_expires(entry, HOUR_S),
             )
@@ -130,7 +147,8 @@ def expires_naive(facts: Facts) -> Iterator[Finding]:
     )
     for entry in facts.entries:
         given = {"expires": entry.expires, "eta": entry.eta}
-        found = {k: v.written for k, v in given.items() if isinstance(v, Moment) and v.naive}
+        fixed = {k: v for k, v in given.items() if isinstance(v, Moment) and not v.never}
+        found = {name: moment.written for name, moment in fixed.items() if moment.naive}
         if found and not (entry.expires_of_task and "eta" not in found):
             change = "datetime.now(timezone.utc) in place of datetime.now(), or seconds"
             yield _finding(entry, level, happens, {**found, "utc_offset": _ahead(offset_s)}, change)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from worker_guard.audit.gaps import Gaps
 
 #: By alias, and by module where that differs.
 _CHILDLESS = {"solo", "threads", "thread", "gevent", "eventlet"}
+
+#: A time that is further away than a century is a number that was read as a year.
+_NEVER_S = 100 * 365 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,11 @@ class Moment:
     ahead_s: float
     naive: bool
 
+    @property
+    def never(self) -> bool:
+        """Whether nobody who starts a worker today will see it."""
+        return self.ahead_s > _NEVER_S
+
 
 @dataclass(frozen=True)
 class Odd:
@@ -29,6 +38,14 @@ class Odd:
 
 #: When something is to be: in so many seconds, at a fixed time, or as nobody can tell.
 When = float | Moment | Odd | None
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """What keeps Beat from running an entry: what comes of it, and what there is to say."""
+
+    kind: Literal["ends-beat", "no-task", "never-sent"]
+    says: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +66,11 @@ class BeatEntry:
     #: The scheduler stops sending it at ``expires``, so that a fixed time is meant.
     ends_at_expires: bool = False
     countdown_s: float | None = None
+    #: The same where Celery can't send it, as it is written.
+    countdown_odd: str | None = None
     eta: When = None
     task_id: str | None = None
+    flaw: Flaw | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +149,14 @@ class GuardFacts:
     deletes_results: bool = False
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A setting that could not be read, and what reading it raises."""
+
+    setting: str
+    says: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """All of them."""
@@ -143,6 +171,7 @@ class Facts:
     pool: str = "prefork"
     #: ``worker_state_db``.
     statedb: str | None = None
+    unreadable: tuple[Unreadable, ...] = ()
 
     @property
     def has_children(self) -> bool:

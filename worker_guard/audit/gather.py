@@ -6,11 +6,23 @@ Nothing is connected to but stores of schedules.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from worker_guard import celery_internals
-from worker_guard.audit.facts import Delivery, Facts, GuardFacts, Memory, Results, TaskFacts
+from worker_guard.audit.facts import (
+    BeatEntry,
+    Delivery,
+    Facts,
+    GuardFacts,
+    Memory,
+    Results,
+    TaskFacts,
+)
+from worker_guard.audit.reading import Reading
 from worker_guard.audit.schedules import read_entries, when
 from worker_guard.bootstep import WorkerGuard
 from worker_guard.errors import SettingError
@@ -41,25 +53,35 @@ def gather(app: Any) -> tuple[Facts, list[str]]:
     app.loader.import_default_modules()
     app.finalize(auto=True)
     memory_bytes = _own_rss_bytes()
-    entries, unread = read_entries(app)
-    own = [task for name, task in sorted(app.tasks.items()) if _is_users(name)]
+    reading = Reading()
+    nothing: tuple[list[BeatEntry], list[str]] = ([], [])
+    entries, unread = reading.of("beat_schedule", lambda: read_entries(app), nothing)
     settings, rejected = _settings(app)
-    results = _results(app)
+    results = _results(app, reading)
     facts = Facts(
         entries=tuple(entries),
-        tasks=tuple(map(_task, own)),
-        delivery=_delivery(app),
+        tasks=tuple(_tasks(app, reading)),
+        delivery=_delivery(app, reading),
         memory=_memory(app, settings, memory_bytes),
         results=results,
         guard=_guard(app, settings, rejected, results),
         pool=_pool(app),
         statedb=str(app.conf.worker_state_db) if app.conf.worker_state_db else None,
     )
+    facts = replace(facts, unreadable=tuple(reading.unreadable))
     return facts, unread
 
 
 def _is_users(name: str) -> bool:
     return not name.startswith(("celery.", PREFIX, "worker_guard."))
+
+
+def _tasks(app: Any, reading: Reading) -> Iterator[TaskFacts]:
+    for name, task in sorted(app.tasks.items()):
+        if _is_users(name):
+            read = reading.of(f"task {name}", partial(_task, task), None)
+            if read is not None:
+                yield read
 
 
 def _task(task: Any) -> TaskFacts:
@@ -104,11 +126,17 @@ def _longest_backoff_s(task: Any) -> float | None:
     return min(limit_s, float(first_s * 2 ** min(max(retries - 1, 0), 64)))
 
 
-def _delivery(app: Any) -> Delivery:
-    conf = app.conf
+def _transport(app: Any) -> tuple[str, dict[str, Any]]:
     with app.connection_for_read() as connection:
-        transport = str(connection.transport_cls)
-        options = dict(connection.transport_options or {})
+        return str(connection.transport_cls), dict(connection.transport_options or {})
+
+
+def _delivery(app: Any, reading: Reading) -> Delivery:
+    conf = app.conf
+    no_transport: tuple[str, dict[str, Any]] = ("", {})
+    transport, options = reading.of(
+        "broker_url, broker_transport_options", lambda: _transport(app), no_transport
+    )
     visibility_s = _VISIBILITY_S.get(transport.lower())
     if visibility_s is not None:
         visibility_s = _seconds(options.get("visibility_timeout")) or visibility_s
@@ -116,7 +144,11 @@ def _delivery(app: Any) -> Delivery:
     return Delivery(
         transport=transport,
         visibility_timeout_s=visibility_s,
-        prefetch_multiplier=int(conf.worker_prefetch_multiplier or 0),
+        prefetch_multiplier=reading.of(
+            "worker_prefetch_multiplier",
+            lambda: int(conf.worker_prefetch_multiplier or 0),
+            Delivery.prefetch_multiplier,
+        ),
         # From Celery 5.6 on.
         prefetch_disabled=bool(conf.get("worker_disable_prefetch")),
         utc_offset_s=offset.total_seconds() if offset else 0.0,
@@ -147,16 +179,28 @@ def _own_rss_bytes() -> int:
     return reading.rss_bytes if reading else 0
 
 
-def _results(app: Any) -> Results:
-    expires = app.conf.result_expires
-    seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
-    backend = app.backend
+def _results(app: Any, reading: Reading) -> Results:
+    ignored = bool(app.conf.task_ignore_result)
+    so_far = len(reading.unreadable)
+    expires_s = reading.of("result_expires", lambda: _expires_s(app), Results.expires_s)
+    if len(reading.unreadable) > so_far:
+        # No backend can be made with it.
+        return Results(ignored=ignored)
+    backend = reading.of("result_backend", lambda: app.backend, None)
+    if backend is None:
+        return Results(ignored=ignored)
     return Results(
         is_redis=celery_internals.is_redis(backend),
         backend=type(backend).__name__,
-        expires_s=None if seconds is None else float(seconds),
-        ignored=bool(app.conf.task_ignore_result),
+        expires_s=expires_s,
+        ignored=ignored,
     )
+
+
+def _expires_s(app: Any) -> float | None:
+    expires = app.conf.result_expires
+    seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
+    return None if seconds is None else float(seconds)
 
 
 def _settings(app: Any) -> tuple[Settings, str | None]:

@@ -94,5 +94,7 @@ def _block(finding: Finding) -> Any:
 
 def _summary(report: Report) -> str:
     counted = [f"{n} {level}{'' if n == 1 else 's'}" for level, n in report.counts().items() if n]
-    looked = f"{report.rules} rules on {report.tasks} tasks and {report.beat_entries} Beat entries"
+    tasks = f"{report.tasks} task{'' if report.tasks == 1 else 's'}"
+    entries = f"{report.beat_entries} Beat entr{'y' if report.beat_entries == 1 else 'ies'}"
+    looked = f"{report.rules} rules on {tasks} and {entries}"
     return f"{', '.join(counted) or 'No findings'}; {looked}."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from worker_guard.audit import acks, delivery, expiry, guard, memory, results
+from worker_guard.audit import acks, delivery, expiry, guard, malformed, memory, results
 from worker_guard.audit.finding import Check, rule_id
 
 RULES: tuple[Check, ...] = (
+    malformed.entry_not_loadable,
+    malformed.setting_not_readable,
     expiry.expires_shorter_than_interval,
     expiry.expires_under_an_hour,
     expiry.expires_under_a_day,

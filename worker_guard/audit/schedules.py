@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from itertools import islice
@@ -22,6 +23,7 @@ from redis.exceptions import RedisError
 
 from worker_guard.audit.facts import BeatEntry, Moment, Odd, When
 from worker_guard.audit.gaps import Gaps, crontab_gaps, gaps_between
+from worker_guard.audit.loading import flaw_of
 from worker_guard.reporting import masked
 
 #: Seconds that a server of schedules has to answer.
@@ -33,14 +35,25 @@ _RUNS = 400
 
 def read_entries(app: Any) -> tuple[list[BeatEntry], list[str]]:
     """All entries, and a line for each schedule that could not be read."""
-    entries = {str(name): dict(entry) for name, entry in dict(app.conf.beat_schedule or {}).items()}
-    found = [_entry(app, name, entry, source="beat_schedule") for name, entry in entries.items()]
+    entries = {str(name): entry for name, entry in dict(app.conf.beat_schedule or {}).items()}
+    found = [_configured(app, name, entry) for name, entry in entries.items()]
     unread: list[str] = []
     for store, read in (("redbeat", _of_redbeat), ("django-celery-beat", _of_django)):
         # At its start Beat writes the configuration's entries over those of the same name.
         kept = _kept(app, store, read, unread)
         found += [entry for entry in kept if entry.name not in entries]
     return found, unread
+
+
+def _configured(app: Any, name: str, entry: Any) -> BeatEntry:
+    """An entry of the configuration; one that is no mapping has nothing but its flaw."""
+    flaw = flaw_of(app, name, entry)
+    try:
+        given = dict(entry)
+    except (TypeError, ValueError):
+        given = {}
+    read = _entry(app, name, given, source="beat_schedule")
+    return read if flaw is None else replace(read, flaw=flaw, gaps=None)
 
 
 def _kept(
@@ -60,7 +73,7 @@ def when(value: Any) -> When:
         return None
     if isinstance(value, int | float):
         # True and False too, which Celery takes for 1 s and 0 s.
-        return float(value)
+        return Odd(repr(value)) if _beyond_time(value) else float(value)
     moment = value
     if isinstance(value, str):
         try:
@@ -100,18 +113,22 @@ def gaps_of(schedule: Any) -> Gaps | None:
 
 
 def _entry(app: Any, name: str, entry: Mapping[str, Any], *, source: str) -> BeatEntry:
-    options = dict(entry.get("options") or {})
-    task = app.tasks.get(entry.get("task"))
-    of_task = "expires" not in options and task is not None
+    options = entry.get("options")
+    options = dict(options) if isinstance(options, Mapping) else {}
+    name_of_task = entry.get("task")
+    task = app.tasks.get(name_of_task) if isinstance(name_of_task, str) else None
+    countdown = _countdown(options.get("countdown"))
+    of_task = None if task is None or "expires" in options else task.expires
     return BeatEntry(
         name=name,
-        task=str(entry.get("task")),
+        task=str(name_of_task),
         source=source,
         schedule=_printed(entry.get("schedule")),
         gaps=gaps_of(entry.get("schedule")),
-        expires=when(task.expires if of_task else options.get("expires")),
-        expires_of_task=of_task and task.expires is not None,
-        countdown_s=_number(options.get("countdown")),
+        expires=when(options.get("expires") if of_task is None else of_task),
+        expires_of_task=of_task is not None,
+        countdown_s=countdown if isinstance(countdown, float) else None,
+        countdown_odd=countdown if isinstance(countdown, str) else None,
         eta=when(options.get("eta")),
         task_id=None if options.get("task_id") is None else str(options["task_id"]),
         ends_at_expires=source == "django-celery-beat",
@@ -200,8 +217,21 @@ def _quietly() -> Iterator[None]:
         logger.disabled = was
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+def _countdown(value: Any) -> float | str | None:
+    """Seconds; as text what Celery can't send: it adds a number to the present time."""
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not _beyond_time(value)
+    return float(value) if is_number else repr(value)
+
+
+def _beyond_time(seconds: float) -> bool:
+    """Whether so many seconds from now are no point in time: infinite, or after the year 9999."""
+    try:
+        datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    except (OverflowError, ValueError):
+        return True
+    return False
 
 
 def _printed(schedule: Any) -> str:
