@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,8 @@ from worker_guard.remote import guard_sweep
 
 if TYPE_CHECKING:
     from worker_guard.audit.finding import Level
+
+_NOT_WRITTEN = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF)
 
 _NO_STEP = (
     "--guard-dry-run needs the guard, and this app has none. Add to the module of the app:\n\n"
@@ -61,7 +66,23 @@ _extend_choices(inspect, guard_state.__name__)
 _extend_choices(control, guard_sweep.__name__)
 
 
-@click.group(name="guard", cls=click.Group)
+class _Answering(click.Group):
+    """Commands whose answer stands on stdout; where it can't be written they say so, and fail."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as exc:
+            # Click ends a command in order whose reader went away.
+            if exc.errno not in _NOT_WRITTEN:
+                raise
+            # What is left in the buffer would fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.echo(f"The answer can't be written: {exc.strerror}", err=True)
+            ctx.exit(1)
+
+
+@click.group(name="guard", cls=_Answering)
 @click.pass_context
 def guard(ctx: click.Context) -> None:
     """See the guards of the workers, audit the configuration, sweep the results."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import click
 from celery.exceptions import ImproperlyConfigured
@@ -11,7 +12,17 @@ from celery.exceptions import ImproperlyConfigured
 from worker_guard.errors import EX_USAGE, SettingError, WorkerGuardError
 from worker_guard.reporting import masked
 
-__all__ = ["EX_OK", "EX_TROUBLE", "EX_UNAVAILABLE", "EX_USAGE", "failed", "reason", "say"]
+__all__ = [
+    "EX_OK",
+    "EX_TROUBLE",
+    "EX_UNAVAILABLE",
+    "EX_USAGE",
+    "failed",
+    "is_nobodys",
+    "naming",
+    "reason",
+    "say",
+]
 
 #: redis-py prints each Sentinel that it asked as an object of 500 characters.
 _SENTINEL = re.compile(r"<redis\.client\.Redis\(.*?>\)>\)> - ")
@@ -27,12 +38,27 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def failed(exc: Exception) -> int:
+def failed(exc: Exception, hint: str = "") -> int:
     """Say in one line, without a password, what went wrong; the exit code that stands for it."""
     what, code = _judged(exc)
     text = reason(exc)
-    say(f"{what}: {text}" if what else text)
+    say((f"{what}: {text}" if what else text) + hint)
     return code
+
+
+def is_nobodys(app: Any) -> bool:
+    """Whether this is the app that Celery makes up where none is named, without a celeryconfig.
+
+    To be asked after the app's settings were read.
+    """
+    return app.main == "default" and not getattr(app.loader, "configured", True)
+
+
+def naming(app: Any, command: str) -> str:
+    """What to add to a line of trouble where no app is named; else nothing."""
+    if not is_nobodys(app):
+        return ""
+    return f"; no app is named: celery -A proj guard {command}"
 
 
 def reason(exc: Exception) -> str:

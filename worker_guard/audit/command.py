@@ -14,7 +14,7 @@ from worker_guard.audit.finding import Finding, Level, judge, reaches
 from worker_guard.audit.gather import gather
 from worker_guard.audit.render import Report, as_json, show
 from worker_guard.audit.rules import RULES
-from worker_guard.console import EX_OK, EX_TROUBLE, EX_UNAVAILABLE, EX_USAGE, say
+from worker_guard.console import EX_OK, EX_TROUBLE, EX_UNAVAILABLE, EX_USAGE, is_nobodys, say
 from worker_guard.reporting import masked
 
 
@@ -31,7 +31,7 @@ def run_audit(app: Any, *, json_wanted: bool, fail_on: Level, color: bool) -> in
         text = " ".join(str(exc).split())
         say(masked(f"The app can't be loaded: {type(exc).__name__}: {text}"))
         return EX_USAGE
-    if _is_nobodys(app):
+    if is_nobodys(app):
         say("There is no app to audit. Name it: celery -A proj guard audit")
         return EX_USAGE
     report = Report(
@@ -50,11 +50,6 @@ def run_audit(app: Any, *, json_wanted: bool, fail_on: Level, color: bool) -> in
     if any(reaches(finding, fail_on) for finding in report.findings):
         return EX_TROUBLE
     return EX_UNAVAILABLE if unread else EX_OK
-
-
-def _is_nobodys(app: Any) -> bool:
-    """Whether this is the app that Celery makes up where none is named, without a celeryconfig."""
-    return app.main == "default" and not getattr(app.loader, "configured", True)
 
 
 def _without_passwords(finding: Finding) -> Finding:

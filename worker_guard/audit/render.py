@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+import click
+
 from worker_guard.audit.finding import LEVELS, Finding
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -63,9 +65,12 @@ def show(
     )
     if not (width or console.is_terminal or "COLUMNS" in os.environ):
         console.width = _PLAIN_WIDTH
-    for finding in report.findings:
-        console.print(_block(finding))
-    console.print(Text(_summary(report)))
+    with console.capture() as captured:
+        for finding in report.findings:
+            console.print(_block(finding))
+        console.print(Text(_summary(report)))
+    text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    click.echo(text, file=file, nl=False, color=True)
 
 
 def _block(finding: Finding) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import click
 from redis.exceptions import NoPermissionError, RedisError
 
 from worker_guard import celery_internals
-from worker_guard.console import EX_OK, EX_TROUBLE, failed, reason, say
+from worker_guard.console import EX_OK, EX_TROUBLE, failed, naming, reason, say
 from worker_guard.results.history import History, Outcome
 from worker_guard.results.opening import Cleanup
 from worker_guard.results.running import seconds_of
@@ -48,7 +49,7 @@ def run_sweep(
             say("Nothing was done.")
             return EX_TROUBLE
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc)
+        return failed(exc, naming(app, "sweep"))
     code = _swept(job, target, quiet=as_json)
     purged: int | None = None
     if purge_queues and code == EX_OK:
@@ -69,13 +70,15 @@ def run_history(app: Any, *, as_json: bool) -> int:
         target.check()
         entries = History(target.client, target.own_prefix).entries()
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc)
+        return failed(exc, naming(app, "history"))
     if as_json:
         click.echo(json.dumps(entries))
     elif not entries:
         click.echo("No cleanup of this result backend has been recorded.")
     else:
-        click.echo("\n".join(_table(entries)))
+        # In a pipe nothing is left out.
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        click.echo("\n".join(_table(entries, columns)))
     return EX_OK
 
 
@@ -185,20 +188,38 @@ _COLUMNS = (
     ("deleted", lambda e: e.get("expired_results_deleted", "?")),
     ("lifetimes", lambda e: e.get("task_states_cleaned", "?")),
     ("unreadable", lambda e: e.get("keys_unreadable", "?")),
-    ("seconds", lambda e: e.get("duration_s", "?")),
+    ("seconds", lambda e: _rounded(e.get("duration_s"))),
     ("way", lambda e: e.get("way", "?")),
     ("to the end", lambda e: "yes" if e.get("complete") else "no"),
 )
 
 
-def _table(entries: list[dict[str, Any]]) -> list[str]:
+#: What a narrow terminal has no room for.
+_WIDE_ONLY = ("by", "unreadable", "way")
+
+
+def _table(entries: list[dict[str, Any]], columns: int | None) -> list[str]:
+    """The table's lines; on a terminal of fewer ``columns`` than it needs, without some of them."""
     rows = [[title for title, _ in _COLUMNS]]
     rows += [[str(of(entry)) for _, of in _COLUMNS] for entry in entries]
+    lines = _aligned(rows, "  ")
+    if columns is None or max(map(len, lines)) <= columns:
+        return lines
+    kept = [place for place, title in enumerate(rows[0]) if title not in _WIDE_ONLY]
+    left_out = f"Not shown: {', '.join(_WIDE_ONLY)}; a wider terminal and --json have them."
+    return [*_aligned([[row[place] for place in kept] for row in rows], " "), left_out]
+
+
+def _aligned(rows: list[list[str]], gap: str) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def _rounded(duration_s: Any) -> str:
+    return f"{duration_s:.2f}" if isinstance(duration_s, int | float) else "?"
 
 
 def _time(at: Any) -> str:

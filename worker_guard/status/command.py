@@ -11,7 +11,7 @@ from typing import Any
 import click
 from kombu.exceptions import OperationalError
 
-from worker_guard.console import EX_OK, EX_TROUBLE, EX_UNAVAILABLE, EX_USAGE, failed, say
+from worker_guard.console import EX_OK, EX_TROUBLE, EX_UNAVAILABLE, EX_USAGE, failed, naming, say
 from worker_guard.status.asking import BROKER_S, Asked, Workers
 from worker_guard.status.view import Answers, document, read_fleet
 
@@ -33,9 +33,9 @@ def run_status(
     try:
         answers = _first_answers(asked, timeout_s)
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc)
+        return failed(exc, naming(app, "status"))
     if not answers.present:
-        return _nobody(destination, timeout_s)
+        return _nobody(destination, timeout_s, naming(app, "status"))
     fleet = read_fleet(answers)
     if as_json:
         click.echo(json.dumps(document(fleet)))
@@ -64,14 +64,14 @@ def run_watch(
     try:
         answers = _first_answers(asked, timeout_s)
         if not answers.present:
-            return _nobody(destination, timeout_s)
+            return _nobody(destination, timeout_s, naming(app, "watch"))
         watch.take(answers)
         with ending_in_order():
             show(watch, console, Keys(_STDIN))
     except KeyboardInterrupt:
         return EX_OK
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc)
+        return failed(exc, naming(app, "watch"))
     return EX_OK
 
 
@@ -89,7 +89,7 @@ def _first_answers(asked: Asked, timeout_s: float) -> Answers:
     return answers
 
 
-def _nobody(destination: Sequence[str], timeout_s: float) -> int:
+def _nobody(destination: Sequence[str], timeout_s: float, hint: str) -> int:
     who = f"None of {', '.join(destination)}" if destination else "No worker"
-    say(f"{who} answered within {timeout_s:g} s; --timeout waits longer")
+    say(f"{who} answered within {timeout_s:g} s; --timeout waits longer{hint}")
     return EX_UNAVAILABLE

@@ -1,0 +1,173 @@
+"""What the commands of ``celery guard`` have in common: their answers, and when they have none."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.conftest import MakeFleet
+from tests.harness.guard_command import guard
+from tests.harness.redis_server import RedisServer, free_port
+from tests.harness.results import encoded
+from tests.harness.terminal import celery, environ_of, terminal
+from tests.harness.workers import ROOT, wait_for
+
+REFERENCE = ROOT / "docs" / "reference"
+
+#: What the plugin must not bring to every celery command.
+HEAVY = {"rich", "redis", "psutil", "structlog", "prometheus_client"}
+
+
+@pytest.fixture(scope="module")
+def swept() -> Iterator[dict[str, Any]]:
+    """The configuration of an app whose results were swept twice."""
+    with RedisServer() as server:
+        conf = {"broker_url": "memory://", "result_backend": server.url()}
+        for i in range(50):
+            value = encoded().replace(b'"2027-', b'"2001-')
+            server.client.set(f"celery-task-meta-{i}", value)
+        for _ in range(2):
+            assert guard(conf, "sweep").returncode == 0
+        yield conf
+
+
+def valid(name: str, document: object) -> bool:
+    """Whether the document is as this schema says; what is not is raised."""
+    jsonschema.validate(document, json.loads((REFERENCE / f"{name}.schema.json").read_text()))
+    return True
+
+
+# -- history -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("columns", "complete"), [(80, False), (140, True)])
+def test_the_history_on_a_terminal(swept: dict[str, Any], columns: int, complete: bool) -> None:
+    """One line for each cleanup; what has no room is named, and seconds are rounded."""
+    command = celery("guard", "history")
+    with terminal(*command, columns=columns, environ=environ_of(swept)) as screen:
+        assert screen.ended() == (0, "")
+        head, *rows = screen.text().splitlines()
+    assert ("unreadable" in head.split()) is complete
+    assert [row.split()[-1] for row in rows[:2]] == ["yes", "yes"]
+    assert all(re.search(r" \d+\.\d\d ", row) for row in rows[:2])
+    assert "50" in rows[1].split()
+    said = ["Not shown: by, unreadable, way; a wider terminal and --json have them."]
+    assert rows[2:] == ([] if complete else said)
+
+
+def test_the_history_in_a_pipe(swept: dict[str, Any]) -> None:
+    """All of it, however wide."""
+    head, *rows = guard(swept, "history").stdout.splitlines()
+    assert {"by", "unreadable", "way"} <= set(head.split())
+    assert len(rows) == 2
+
+
+def test_the_json_of_cleanups(swept: dict[str, Any]) -> None:
+    """It is as the schemas say, which know each field."""
+    history = json.loads(guard(swept, "history", "--json").stdout)
+    assert len(history) >= 2
+    assert valid("history", history)
+    dry = json.loads(guard(swept, "sweep", "--dry-run", "--json").stdout)
+    assert valid("sweep", dry)
+    purging = ("sweep", "--dry-run", "--purge-queues", "--json")
+    assert valid("sweep", json.loads(guard(swept, *purging).stdout))
+    with pytest.raises(jsonschema.ValidationError):
+        valid("sweep", {**dry, "more": 1})
+    with pytest.raises(jsonschema.ValidationError):
+        valid("history", [{**history[0], "complete": "yes"}])
+
+
+# -- no app, no room -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("status", 69), ("history", 2), ("sweep", 2)], ids=str
+)
+def test_no_app_is_named(tmp_path: Path, command: str, code: int) -> None:
+    """The line of trouble says how to name one; with an app it does not."""
+    broker = ("-b", f"redis://127.0.0.1:{free_port()}/0")
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", *broker, "guard", command],
+        cwd=tmp_path,
+        env=environ_of({}, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"; no app is named: celery -A proj guard {command}")
+    assert done.returncode == code
+    named = guard({"broker_url": broker[1]}, command)
+    assert "celery -A proj" not in named.stderr
+    assert named.returncode == code
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("audit",), ("audit", "--json"), ("history",), ("history", "--json"), ("sweep", "--dry-run")],
+    ids=" ".join,
+)
+def test_stdout_that_is_full(swept: dict[str, Any], arguments: tuple[str, ...]) -> None:
+    """One line on stderr, and exit code 1."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            celery("guard", *arguments),
+            cwd=ROOT,
+            env=environ_of(swept),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr == "The answer can't be written: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_no_line_ends_in_blanks(swept: dict[str, Any]) -> None:
+    """In a pipe."""
+    for arguments in (("audit",), ("history",), ("sweep", "--dry-run")):
+        lines = guard({**swept, "task_acks_late": True}, *arguments).stdout.splitlines()
+        assert lines
+        assert [line for line in lines if line != line.rstrip()] == []
+
+
+# -- alerts, and what the plugin brings along ------------------------------------------------
+
+
+def test_status_shows_an_active_alert(make_fleet: MakeFleet) -> None:
+    """Of a real worker; and the exit code says that something is the matter."""
+    fleet = make_fleet(worker_guard_alert_revoked=10)
+    fleet.expire(*(f"expired-{n}" for n in range(15)))
+    # A dry run takes no id out, so that the alert stays.
+    worker = fleet.start("w", "--without-mingle", "--guard-dry-run")
+    wait_for(lambda: worker.ask("guard")["alerts"], "the alert")
+    done = guard(fleet.app.conf["harness"], "status")
+    assert "revoked_tasks" in done.stdout
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("-b", "memory://", "inspect", "ping")])
+def test_the_plugin_is_light(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Every celery command loads it; what only the guard's own commands need is not loaded."""
+    done = subprocess.run(
+        [sys.executable, "-v", "-m", "celery", *arguments],
+        cwd=tmp_path,
+        env=environ_of({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    loaded = set(re.findall(r"^import '([^']+)'", done.stderr, re.MULTILINE))
+    assert "worker_guard.cli" in loaded
+    assert HEAVY & loaded == set()
