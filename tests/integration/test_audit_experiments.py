@@ -429,8 +429,10 @@ def test_a_statedb_carries_expired_ids_over(
     [
         (("-P", "solo"), {"worker_guard_child_memory_limit": "400MB"}, "recycling", "children"),
         ((), {"result_backend": None}, "results", "Redis"),
+        ((), {"worker_guard_recycle_concurrency": 2}, "recycling", "child_memory_limit"),
+        ((), {"worker_guard_metrics_host": "127.0.0.1"}, "metrics_port", "metrics_port is None"),
     ],
-    ids=["no-children", "no-redis"],
+    ids=["no-children", "no-redis", "no-limit", "no-port"],
 )
 def test_a_part_that_this_worker_does_not_have(
     make_fleet: MakeFleet,

@@ -88,6 +88,9 @@ def redis_results(**given: Any) -> Results:
 
 CHILD_LIMIT = frozenset({"worker_guard_child_memory_limit"})
 MAX_AGE = frozenset({"worker_guard_results_max_age"})
+RECYCLING = frozenset({"worker_guard_recycle_concurrency"})
+METRICS_PORT = frozenset({"worker_guard_metrics_port"})
+METRICS_HOST = frozenset({"worker_guard_metrics_host"})
 REDIS_MEMORY = frozenset({"worker_guard_alert_redis_memory"})
 
 #: Rule, level, and facts in which it finds that.
@@ -232,6 +235,9 @@ BAD: list[tuple[str, str, Facts]] = [
     ("guard-setting-without-effect", "warning", guard(given=CHILD_LIMIT, pool="solo")),
     ("guard-setting-without-effect", "warning", guard(given=REDIS_MEMORY)),
     ("guard-setting-without-effect", "warning", guard(parent_action="shutdown")),
+    ("guard-setting-without-effect", "warning", guard(given=RECYCLING)),
+    ("guard-setting-without-effect", "warning", guard(given=METRICS_HOST)),
+    ("guard-setting-without-effect", "warning", guard(given=METRICS_PORT, has_prometheus=False)),
 ]
 
 #: Rules, and facts in which they find nothing at all.
@@ -336,6 +342,9 @@ GOOD: list[tuple[str, Facts]] = [
     ("all", guard(statedb="worker.state")),
     ("all", guard(given=MAX_AGE, results=redis_results())),
     ("all", guard(given=CHILD_LIMIT)),
+    ("all", guard(given=CHILD_LIMIT | RECYCLING)),
+    ("all", guard(given=METRICS_PORT)),
+    ("all", guard(given=METRICS_PORT | METRICS_HOST)),
     ("all", guard(parent_action="shutdown", parent_limit=True, pool="solo")),
 ]
 

@@ -145,6 +145,8 @@ class GuardFacts:
     given: frozenset[str] = frozenset()
     parent_limit: bool = False
     parent_action: str = "log"
+    #: prometheus_client is installed where the audit runs.
+    has_prometheus: bool = True
     #: The results part deletes: it has an age of its own, and a schedule.
     deletes_results: bool = False
 

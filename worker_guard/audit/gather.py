@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from worker_guard import celery_internals
@@ -224,6 +225,7 @@ def _guard(app: Any, settings: Settings, rejected: str | None, results: Results)
             # None is how a part is switched off on purpose.
             if rejected is not None or getattr(settings, name) not in (None, ())
         ),
+        has_prometheus=find_spec("prometheus_client") is not None,
         parent_limit=settings.parent_memory_limit is not None,
         parent_action=settings.parent_action,
         deletes_results=works

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from worker_guard.audit.facts import Facts
+from worker_guard.audit.facts import Facts, GuardFacts
 from worker_guard.audit.finding import Finding
 from worker_guard.audit.spelling import names
 
 _ADD = 'app.steps["worker"].add(WorkerGuard)'
+
+_CHILD_LIMIT = "worker_guard_child_memory_limit"
+_METRICS_PORT = "worker_guard_metrics_port"
 
 _OF_RESULTS = {
     "worker_guard_results_schedule",
@@ -17,11 +20,12 @@ _OF_RESULTS = {
 }
 _OF_REDIS_MEMORY = {"worker_guard_alert_redis_memory"}
 _OF_CHILDREN = {
-    "worker_guard_child_memory_limit",
+    _CHILD_LIMIT,
     "worker_guard_recycle_concurrency",
     "worker_guard_recycle_min_lifetime",
     "worker_guard_alert_recycles_per_hour",
 }
+_OF_RECYCLING = {"worker_guard_recycle_concurrency", "worker_guard_recycle_min_lifetime"}
 
 
 def statedb_without_guard(facts: Facts) -> Iterator[Finding]:
@@ -120,12 +124,39 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             {"worker_pool": facts.pool},
             'app.conf.worker_pool = "prefork", or worker_guard_parent_memory_limit',
         )
+    of_recycling = sorted(guard.given & _OF_RECYCLING)
+    if of_recycling and facts.has_children and _CHILD_LIMIT not in guard.given:
+        yield _idle(
+            of_recycling,
+            "without a limit no child is recycled",
+            {_CHILD_LIMIT: None},
+            f'app.conf.{_CHILD_LIMIT} = "400MB"',
+        )
+    yield from _metrics_without_effect(guard)
     if guard.parent_action != "log" and not guard.parent_limit:
         yield _idle(
             ["worker_guard_parent_action"],
             "the main process has no limit that could be reached",
             {"worker_guard_parent_memory_limit": None},
             'app.conf.worker_guard_parent_memory_limit = "1GB"',
+        )
+
+
+def _metrics_without_effect(guard: GuardFacts) -> Iterator[Finding]:
+    if _METRICS_PORT not in guard.given:
+        if "worker_guard_metrics_host" in guard.given:
+            yield _idle(
+                ["worker_guard_metrics_host"],
+                "without a port nothing listens",
+                {_METRICS_PORT: None},
+                f"app.conf.{_METRICS_PORT} = 9808",
+            )
+    elif not guard.has_prometheus:
+        yield _idle(
+            [_METRICS_PORT],
+            "prometheus_client is not installed here, and without it there are no metrics",
+            {"prometheus_client": None},
+            'pip install "worker-guard[prometheus]"',
         )
 
 
