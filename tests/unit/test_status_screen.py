@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tests.screens import draw
 from worker_guard.status.live import Dashboard
-from worker_guard.status.screen import FULL_CHILDREN, FULL_WORKERS, written
+from worker_guard.status.screen import FULL_CHILDREN, FULL_WORKERS, _total, written
 from worker_guard.status.view import Answers, Fleet, read_fleet
 
 MB = 1_000_000
@@ -246,3 +246,8 @@ def test_what_is_the_matter_is_said_where_there_is_no_room_for_all() -> None:
     lines = dashboard(fleet(**replies), 80, 24)
     assert any("revoked_tasks is 23, the threshold is 10" in line for line in lines)
     assert "10 more in full" in lines[-1]
+
+
+def test_one_sweep_is_one() -> None:
+    """A total of one is spelt as one."""
+    assert [_total("sweeps", n) for n in (0, 1, 2)] == ["0 sweeps", "1 sweep", "2 sweeps"]

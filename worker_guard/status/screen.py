@@ -164,12 +164,16 @@ def _facts(guard: GuardState) -> Iterable[tuple[str, Text]]:
         yield "results", Text(_cleanup(guard.last_results_cleanup, dry_run=guard.dry_run))
     if guard.totals:
         names = sorted(guard.totals)
-        told = ", ".join(f"{guard.totals[name]} {_words(name)}" for name in names)
+        told = ", ".join(_total(name, guard.totals[name]) for name in names)
         yield "totals", plain(told)
     if guard.memory is not None:
         yield "limits", Text(_limits(guard.memory))
     for name, why in guard.off.items():
         yield "off", plain(f"{name}: {why}")
+
+
+def _total(name: str, count: object) -> str:
+    return "1 sweep" if (name, count) == ("sweeps", 1) else f"{count} {_words(name)}"
 
 
 def _revoked(revoked: Revoked) -> str:
