@@ -128,7 +128,7 @@ def test_the_keys_names_are_the_backends() -> None:
     assert found.task_prefix == one.backend.task_keyprefix
     assert found.state_prefixes == (one.backend.group_keyprefix, one.backend.chord_keyprefix)
     patterns = [glob.pattern for glob in found.protected]
-    assert {"celery", "{q}celery", "{q}celery\x06\x16*", "redbeat:*"} <= set(patterns)
+    assert {"celery", "{q}celery", "{q}celery\x06\x16[0-9]*", "redbeat:*"} <= set(patterns)
 
 
 @pytest.mark.parametrize("prefix", ["task_keyprefix", "group_keyprefix", "chord_keyprefix"])
