@@ -242,14 +242,15 @@ class Histories(RuleBasedStateMachine):
     def the_result_backend_loses_its_keys(self) -> None:
         """It was restarted without persistence, or flushed, or evicted them.
 
-        Two documented limits are left out: marks of ids without proof are not written anew, nor
-        are those that are lost between a peer's start and its look-ups.
+        Two documented limits are left out: marks of ids without proof are not written anew (an
+        operator's may have taken the place of one), nor are those that are lost between a peer's
+        start and its look-ups.
         """
         self.backend.records.clear()
         asked = {
             task_id
             for worker in self.workers
-            for origin in (Origin.FOREIGN, Origin.PROVEN)
+            for origin in (Origin.FOREIGN, Origin.PROVEN, Origin.UNPROVEN)
             for task_id in worker.ledger.ids(origin)
         }
         marks = self.backend.marks.items()
