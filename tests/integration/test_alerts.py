@@ -62,7 +62,9 @@ def test_revoked_tasks(make_fleet: MakeFleet, options: tuple[str, ...]) -> None:
     # It can be raised while they still come in.
     assert 10 < event["value"] <= 15
     for event in worker.events("alert_cleared"):
-        assert (event["level"], event["value"]) == ("info", 0)
+        assert event["level"] == "info"
+        # Ids that came in later leave by a later sweep.
+        assert event["value"] <= 9
 
 
 def test_operators_revocations_count_too(make_fleet: MakeFleet) -> None:
