@@ -63,6 +63,11 @@ class Keys:
         if os.isatty(self._fd):
             self._before = termios.tcgetattr(self._fd)
             tty.setcbreak(self._fd)
+            # A read that waits for nothing: Ctrl-C throws away what was typed just before it, and
+            # a read that began in that moment would wait for another key.
+            modes = termios.tcgetattr(self._fd)
+            modes[6][termios.VMIN] = modes[6][termios.VTIME] = 0
+            termios.tcsetattr(self._fd, termios.TCSANOW, modes)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,14 +76,16 @@ class Keys:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
 
     def quit_within(self, timeout_s: float) -> bool:
-        """Wait for so long; True: q was typed meanwhile, or the terminal is gone."""
+        """Wait for so long; True: q was typed meanwhile."""
         if self._before is None:
             time.sleep(timeout_s)
             return False
         if not select.select([self._fd], [], [], timeout_s)[0]:
             return False
         typed = os.read(self._fd, 64)
-        return not typed or b"q" in typed.lower()
+        if not typed:
+            time.sleep(timeout_s)  # nothing after all, or the terminal is gone and always says so
+        return b"q" in typed.lower()
 
 
 @contextmanager
