@@ -363,6 +363,8 @@ def test_python_snippets_run(block: Block) -> None:
     app = Celery("docs", set_as_current=False)
     names: dict[str, Any] = {"__name__": "proj", "app": app}
     exec(compile(block.text, str(block), "exec"), names)
+    # An app that the snippet made is the current one; its configuration is not for other tests.
+    app.set_current()
     if 'namespace="CELERY"' not in block.text:
         read_settings(loaded(names["app"]))
     upper = {k: v for k, v in names.items() if k.startswith("CELERY_WORKER_GUARD_")}
