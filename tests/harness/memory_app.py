@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import billiard.pool
 import redis
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown, WorkerTerminate
@@ -30,12 +32,13 @@ STOP_AT_WAKE = "WORKER_GUARD_TEST_STOP_AT_WAKE"
 #: line of Celery does not know it, ``app.Worker(optimization="fast")`` does.
 OPTIMIZATION = "WORKER_GUARD_TEST_OPTIMIZATION"
 
-#: "terminate" (a cold shutdown) or "disconnect" (from the broker) when an idle child was woken.
+#: What is to happen when an idle child was woken: a name of :data:`ACTS`.
 AT_WAKE = "WORKER_GUARD_TEST_AT_WAKE"
 #: Have the start of the memory parts fail, after their first hook.
 FAIL_AT_START = "WORKER_GUARD_TEST_FAIL_AT_START"
 
 STARTED, FINISHED, FREE = "ledger:started", "ledger:finished", "ledger:free"
+COUNTING = "ledger:counting"
 
 _MB = 1_000_000
 
@@ -128,7 +131,7 @@ def grow_parent(state: Any, megabytes: int) -> dict[str, str]:
     return {"ok": "grown"}
 
 
-def at_wake(act: Callable[[int], None]) -> None:
+def at_wake(act: Callable[[PoolChildren, int], None]) -> None:
     """Do this right after an idle child was woken, before the event loop reads anything."""
     wake = PoolChildren.wake
 
@@ -136,30 +139,90 @@ def at_wake(act: Callable[[int], None]) -> None:
         was_busy = self.is_busy(pid)
         wake(self, pid)
         if not was_busy and self.is_busy(pid):
-            print(f"woken: {pid}", flush=True)
-            act(pid)
+            act(self, pid)
 
     PoolChildren.wake = wake_and_act  # type: ignore[method-assign]
 
 
-def stop(pid: int) -> None:
+def say_woken(pid: int) -> None:
+    print(f"woken: {pid}", flush=True)
+
+
+def stop(children: PoolChildren, pid: int) -> None:
+    say_woken(pid)
     os.kill(pid, int(os.environ[STOP_AT_WAKE]))
     # What a signal leads to when the loop next looks; so nothing is read between.
     raise WorkerShutdown(0)
 
 
-def terminate(pid: int) -> None:
+def stop_while_accepted(children: PoolChildren, pid: int) -> None:
+    """Shut down warmly after the child was killed that has begun with its empty job."""
+    pool = children._task_pool._pool
+    process = children._process(pid)
+    while not process.outq._reader.poll(0.01):
+        if not process._is_alive():
+            return  # it was on its way out when it was woken; the next one then
+    say_woken(pid)
+    pool.handle_result_event(process.outqR_fd)  # one message: that it has accepted the job
+    assert [job.accepted() for job in pool._cache.values()] == [True]
+    os.kill(pid, signal.SIGKILL)
+    raise WorkerShutdown(0)
+
+
+def stop_while_counting(children: PoolChildren, pid: int) -> None:
+    """Shut down warmly; the child dies with its counter's lock while its answer is read."""
+    process = children._process(pid)
+    while not ledger().exists(COUNTING):
+        if not process._is_alive():
+            return  # it was on its way out when it was woken; the next one then
+        time.sleep(0.01)
+    say_woken(pid)
+    unanswered, looks = PoolChildren._unanswered, []
+
+    def die_when_looked_at_again(pool: Any, wake: Any) -> bool:
+        waits = unanswered(pool, wake)
+        looks.append(waits)
+        if len(looks) == 2:
+            os.kill(pid, signal.SIGKILL)
+        return waits
+
+    PoolChildren._unanswered = staticmethod(die_when_looked_at_again)  # type: ignore[method-assign]
+    raise WorkerShutdown(0)
+
+
+def hold_the_counter() -> None:
+    """Have a woken child stay where it looks whether its answer was read."""
+    ensure = billiard.pool.Worker._ensure_messages_consumed
+
+    def ensure_or_hold(self: Any, completed: int) -> Any:
+        if completed < 2:  # one that was woken has done its task and an empty job
+            return ensure(self, completed)
+        self.on_ready_counter.get_lock().acquire()
+        ledger().set(COUNTING, os.getpid())
+        return time.sleep(600)
+
+    billiard.pool.Worker._ensure_messages_consumed = ensure_or_hold
+
+
+def terminate(children: PoolChildren, pid: int) -> None:
+    say_woken(pid)
     raise WorkerTerminate(1)
 
 
-def disconnect(pid: int) -> None:
+def disconnect(children: PoolChildren, pid: int) -> None:
     """Once for each child: after a reconnect it is woken anew."""
+    say_woken(pid)
     if pid in disconnected:
         return
     disconnected.add(pid)
     with redis.Redis.from_url(app.conf.broker_url) as broker:
         for kind in ("normal", "pubsub"):
             broker.client_kill_filter(_type=kind, skipme=True)
+
+
+ACTS = {
+    act.__name__: act for act in (terminate, disconnect, stop_while_accepted, stop_while_counting)
+}
 
 
 def fail_at_start() -> None:
@@ -193,7 +256,9 @@ if STOP_AT_WAKE in os.environ:
     at_wake(stop)
 
 if AT_WAKE in os.environ:
-    at_wake({"terminate": terminate, "disconnect": disconnect}[os.environ[AT_WAKE]])
+    at_wake(ACTS[os.environ[AT_WAKE]])
+    if os.environ[AT_WAKE] == stop_while_counting.__name__:
+        hold_the_counter()
 
 if FAIL_AT_START in os.environ:
     fail_at_start()

@@ -126,12 +126,20 @@ class Worker:
         """Shut it down, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signum)
+        return self.ends()
+
+    def ends(self, timeout_s: float = 60.0) -> int:
+        """Wait until it has ended, and return its exit code. One that hangs is shown where."""
         try:
-            return self.process.wait(60)
+            return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            before = len(self.text())
+            self.process.send_signal(signal.SIGUSR1)  # Celery then logs what each thread does
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: len(self.text()) > before, "its threads", 5)
             self.process.kill()
             self.process.wait(10)
-            raise
+            raise AssertionError(f"{self.name} did not end:\n{self.text()[-10_000:]}") from None
 
 
 class Fleet:
@@ -190,7 +198,7 @@ class Fleet:
             if worker.process.poll() is None:
                 worker.process.terminate()
         for worker in self.workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(AssertionError):
                 worker.stop()
         self.app.close()
         self.results.close()

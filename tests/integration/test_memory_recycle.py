@@ -357,10 +357,24 @@ def test_a_warm_shutdown_does_not_wait_for_a_child_that_was_just_woken(
     """
     worker = site.start("--concurrency=2", environ={STOP_AT_WAKE: str(int(signum))})
     wake_one(site, worker)
-    assert worker.process.wait(SHUTDOWN_S) == 0
+    assert worker.ends(SHUTDOWN_S) == 0
     assert worker.events("stopped")
     assert "part_failed" not in worker.text()
     assert "Traceback" not in worker.text()
+
+
+@pytest.mark.parametrize("act", ["stop_while_accepted", "stop_while_counting"])
+def test_a_warm_shutdown_does_not_wait_for_a_woken_child_that_is_killed(
+    server: RedisServer, tmp_path: Path, act: str
+) -> None:
+    """Not for what Celery gives an answer to arrive, nor for a lock that it took with it."""
+    with memory_site(server, tmp_path, worker_lost_wait=600) as site:
+        worker = site.start("--concurrency=2", environ={AT_WAKE: act})
+        wake_one(site, worker)
+        assert worker.ends(SHUTDOWN_S) == 0
+        assert worker.events("stopped")
+        assert "part_failed" not in worker.text()
+        assert "Traceback" not in worker.text()
 
 
 @pytest.mark.slow
@@ -414,7 +428,7 @@ def test_a_cold_shutdown_meanwhile_waits_for_no_task(site: Site) -> None:
     leaving(site, worker)
     processes = psutil.Process(worker.process.pid).children()
     worker.process.send_signal(signal.SIGQUIT)
-    assert worker.process.wait(SHUTDOWN_S) is not None
+    assert worker.ends(SHUTDOWN_S) is not None
     wait_for(lambda: all(map(has_ended, processes)), "the children to end", SHUTDOWN_S)
     assert worker.events("stopped")
     assert "part_failed" not in worker.text()
@@ -425,7 +439,7 @@ def test_a_cold_shutdown_does_not_wait_for_a_child_that_was_just_woken(site: Sit
     worker = site.start("--concurrency=2", environ={AT_WAKE: "terminate"})
     processes = psutil.Process(worker.process.pid).children()
     wake_one(site, worker)
-    assert worker.process.wait(SHUTDOWN_S) is not None
+    assert worker.ends(SHUTDOWN_S) is not None
     wait_for(lambda: all(map(has_ended, processes)), "the children to end", SHUTDOWN_S)
     assert worker.events("stopped")
     assert "part_failed" not in worker.text()

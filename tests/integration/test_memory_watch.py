@@ -150,7 +150,7 @@ def test_the_main_process_shuts_down_warmly_once(server: RedisServer, tmp_path: 
         assert over["used_bytes"] > 400 * MB
         assert over["at_start_bytes"] < over["limit_bytes"]
         site.free()
-        assert worker.process.wait(60) == 0
+        assert worker.ends() == 0
         assert result.get(timeout=10) in site.waiting()
         assert len(worker.events("parent_over_limit")) == 1
         assert_by_contract(worker.events(), "parent_over_limit")
@@ -177,7 +177,7 @@ def test_the_main_process_shuts_down_warmly_in_every_pool(
         filled = site.send("fill", 500)
         assert happened(worker, "parent_over_limit")[0]["action"] == "shutdown"
         site.free()
-        assert worker.process.wait(60) == 0
+        assert worker.ends() == 0
         assert filled.get(timeout=10) == worker.process.pid
         if waits:
             assert waits.get(timeout=10) == worker.process.pid

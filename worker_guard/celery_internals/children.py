@@ -17,6 +17,9 @@ from worker_guard.celery_internals.host import pool_name
 #: A woken child answers within milliseconds; one that does not in this time is stopped or stuck.
 ANSWER_S = 5.0
 
+#: Between two looks whether a woken child still lives.
+LOOK_S = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolChild:
@@ -50,9 +53,9 @@ class PoolChildren:
     Relies on ``TaskPool._pool`` (None after stop), ``Pool._pool``, ``_cache``, ``_poolctrl``,
     ``_processes``, ``_putlock`` and the processes' ``index`` and ``exitcode``; with an event loop
     also on ``AsynPool._all_inqueues``, ``_busy_workers``, ``_active_writes``,
-    ``_waiting_to_start``, ``outbound_buffer``, ``handle_result_event``, ``inqW_fd``, ``outq``,
-    ``outqR_fd`` and the ``consolidate_callback`` of ``worker.hub``. Run on billiard 4.2.0 and
-    4.3.2.
+    ``_waiting_to_start``, ``outbound_buffer``, ``handle_result_event``, ``_on_ready_counters``,
+    ``inqW_fd``, ``outq``, ``outqR_fd`` and the ``consolidate_callback`` of ``worker.hub``. Run on
+    billiard 4.2.0 and 4.3.2.
 
     Raises:
         MissingInternalError: the pool has no children, or lacks one of these.
@@ -196,25 +199,41 @@ class PoolChildren:
         To be called after the consumer has closed and before the pool does. ``AsynPool.flush``
         has by then dropped the empty jobs that were not accepted yet, so that the pool would read
         no answer to them, and billiard's child waits 30 s for its answer to be read. An empty job
-        is put back into the books only while this reads: left there it could outlast its child.
-        With threads the pool reads by itself.
+        is in the books only while this reads: left there it could outlast its child, and the pool
+        would wait 10 s for the answer of one that was killed. With threads the pool reads by
+        itself.
         """
         pool = self._task_pool._pool
         if pool is None or not self.has_event_loop:
             return
         until = time.monotonic() + ANSWER_S
         for wake in self._wakes:
-            if wake._job in pool._cache:
-                continue  # accepted, or a release that drops none: the pool reads it
             pool._cache[wake._job] = wake
             try:
                 while self._unanswered(pool, wake) and time.monotonic() < until:
                     process = wake._write_to
                     # Its messages are small enough to be written whole, so to be read whole.
-                    if process.outq._reader.poll(0.05):
-                        pool.handle_result_event(process.outqR_fd)
+                    if process.outq._reader.poll(LOOK_S):
+                        self._read_answer(pool, process)
             finally:
                 wake.discard()
+
+    @staticmethod
+    def _read_answer(pool: Any, process: Any) -> None:
+        """Read one message of a child, unless the lock of its counter of answers can't be had.
+
+        The pool takes it without a limit, the child each time that it looks whether its answer
+        was read; one that is killed just then holds it for ever.
+        """
+        counter = pool._on_ready_counters.get(process.pid)
+        lock = None if counter is None else counter.get_lock()
+        if lock is not None and not lock.acquire(True, LOOK_S):
+            return
+        try:
+            pool.handle_result_event(process.outqR_fd)
+        finally:
+            if lock is not None:
+                lock.release()
 
     @staticmethod
     def _unanswered(pool: Any, wake: Any) -> bool:

@@ -18,6 +18,10 @@ FOLLOW_S = 0.05
 #: Between two looks where no child is on its way out: there is nothing to see.
 IDLE_S = 5.0
 
+#: How long a child that was busy is given to leave by itself before it is woken. It waits up to
+#: 0.1 s for its last answer to be read, and a job that is written to it meanwhile costs its pipes.
+SETTLE_S = 0.5
+
 #: Between two reports of a child that still runs its task.
 WAITING_S = 60.0
 
@@ -51,6 +55,7 @@ class _Leaving:
     since_mono: float
     reported_mono: float
     asked: bool = False
+    busy_mono: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -124,8 +129,11 @@ class Recycler:
 
     def _ask(self, leaving: _Leaving) -> None:
         pid = leaving.child.pid
+        if self.exits.is_busy(pid):
+            leaving.busy_mono = self.monotonic()
         leaving.asked = leaving.asked or self.exits.ask_to_leave(pid)
-        if leaving.asked:
+        busy_mono = leaving.busy_mono
+        if leaving.asked and (busy_mono is None or self.monotonic() - busy_mono >= SETTLE_S):
             self.exits.wake(pid)
 
     def _listed(self, pid: int) -> bool:
