@@ -5,14 +5,16 @@ from __future__ import annotations
 import string
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from tests.harness.redis_server import RedisServer
-from tests.harness.results import contents, encoded
+from tests.harness.results import contents, encoded, policy, sweep
 from worker_guard.results.opening import Cleanup
+from worker_guard.results.store import WAYS
 from worker_guard.results.target import open_target
 from worker_guard.settings import read_settings
 
@@ -97,6 +99,24 @@ def test_another_apps_queues_are_left_alone(server: RedisServer, client: Any) ->
     swept(application(server))
     assert forever(client) == kept
     other.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_queues_that_are_named_like_results_are_left_alone(
+    server: RedisServer, client: Any, way: str
+) -> None:
+    """A ``task_keyprefix`` of one's own can be how the name of a queue begins."""
+    app = application(server)
+    for queue in ("mine-mails", "mine-too-mails"):
+        app.send_task("some.task", queue=queue, priority=3)
+    kept = {key for key in forever(client) if client.type(key) == b"list"}
+    client.set("mine-1", encoded(status="STARTED", age_s=None))
+    rules = replace(policy(), task_prefix=b"mine-", state_prefixes=(b"mine-too-",))
+    assert len(kept) == 2
+    tally = sweep(client, rules, way=way)
+    assert (tally.task_states_cleaned, tally.keys_unreadable) == (1, 0)
+    assert kept <= forever(client)
+    app.close()
 
 
 def test_redbeat_and_the_guards_own_keys_are_left_alone(server: RedisServer, client: Any) -> None:

@@ -39,12 +39,12 @@ def expected(client: Any, key: bytes, rules: Any) -> tuple[int, int, int]:
     """The same by the rules in Python."""
     kind = classify(key, rules)
     of_type = client.type(key)
-    value = None
+    value = first_item = None
     if kind is Kind.RESULT and of_type in (b"string", b"none"):
         value = client.getrange(key, 0, VALUE_LIMIT_BYTES)
-    elif kind is Kind.OWN and of_type == b"list":
-        value = client.lindex(key, 0)
-    decision = judge(kind, value, client.pttl(key), rules)
+    elif of_type == b"list":
+        first_item = client.lindex(key, 0)
+    decision = judge(kind, value, client.pttl(key), rules, first_item=first_item)
     return (
         int(decision.verdict is Verdict.DELETE),
         int(decision.verdict is Verdict.EXPIRE),

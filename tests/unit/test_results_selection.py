@@ -56,11 +56,12 @@ def test_no_pattern_reaches_a_protected_key() -> None:
 
 def test_a_list_of_messages_is_the_brokers_whatever_its_name() -> None:
     """A lifetime on a queue that this app does not know would be the loss of its messages."""
-    assert judge(Kind.OWN, MESSAGE, NO_TTL, policy()) == KEEP
-    assert judge(Kind.OWN, b'{"body": 1}', NO_TTL, policy()) == EXPIRE
-    assert judge(Kind.OWN, None, NO_TTL, policy()) == EXPIRE
-    # Celery's own lists hold results, which can look like anything.
-    assert judge(Kind.STATE, MESSAGE, NO_TTL, policy()) == EXPIRE
+    for kind in (Kind.RESULT, Kind.STATE, Kind.OWN):
+        assert judge(kind, None, NO_TTL, policy(), first_item=MESSAGE) == KEEP
+    for item in (b'{"body": 1}', b'[1, "id", "SUCCESS", ' + MESSAGE + b"]", b"", None):
+        assert judge(Kind.STATE, None, NO_TTL, policy(), first_item=item) == EXPIRE
+        assert judge(Kind.OWN, None, NO_TTL, policy(), first_item=item) == EXPIRE
+        assert judge(Kind.RESULT, None, NO_TTL, policy(), first_item=item) == UNREADABLE
 
 
 DELETE, KEEP = Decision(Verdict.DELETE), Decision(Verdict.KEEP)

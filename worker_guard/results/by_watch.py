@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worker_guard.results.selection import (
@@ -21,8 +22,14 @@ from worker_guard.results.way import Actor, Cursor, Pace, Tally, scan
 #: Values that are read and parsed between two pauses, together.
 READ_BYTES = VALUE_LIMIT_BYTES
 
-#: What was read of a key: PTTL, without how much of a lifetime is left, and the value that counts.
-_Seen = tuple[int, bytes | None]
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was read of a key: PTTL, without how much of a lifetime is left, and what counts."""
+
+    pttl_ms: int
+    value: bytes | None = None
+    first_item: bytes | None = None
 
 
 class Watched:
@@ -43,8 +50,14 @@ class Watched:
         keys = cursor.pending[: self._read_keys]
         seen = yield from self._look(keys)
         decisions = {
-            key: judge(classify(key, self._policy), value, pttl, self._policy)
-            for key, (pttl, value) in seen.items()
+            key: judge(
+                classify(key, self._policy),
+                it.value,
+                it.pttl_ms,
+                self._policy,
+                first_item=it.first_item,
+            )
+            for key, it in seen.items()
         }
         changing = (Verdict.DELETE, Verdict.EXPIRE)
         due = {key: it for key, it in decisions.items() if it.verdict in changing}
@@ -66,30 +79,41 @@ class Watched:
                     pipe.strlen(key)
             answers = _answers(pipe)
         seen: dict[bytes, _Seen] = {}
-        reading: list[bytes] = []
+        # Those to read on, and whether as a string; else as what may be a list.
+        reading: dict[bytes, bool] = {}
         total_bytes = 0
         for key, kind in kinds.items():
-            pttl = NO_KEY if kind is Kind.FOREIGN else min(next(answers), 0)
-            length = next(answers) or 0 if kind is Kind.RESULT else 0
-            if 0 < length <= VALUE_LIMIT_BYTES:
+            if kind is Kind.FOREIGN:
+                seen[key] = _Seen(NO_KEY)
+                continue
+            pttl_ms = min(next(answers), 0)
+            length = next(answers) if kind is Kind.RESULT else None
+            if length is not None and 0 < length <= VALUE_LIMIT_BYTES:
                 total_bytes += length
-                if reading and total_bytes > READ_BYTES:
+                if total_bytes > READ_BYTES and any(reading.values()):
                     break
-            if length <= VALUE_LIMIT_BYTES and kind in (Kind.RESULT, Kind.OWN):
-                reading.append(key)
-            seen[key] = pttl, None
+            if length is None or length <= VALUE_LIMIT_BYTES:
+                reading[key] = length is not None
+            seen[key] = _Seen(pttl_ms)
         if not reading:
             return seen
         yield Tally()
+        for key, answer in self._contents(reading):
+            seen[key] = (
+                replace(seen[key], value=answer)
+                if reading[key]
+                else replace(seen[key], first_item=answer)
+            )
+        return seen
+
+    def _contents(self, reading: dict[bytes, bool]) -> Iterator[tuple[bytes, bytes | None]]:
         with self._client.pipeline(transaction=False) as pipe:
-            for key in reading:
-                if kinds[key] is Kind.RESULT:
+            for key, is_string in reading.items():
+                if is_string:
                     pipe.getrange(key, 0, VALUE_LIMIT_BYTES)
                 else:
                     pipe.lindex(key, 0)
-            for key, value in zip(reading, _answers(pipe), strict=True):
-                seen[key] = seen[key][0], value
-        return seen
+            yield from zip(reading, _answers(pipe), strict=True)
 
     def _change(
         self, due: dict[bytes, Decision], seen: dict[bytes, _Seen]

@@ -90,7 +90,8 @@ end
 -- Whether it is a list of what the broker queues.
 local function holds_messages(key)
     local item = of_type('LINDEX', key, 0)
-    return item and find(item, '"delivery_tag"', 1, true) and find(item, '"body"', 1, true)
+    return item and sub(item, 1, 1) == '{'
+        and find(item, '"delivery_tag"', 1, true) and find(item, '"body"', 1, true)
 end
 
 -- Seconds from 1970 to a date's first day, by its text: a page has few of them.
@@ -158,6 +159,8 @@ local function look(key)
         if length and length > 0 and length <= limit then
             verdict = judge(call('GET', key))
             weight = weight + length
+        elseif not length and holds_messages(key) then
+            return
         end
         if verdict == 'delete' then
             old[#old + 1] = key
@@ -168,9 +171,9 @@ local function look(key)
         end
         return
     end
-    local celerys = begins(key, state_prefixes)
-    if not celerys and not fits(key, state_patterns) or fits(key, protected) then return end
-    if call('PTTL', key) == -1 and (celerys or not holds_messages(key)) then
+    local fitting = begins(key, state_prefixes) or fits(key, state_patterns)
+    if not fitting or fits(key, protected) then return end
+    if call('PTTL', key) == -1 and not holds_messages(key) then
         forgotten[#forgotten + 1] = key
     end
 end

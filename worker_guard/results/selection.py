@@ -104,20 +104,25 @@ def classify(key: bytes, policy: Policy) -> Kind:
     return Kind.FOREIGN if any(glob.matches(key) for glob in policy.protected) else kind
 
 
-def judge(kind: Kind, value: bytes | None, pttl_ms: int, policy: Policy) -> Decision:
+def judge(
+    kind: Kind,
+    value: bytes | None,
+    pttl_ms: int,
+    policy: Policy,
+    *,
+    first_item: bytes | None = None,
+) -> Decision:
     """Decide on one key.
 
     ``value`` is a result's content, None where that is longer than :data:`VALUE_LIMIT_BYTES` or
-    the key is no string; of a key of the application's own it is a list's first item, None where
-    the key is no list. ``pttl_ms`` is as Redis's PTTL returns it.
+    the key is no string; ``first_item`` is a list's, None where the key is no list. ``pttl_ms`` is
+    as Redis's PTTL returns it.
     """
-    if kind is Kind.FOREIGN:
+    if kind is Kind.FOREIGN or (first_item is not None and is_message(first_item)):
         return Decision(Verdict.KEEP)
     if pttl_ms == NO_KEY:
         return Decision(Verdict.GONE)
     forgotten = Verdict.EXPIRE if pttl_ms == NO_TTL else Verdict.KEEP
-    if kind is Kind.OWN and value is not None and is_message(value):
-        forgotten = Verdict.KEEP
     if kind is not Kind.RESULT:
         return Decision(forgotten)
     record = read_record(value)
@@ -133,9 +138,10 @@ def judge(kind: Kind, value: bytes | None, pttl_ms: int, policy: Policy) -> Deci
 def is_message(item: bytes) -> bool:
     """Whether a list's item is a message as kombu's Redis transport queues it.
 
-    Its payload (``kombu.transport.virtual.Channel.prepare_message``) has both of these names.
+    Its payload (``kombu.transport.virtual.Channel.prepare_message``) is an object that has both of
+    these names. Celery's own lists, of a chord's results, hold arrays.
     """
-    return b'"delivery_tag"' in item and b'"body"' in item
+    return item.startswith(b"{") and b'"delivery_tag"' in item and b'"body"' in item
 
 
 def read_record(value: bytes | None) -> dict[str, Any] | None:
