@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -180,11 +181,12 @@ class Guard:
 
     def abandon(self) -> None:
         """Leave the worker as it was found, after a start that failed."""
-        self._revoked.unhook()
-        if self._memory is not None:
-            self._memory.stop(cold=True)
-        self._metrics.stop()
-        self._close_log()
+        with ExitStack() as steps:  # each, from the last one on, though another raises
+            steps.callback(self._close_log)
+            steps.callback(self._metrics.stop)
+            if self._memory is not None:
+                steps.callback(self._memory.stop, cold=True)
+            steps.callback(self._revoked.unhook)
 
     def arm(self, consumer: Any) -> None:
         """The consumer has a connection: tick by its timer."""

@@ -422,3 +422,21 @@ def test_without_an_event_loop_a_tick_only_hands_over_to_the_consumers_thread() 
         assert len(consumer.timed) == armed + 1
     finally:
         guard.abandon()
+
+
+def test_a_start_that_failed_is_undone_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a step of the undoing fails as well; that is for who called to log."""
+
+    def fail(**_: Any) -> None:
+        raise OSError("no pool")
+
+    app = Celery("test", set_as_current=False)
+    guard = Guard(SimpleNamespace(hostname="w@test", app=app), Settings(), version="0")
+    undone: list[str] = []
+    monkeypatch.setattr(guard, "_memory", SimpleNamespace(stop=fail))
+    monkeypatch.setattr(guard._revoked, "unhook", lambda: undone.append("revoked"))
+    monkeypatch.setattr(guard._metrics, "stop", lambda: undone.append("metrics"))
+    monkeypatch.setattr(guard, "_close_log", lambda: undone.append("log"))
+    with pytest.raises(OSError, match="no pool"):
+        guard.abandon()
+    assert undone == ["revoked", "metrics", "log"]
