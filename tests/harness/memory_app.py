@@ -17,7 +17,7 @@ from celery.worker.control import control_command, inspect_command
 from celery.worker.request import Request
 
 from tests.harness.app import app
-from worker_guard.celery_internals import PoolChildren
+from worker_guard.celery_internals import PoolChildren, empty_jobs
 
 __all__ = ["app"]
 
@@ -177,16 +177,16 @@ def stop_while_counting(children: PoolChildren, pid: int) -> None:
             return  # it was on its way out when it was woken; the next one then
         time.sleep(0.01)
     say_woken(pid)
-    unanswered, looks = PoolChildren._unanswered, []
+    waits_for_answer, looks = empty_jobs._waits_for_answer, []
 
-    def die_when_looked_at_again(pool: Any, wake: Any) -> bool:
-        waits = unanswered(pool, wake)
+    def die_when_looked_at_again(pool: Any, job: Any) -> bool:
+        waits = waits_for_answer(pool, job)
         looks.append(waits)
         if len(looks) == 2:
             os.kill(pid, signal.SIGKILL)
         return waits
 
-    PoolChildren._unanswered = staticmethod(die_when_looked_at_again)  # type: ignore[method-assign]
+    empty_jobs._waits_for_answer = die_when_looked_at_again
     raise WorkerShutdown(0)
 
 

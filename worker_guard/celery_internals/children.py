@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from billiard.pool import EX_OK, EX_RECYCLE
-from celery.utils.functional import noop
 from celery.worker import state
 
+from worker_guard.celery_internals.empty_jobs import EmptyJobs
 from worker_guard.celery_internals.hooks import Hook, MissingInternalError
 from worker_guard.celery_internals.host import pool_name
-
-#: A woken child answers within milliseconds; one that does not in this time is stopped or stuck.
-ANSWER_S = 5.0
-
-#: Between two looks whether a woken child still lives.
-LOOK_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +59,7 @@ class PoolChildren:
         "_all_inqueues",
         "_busy_workers",
         "_active_writes",
+        "_on_ready_counters",
         "_waiting_to_start",
         "_result_handler",
         "outbound_buffer",
@@ -76,7 +70,6 @@ class PoolChildren:
 
         if not isinstance(worker.pool, TaskPool):
             raise MissingInternalError(f"the {pool_name(worker)} pool has no children")
-        self._worker = worker
         self._task_pool = worker.pool
         pool = worker.pool._pool
         #: Whether the pool is driven by the event loop; else by threads of its own.
@@ -86,7 +79,7 @@ class PoolChildren:
         if missing:
             raise MissingInternalError(f"this release's pool has no {', '.join(missing)}")
         self._asked: dict[int, Any] = {}
-        self._wakes: list[Any] = []
+        self._empty_jobs = EmptyJobs(worker, has_event_loop=self.has_event_loop)
 
     def why_not_to_recycle(self) -> str:
         """Why the children can't be asked to leave; empty: they can."""
@@ -162,98 +155,17 @@ class PoolChildren:
         """Give the child an empty job where it is idle, so that it looks at its sentinel."""
         process = self._process(pid)
         pool = self._task_pool._pool
-        if process is None or self._has_job(pool, process):
-            return
-        if self.has_event_loop:
-            self._wake_by_loop(pool, process)
-        else:
-            self._wake_by_queue(pool)
-
-    def _wake_by_loop(self, pool: Any, process: Any) -> None:
-        fd = process.inqW_fd
-        free = (
-            fd in pool._all_inqueues
-            and fd not in pool._busy_workers
-            and fd not in pool._active_writes
-        )
-        # A waiting task wakes the child as well; and a slot is taken as a task would take it,
-        # since the pool gives one back when the empty job is done.
-        if not free or pool.outbound_buffer or pool._putlock.value <= 0:
-            return
-        hub = self._worker.hub  # kombu's own get_event_loop() can be None after a reconnect
-        if hub is None or hub.consolidate_callback is None:
-            return
-        self._wakes = [wake for wake in self._wakes if self._unanswered(pool, wake)]
-        pool._putlock.acquire(self._put_empty_job, pool)
-        # The job is the only one that waits, so that it is written to this child.
-        hub.consolidate_callback([fd])
-
-    def _put_empty_job(self, pool: Any) -> None:
-        wake = pool.apply_async(noop)
-        if wake is not None:
-            self._wakes.append(wake)
+        if process is not None and not self._has_job(pool, process):
+            self._empty_jobs.give(pool, process)
 
     def hear_woken(self) -> None:
         """Read what the children that were just woken answer; for a warm shutdown.
 
-        To be called after the consumer has closed and before the pool does. ``AsynPool.flush``
-        has by then dropped the empty jobs that were not accepted yet, so that the pool would read
-        no answer to them, and billiard's child waits 30 s for its answer to be read. An empty job
-        is in the books only while this reads: left there it could outlast its child, and the pool
-        would wait 10 s for the answer of one that was killed. With threads the pool reads by
-        itself.
+        To be called after the consumer has closed and before the pool does.
         """
         pool = self._task_pool._pool
-        if pool is None or not self.has_event_loop:
-            return
-        until = time.monotonic() + ANSWER_S
-        for wake in self._wakes:
-            pool._cache[wake._job] = wake
-            try:
-                while self._unanswered(pool, wake) and time.monotonic() < until:
-                    process = wake._write_to
-                    # Its messages are small enough to be written whole, so to be read whole.
-                    if process.outq._reader.poll(LOOK_S):
-                        self._read_answer(pool, process)
-            finally:
-                wake.discard()
-
-    @staticmethod
-    def _read_answer(pool: Any, process: Any) -> None:
-        """Read one message of a child, unless the lock of its counter of answers can't be had.
-
-        The pool takes it without a limit, the child each time that it looks whether its answer
-        was read; one that is killed just then holds it for ever.
-        """
-        counter = pool._on_ready_counters.get(process.pid)
-        lock = None if counter is None else counter.get_lock()
-        if lock is not None and not lock.acquire(True, LOOK_S):
-            return
-        try:
-            pool.handle_result_event(process.outqR_fd)
-        finally:
-            if lock is not None:
-                lock.release()
-
-    @staticmethod
-    def _unanswered(pool: Any, wake: Any) -> bool:
-        """Whether the child that this empty job was written to lives and has not answered it."""
-        process = wake._write_to
-        return not wake.ready() and process in pool._pool and bool(process._is_alive())
-
-    def _wake_by_queue(self, pool: Any) -> None:
-        # All children read one queue, in turns: each idle one has to get an empty job for this
-        # one to get its own.
-        self._wakes = [wake for wake in self._wakes if not wake.ready()]
-        if self._wakes:
-            return
-        for _ in range(len(pool._pool)):
-            if not pool._putlock.acquire(False):
-                return
-            wake = pool.apply_async(noop, waitforslot=False)
-            if wake is None:
-                return
-            self._wakes.append(wake)
+        if pool is not None:
+            self._empty_jobs.hear(pool)
 
     def has_left(self, pid: int) -> bool:
         """Whether a child that was asked to leave is no more in the pool."""
