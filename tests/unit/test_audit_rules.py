@@ -447,6 +447,18 @@ def test_the_limit_to_change_is_a_cure(kib: float) -> None:
     assert not judge(memory(child_limit_kib=wanted), RULES)
 
 
+@pytest.mark.parametrize("countdown_s", [2 * HOUR, 5 * DAY])
+def test_the_visibility_timeout_to_change_is_a_cure(countdown_s: float) -> None:
+    """With the one that it names nothing is found any more; the other options stay."""
+    entry = every(DAY, countdown_s=countdown_s)
+    short = with_entry(entry, transport="redis", visibility_timeout_s=HOUR)
+    change = found(short)["visibility-timeout-short"].change
+    before, _, wanted = change.partition('"visibility_timeout": ')
+    assert before == ("app.conf.broker_transport_options = {**app.conf.broker_transport_options, ")
+    cured = with_entry(entry, transport="redis", visibility_timeout_s=float(wanted.rstrip("}")))
+    assert "visibility-timeout-short" not in found(cured)
+
+
 def test_the_worst_come_first() -> None:
     """Errors, then warnings, then notes."""
     facts = replace(
