@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import billiard.pool
+import psutil
 import redis
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown, WorkerTerminate
@@ -137,9 +138,13 @@ def at_wake(act: Callable[[PoolChildren, int], None]) -> None:
 
     def wake_and_act(self: PoolChildren, pid: int) -> None:
         was_busy = self.is_busy(pid)
+        if act is stop_while_read and not was_busy:
+            hold_still(pid)
         wake(self, pid)
         if not was_busy and self.is_busy(pid):
             act(self, pid)
+        elif act is stop_while_read:
+            os.kill(pid, signal.SIGCONT)
 
     PoolChildren.wake = wake_and_act  # type: ignore[method-assign]
 
@@ -152,6 +157,20 @@ def stop(children: PoolChildren, pid: int) -> None:
     say_woken(pid)
     os.kill(pid, int(os.environ[STOP_AT_WAKE]))
     # What a signal leads to when the loop next looks; so nothing is read between.
+    raise WorkerShutdown(0)
+
+
+def hold_still(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
+
+
+def stop_while_read(children: PoolChildren, pid: int) -> None:
+    """Shut down warmly after the child was killed that has read the first bytes of its job."""
+    say_woken(pid)
+    os.read(children._process(pid).inq._reader.fileno(), 4)  # in its stead: it was held still
+    os.kill(pid, signal.SIGKILL)
     raise WorkerShutdown(0)
 
 
@@ -221,7 +240,8 @@ def disconnect(children: PoolChildren, pid: int) -> None:
 
 
 ACTS = {
-    act.__name__: act for act in (terminate, disconnect, stop_while_accepted, stop_while_counting)
+    act.__name__: act
+    for act in (terminate, disconnect, stop_while_read, stop_while_accepted, stop_while_counting)
 }
 
 

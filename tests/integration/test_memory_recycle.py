@@ -363,11 +363,11 @@ def test_a_warm_shutdown_does_not_wait_for_a_child_that_was_just_woken(
     assert "Traceback" not in worker.text()
 
 
-@pytest.mark.parametrize("act", ["stop_while_accepted", "stop_while_counting"])
+@pytest.mark.parametrize("act", ["stop_while_read", "stop_while_accepted", "stop_while_counting"])
 def test_a_warm_shutdown_does_not_wait_for_a_woken_child_that_is_killed(
     server: RedisServer, tmp_path: Path, act: str
 ) -> None:
-    """Not for what Celery gives an answer to arrive, nor for a lock that it took with it."""
+    """Not for the rest of its job, nor for its answer, nor for a lock that it took with it."""
     with memory_site(server, tmp_path, worker_lost_wait=600) as site:
         worker = site.start("--concurrency=2", environ={AT_WAKE: act})
         wake_one(site, worker)

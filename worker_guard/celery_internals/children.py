@@ -47,8 +47,8 @@ class PoolChildren:
     ``_processes``, ``_putlock`` and the processes' ``index`` and ``exitcode``; with an event loop
     also on ``AsynPool._all_inqueues``, ``_busy_workers``, ``_active_writes``,
     ``_waiting_to_start``, ``outbound_buffer``, ``handle_result_event``, ``_on_ready_counters``,
-    ``inqW_fd``, ``outq``, ``outqR_fd`` and the ``consolidate_callback`` of ``worker.hub``. Run on
-    billiard 4.2.0 and 4.3.2.
+    ``inq``, ``inqW_fd``, ``outq``, ``outqR_fd`` and the ``consolidate_callback`` of
+    ``worker.hub``. Run on billiard 4.2.0 and 4.3.2.
 
     Raises:
         MissingInternalError: the pool has no children, or lacks one of these.

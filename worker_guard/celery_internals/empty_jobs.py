@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -92,12 +93,26 @@ class EmptyJobs:
                         _read_answer(pool, process)
             finally:
                 job.discard()
+                _clear_pipe_of_the_dead(pool, job)
 
 
 def _waits_for_answer(pool: Any, job: Any) -> bool:
     """Whether the child that this job was written to lives and has not answered it."""
     process = job._write_to
     return not job.ready() and process in pool._pool and bool(process._is_alive())
+
+
+def _clear_pipe_of_the_dead(pool: Any, job: Any) -> None:
+    """Take from its pipe what a child that was killed has not read of this job.
+
+    Celery before 5.7 reads such pipes as it ends, message by message: the rest of one makes it
+    wait for ever. One that is not in the pool any more may have left its pipe to another.
+    """
+    process = job._write_to
+    if process in pool._pool and not process._is_alive():
+        reader = process.inq._reader
+        while reader.poll(0):
+            os.read(reader.fileno(), 65536)
 
 
 def _read_answer(pool: Any, process: Any) -> None:
