@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,6 +98,16 @@ def test_a_client_that_sends_nothing_holds_nobody_up(site: Site) -> None:
     drip.sendall(b"rics")
     site.now += LONGEST_S + 0.1
     assert site.answered(silent) == site.answered(drip) == b""
+
+
+def test_a_request_that_came_while_nobody_looked_is_answered(site: Site) -> None:
+    """Held up for longer than a client may take, the worker has only itself to blame."""
+    client = site.connect()
+    site.turn_until(lambda: site.responder.is_busy)
+    client.sendall(GET)
+    select.select([site.responder._connections[0].socket], [], [])
+    site.now += LONGEST_S + 0.1
+    assert site.answered(client).endswith(b"a 1\n")
 
 
 def test_a_client_that_reads_nothing_holds_nobody_up(site: Site) -> None:

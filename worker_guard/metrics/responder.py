@@ -78,7 +78,7 @@ class Responder:
         self._accept()
         now = self._monotonic()
         for connection in list(self._connections):
-            overdue = not connection.waits and now - connection.since_mono > LONGEST_S
+            overdue = now - connection.since_mono > LONGEST_S
             try:
                 if connection.outgoing is None:
                     self._receive(connection)
@@ -88,7 +88,8 @@ class Responder:
                 pass
             except OSError:
                 connection.done = True  # the client is gone, which is its own affair
-            if connection.done or overdue:
+            # What came while nobody could look, since a task held the loop, came in time.
+            if connection.done or (overdue and not connection.waits):
                 self._drop(connection)
         return bool(self._waiting())
 
