@@ -17,7 +17,7 @@ from worker_guard.settings import Settings
 POOL = (
     *("_pool", "_cache", "_processes", "_poolctrl", "_putlock", "apply_async"),
     *("_all_inqueues", "_busy_workers", "_active_writes", "_waiting_to_start"),
-    *("_result_handler", "outbound_buffer"),
+    *("_result_handler", "_on_ready_counters", "outbound_buffer"),
 )
 
 
