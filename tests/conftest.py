@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness.redis_server import RedisServer
-from tests.harness.workers import Fleet, fleet
+from tests.harness.workers import NEVER_DUE, Fleet, fleet
 
 #: Fast enough for a test, and each still many times the time that a step of it takes.
-FAST = {"worker_guard_interval": 0.3, "worker_guard_revoked_grace": 0.6}
+FAST = {"worker_guard_interval": 0.3, "worker_guard_revoked_grace": 0.6, **NEVER_DUE}
+
+# How long an example takes is the machine's affair: Hypothesis's own limit is 0.2 s.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture

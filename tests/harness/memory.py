@@ -9,9 +9,9 @@ from typing import Any
 
 from celery.states import READY_STATES, SUCCESS
 
-from tests.harness.memory_app import FINISHED, FREE, LEDGER, PRELOAD, STARTED
+from tests.harness.memory_app import FINISHED, FREE, GROW, LEDGER, PRELOAD, STARTED
 from tests.harness.redis_server import RedisServer
-from tests.harness.workers import Fleet, Worker, fleet, wait_for
+from tests.harness.workers import NEVER_DUE, Fleet, Worker, fleet, wait_for
 
 MB = 1_000_000
 
@@ -28,6 +28,7 @@ EAGER: dict[str, Any] = {
     # Celery kills a child that does not say in 4 s that it is up: where many are forked on a busy
     # machine that hits sound ones. One that is stuck is still killed, and seen.
     "worker_proc_alive_timeout": 30.0,
+    **NEVER_DUE,
 }
 
 
@@ -78,6 +79,18 @@ class Site:
     def send(self, task: str, *args: Any, **options: Any) -> Sent:
         """Publish a task of the harness."""
         return Sent(self.fleet, self.fleet.send(task, *args, **options))
+
+    def grow_at_work(self, worker: Worker) -> Sent:
+        """A ``wait`` task that leaks once the worker knows that it runs.
+
+        A child can leak before the worker has read what task it accepted, and can be read then.
+        """
+        sent = self.send("wait", 0)
+        wait_for(
+            lambda: sent.id in {task["id"] for task in worker.ask("active")}, "the task to be known"
+        )
+        self.redis.set(GROW, LEAK_MB)
+        return sent
 
     def run(self, task: str, *args: Any, **options: Any) -> Any:
         """The result of a task."""

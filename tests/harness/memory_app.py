@@ -39,7 +39,7 @@ AT_WAKE = "WORKER_GUARD_TEST_AT_WAKE"
 FAIL_AT_START = "WORKER_GUARD_TEST_FAIL_AT_START"
 
 STARTED, FINISHED, FREE = "ledger:started", "ledger:finished", "ledger:free"
-COUNTING = "ledger:counting"
+GROW, COUNTING = "ledger:grow", "ledger:counting"
 
 _MB = 1_000_000
 
@@ -107,10 +107,11 @@ def spike(megabytes: int) -> int:
 
 @app.task(name="harness.wait")
 def wait(megabytes: int) -> int:
-    """Leak so much, then run until the test lets it go on."""
+    """Leak so much, then run until the test lets it go on; leak more where the test says so."""
     hold(megabytes)
     ledger().hset(STARTED, f"pid:{os.getpid()}", 1)
     while not ledger().exists(FREE):
+        hold(int(ledger().getdel(GROW) or 0))
         time.sleep(0.02)
     return os.getpid()
 
@@ -269,8 +270,19 @@ class Optimized(bootsteps.Step):
         pool.optimization = os.environ[OPTIMIZATION]
 
 
+def wait_for_ever() -> None:
+    """Have a child wait without end for its answer to be read, where billiard's waits 30 s.
+
+    So that a shutdown that waits for such a child is told from a slow one.
+    """
+    billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10**6
+
+
 if OPTIMIZATION in os.environ:
     app.steps["worker"].add(Optimized)
+
+if {STOP_AT_WAKE, AT_WAKE} & os.environ.keys():
+    wait_for_ever()
 
 if STOP_AT_WAKE in os.environ:
     at_wake(stop)

@@ -14,13 +14,14 @@ from tests.harness.app import app
 
 __all__ = ["app"]
 
-#: What to answer, as JSON; and after how many seconds.
+#: What to answer, as JSON; and the file that is to be there before.
 ANSWER = "WORKER_GUARD_TEST_ANSWER"
-AFTER_S = "WORKER_GUARD_TEST_ANSWER_AFTER"
+AFTER = "WORKER_GUARD_TEST_ANSWER_AFTER"
 
 
 @inspect_command(name="guard")
 def odd(state: Any, **_: Any) -> Any:
     """Answer as the test says."""
-    time.sleep(float(os.environ.get(AFTER_S, "0")))
+    while AFTER in os.environ and not os.path.exists(os.environ[AFTER]):
+        time.sleep(0.02)
     return json.loads(os.environ[ANSWER])

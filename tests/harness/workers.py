@@ -19,6 +19,9 @@ from tests.harness.app import CONFIGURATION, UNGUARDED
 
 ROOT = Path(__file__).parents[2]
 
+#: A results sweep is due a year after the first look, and not when the clock strikes five.
+NEVER_DUE = {"worker_guard_results_schedule": 365 * 86_400}
+
 T = TypeVar("T")
 
 
@@ -88,11 +91,14 @@ class Worker:
 
     def text(self) -> str:
         """All that it has logged."""
-        return self.log.read_text() if self.log.exists() else ""
+        # What is being written can end in mid-character.
+        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
 
     def events(self, event: str = "") -> list[dict[str, Any]]:
         """The guard's events in its log; those of one name where one is given."""
-        lines = [line for line in self.text().splitlines() if line.startswith('{"event"')]
+        # What stands after the last line break is still being written.
+        whole, _, _ = self.text().rpartition("\n")
+        lines = [line for line in whole.splitlines() if line.startswith('{"event"')]
         found = [json.loads(line) for line in lines]
         return [e for e in found if not event or e["event"] == f"worker_guard.{event}"]
 

@@ -151,7 +151,9 @@ def test_status_shows_an_active_alert(make_fleet: MakeFleet) -> None:
     # A dry run takes no id out, so that the alert stays.
     worker = fleet.start("w", "--without-mingle", "--guard-dry-run")
     wait_for(lambda: worker.ask("guard")["alerts"], "the alert")
-    done = guard(fleet.app.conf["harness"], "status")
+    # The answer of one that is named ends the wait.
+    patiently = ("--destination", worker.name, "--timeout", "60")
+    done = guard(fleet.app.conf["harness"], "status", *patiently)
     assert "revoked_tasks" in done.stdout
     assert done.returncode == 1
 

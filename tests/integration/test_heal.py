@@ -127,18 +127,21 @@ def test_revoked_before_it_expires(worker: Worker) -> None:
     expires_at_worker(worker.fleet, "both")
     worker.app.control.revoke("both")
     discarded(worker, "both")
-    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    wait_for(worker.cleared, "the plain id to be cleared")
     swept(worker)
     assert worker.revoked() == {"both"}
 
 
-def test_revoked_after_it_expired(worker: Worker) -> None:
+def test_revoked_after_it_expired(make_fleet: MakeFleet) -> None:
     """The message expires; then, before the sweep, an operator revokes."""
-    discarded(worker, "plain")
-    worker.app.control.revoke("plain")
+    fleet = make_fleet(worker_guard_interval=3600.0, worker_guard_revoked_grace=0.0)
+    fleet.expire("plain", "both")
+    worker = fleet.start("w", "--without-mingle")
+    wait_for(lambda: worker.revoked() == {"plain", "both"}, "the messages to expire")
+    fleet.app.control.revoke("both")
     wait_for(lambda: worker.ask("guard")["revoked"]["operator"] == 1, "the revoke to arrive")
-    swept(worker)
-    assert worker.revoked() == {"plain"}
+    worker.ask("guard_sweep")
+    assert worker.revoked() == {"both"}
 
 
 def test_revoked_after_it_was_cleared(worker: Worker) -> None:
@@ -157,7 +160,7 @@ def test_terminated(worker: Worker) -> None:
     worker.app.control.terminate("both")
     worker.app.control.revoke("other", terminate=True)
     discarded(worker, "both")
-    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    wait_for(worker.cleared, "the plain id to be cleared")
     swept(worker)
     assert worker.revoked() == {"both", "other"}
 
@@ -253,14 +256,13 @@ def test_a_revoke_that_no_guard_heard_and_that_left_no_record(make_fleet: MakeFl
     """
     fleet = make_fleet()
     peer = fleet.start("peer", "--without-mingle", guarded=False)
-    fleet.send("add", 1, 2, task_id="both", countdown=9, expires=8)
     fleet.app.control.revoke("both")
     wait_for(lambda: "both" in peer.revoked(), "the revoke to arrive")
     fleet.results.backend.forget("both")
 
     guarded = fleet.start("guarded", "-Q", "other")
     wait_for(lambda: guarded.ask("guard")["revoked"]["unproven"] == 1, "the id to be asked for")
-    assert "Discarding" not in peer.text()
+    fleet.send("add", 1, 2, task_id="both", expires=-1)
     discarded(peer, "both")
     swept(guarded, 5)
     assert guarded.revoked() == {"both"}
@@ -338,7 +340,8 @@ def test_revoke_expires_is_enforced(make_fleet: MakeFleet) -> None:
     fleet = make_fleet()
     worker = fleet.start("w", "--without-mingle", environ={"CELERY_WORKER_REVOKE_EXPIRES": "3"})
     fleet.app.control.revoke("operators")
-    wait_for(lambda: worker.revoked() == {"operators"}, "the revoke to arrive")
+    # By the log: who asks for the set could come when it is over.
+    worker.logged("Tasks flagged as revoked: operators")
     healed(worker)
     assert worker.cleared() == 0
     assert worker.ask("guard")["totals"]["revoked_aged_out"] == 1
@@ -352,12 +355,12 @@ def test_marks_that_the_result_backend_lost_are_written_anew(make_fleet: MakeFle
     with RedisServer() as results:
         fleet = make_fleet(result_backend=results.url())
         witness = fleet.start("witness", "--without-mingle")
-        fleet.send("add", 1, 2, task_id="both", countdown=6, expires=5)
         fleet.app.control.revoke("both")
         wait_for(lambda: witness.revoked() == {"both"}, "the revoke to arrive")
         wait_for(lambda: results.client.exists("worker-guard-operator-both"), "the mark")
         results.kill()
         results.start()
+        fleet.send("add", 1, 2, task_id="both", expires=-1)
         discarded(witness, "both")
         assert not results.client.exists("worker-guard-operator-both")
 

@@ -61,7 +61,7 @@ def test_a_stopped_guard_leaves_no_hook() -> None:
 
     before, the_set = hooks_in_place(), state.revoked
     for _ in range(2):
-        with start_worker(app, perform_ping_check=False, pool="solo"):
+        with start_worker(app, perform_ping_check=False, pool="solo", shutdown_timeout=60):
             assert hooks_in_place() != before
             assert GuardTimer in app.steps["consumer"]
             app.send_task("test.add", (1, 2), task_id="expired", expires=-1)
@@ -69,6 +69,7 @@ def test_a_stopped_guard_leaves_no_hook() -> None:
             result = app.send_task("test.add", (1, 2))
             assert result.get(timeout=30) == 3
             wait_for(lambda: "expired" not in state.revoked, "the id to be cleared")
+            wait_for(lambda: "operators" in state.revoked, "the revoke to arrive")
             pickled = pickle.loads(pickle.dumps(state.revoked))
             assert type(pickled) is LimitedSet
             assert vars(pickled).get("add") is None

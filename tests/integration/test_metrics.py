@@ -10,8 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 
 from tests.conftest import MakeFleet
+from tests.harness.audit_app import COUNTS
 from tests.harness.memory import LEAK_MB, file_broker, happened, memory_site
 from tests.harness.metrics import (
     dashboard,
@@ -89,13 +91,20 @@ def test_a_scrape_on_each_pool(serving: Serving, port: int, pool: str) -> None:
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "gevent"])
-def test_a_scrape_while_a_task_runs(serving: Serving, port: int, pool: str) -> None:
+def test_a_scrape_while_a_task_runs(
+    make_fleet: MakeFleet, redis_server: RedisServer, port: int, pool: str
+) -> None:
     """Also where the task holds the event loop."""
-    fleet, worker = serving("-P", pool)
-    fleet.send("sleep", 8, task_id="long")
-    worker.logged("harness.sleep[long] received")
-    assert scrape(port)("info") == 1
-    assert "[long] succeeded" not in worker.text()
+    fleet = make_fleet(worker_guard_metrics_port=port)
+    environ = {COUNTS: redis_server.url(2)}
+    app = "tests.harness.audit_app"
+    worker = fleet.start("w", "-P", pool, "--without-mingle", app_module=app, environ=environ)
+    with redis.Redis.from_url(environ[COUNTS]) as client:
+        fleet.send("hold", task_id="long")
+        wait_for(lambda: client.exists("holding"), "the task to run")
+        assert scrape(port)("info") == 1
+        assert "[long] succeeded" not in worker.text()
+        client.set("free", 1)
     worker.logged("[long] succeeded")
 
 

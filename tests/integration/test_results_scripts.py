@@ -17,7 +17,8 @@ from worker_guard.results.globs import Glob, literal
 from worker_guard.results.selection import VALUE_LIMIT_BYTES, Kind, Verdict, classify, judge
 
 SETTINGS = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=400,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

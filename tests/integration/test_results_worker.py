@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import timezone
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import celery
@@ -22,10 +23,11 @@ from celery import Celery
 
 from tests.harness import guard_command
 from tests.harness.app import CONFIGURATION
+from tests.harness.fronts import InMidSweep
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.results import DAY_S, check_filled, cluster_node, contents, encoded
 from tests.harness.results import fill as fill_at_now
-from tests.harness.workers import ROOT, Worker, fleet, wait_for
+from tests.harness.workers import ROOT, Fleet, Worker, fleet, wait_for
 from worker_guard.results.way import Tally
 
 #: Real sweeps go by the real time, at which everything in the harness is of the future but for
@@ -216,10 +218,15 @@ def test_a_sweep_cut_off_by_a_shutdown_says_what_it_did(
     """The worker ends warmly, gives the lease back, and the next one starts over."""
     crowd(server, 40_000)
     make_due(server)
-    with fleet(tmp_path, **conf(server, worker_guard_results_schedule=3600)) as workers:
-        first = workers.start("first")
-        wait_for(lambda: server.client.dbsize() < 39_500, "the sweep to be under way")
-        assert first.stop() == 0
+    workers: Fleet
+    # There is no worker yet.
+    terminate = lambda: workers.workers[0].process.terminate()  # noqa: E731, PLW0108
+    with (
+        InMidSweep(server.port, terminate) as front,
+        fleet(tmp_path, **swept_by(front, server)) as workers,
+    ):
+        first = workers.launch("first")
+        assert first.ends() == 0
         left = results_left(server)
         assert left > 20_000
         (event,) = sweeps(first)
@@ -251,11 +258,15 @@ def test_a_worker_killed_in_mid_sweep_leaves_it_to_another(
     """Once the lease has run out; what both did adds up."""
     crowd(server, 20_000)
     make_due(server)
-    with fleet(tmp_path, **conf(server, worker_guard_results_schedule=3600)) as workers:
-        first = workers.start("first")
-        wait_for(lambda: server.client.dbsize() < 19_500, "the sweep to be under way")
-        first.process.kill()
-        first.process.wait()
+    workers: Fleet
+    # There is no worker yet.
+    kill = lambda: workers.workers[0].process.kill()  # noqa: E731, PLW0108
+    with (
+        InMidSweep(server.port, kill) as front,
+        fleet(tmp_path, **swept_by(front, server)) as workers,
+    ):
+        first = workers.launch("first")
+        first.ends()
         assert server.client.pttl(LEASE) > 0
         assert results_left(server) > 10_000
         second = workers.start("second")
@@ -263,6 +274,12 @@ def test_a_worker_killed_in_mid_sweep_leaves_it_to_another(
         server.client.delete(LEASE)
         wait_for(lambda: sweeps(second), "the other's sweep")
         assert results_left(server) == 10_000
+
+
+def swept_by(front: InMidSweep, server: RedisServer, **values: Any) -> dict[str, Any]:
+    """The configuration of a worker whose sweep, which is due, goes by this front."""
+    by_front = {"result_backend": front.url(), "worker_guard_results_schedule": 3600}
+    return conf(server, **by_front, **values)
 
 
 def crowd(server: RedisServer, count: int) -> None:
@@ -301,19 +318,17 @@ def test_a_fault_of_the_results_redis_never_reaches_the_worker(
     """The part is paused and tried again; tasks run on meanwhile; nothing young is gone."""
     crowd(server, 20_000)
     make_due(server)
-    with RedisServer() as broker:
-        values = conf(server, broker_url=broker.url(), worker_guard_results_schedule=3600)
+    faults: dict[str, Callable[[], Any]] = {
+        "hangs": server.pause,
+        "dies": server.kill,
+        "loses the lease": lambda: server.client.set(LEASE, "another", ex=5),
+        "is read-only": lambda: server.client.replicaof("127.0.0.1", free_port()),
+    }
+    with RedisServer() as broker, InMidSweep(server.port, faults[fault]) as front:
+        values = swept_by(front, server, broker_url=broker.url())
         with fleet(tmp_path, **values) as workers:
             worker = workers.start("w")
-            wait_for(lambda: server.client.dbsize() < 19_500, "the sweep to be under way")
-            if fault == "hangs":
-                server.pause()
-            elif fault == "dies":
-                server.kill()
-            elif fault == "loses the lease":
-                server.client.set(LEASE, "another", ex=5)
-            else:
-                server.client.replicaof("127.0.0.1", free_port())
+            wait_for(lambda: front.acted, "the sweep to be under way")
             if fault != "loses the lease":
                 wait_for(lambda: "results" in failed_parts(worker), "the failure")
                 # The server is shared with the part that looks at its memory.
@@ -429,13 +444,12 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_ctrl_c_stops_it_with_the_counts_so_far(server: RedisServer) -> None:
     """Which are those of what is gone."""
     crowd(server, 100_000)
-    process = guard_command.guard_process(conf(server), "sweep", "--json")
-    while server.client.dbsize() >= 99_000 and process.poll() is None:
-        pass
-    # Under way, and held there until it is interrupted.
-    for signum in (signal.SIGSTOP, signal.SIGINT, signal.SIGCONT):
-        process.send_signal(signum)
-    out, err = process.communicate(timeout=60)
+    begun: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+    with InMidSweep(server.port, lambda: begun.get().send_signal(signal.SIGINT)) as front:
+        values = conf(server, result_backend=front.url())
+        process = guard_command.guard_process(values, "sweep", "--json")
+        begun.put(process)
+        out, err = process.communicate(timeout=60)
     said = json.loads(out)
     assert process.returncode == 1, err
     assert "Traceback" not in err

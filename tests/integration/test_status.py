@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 from tests.harness.memory import Site, children, memory_site
-from tests.harness.odd_app import AFTER_S, ANSWER
+from tests.harness.odd_app import AFTER, ANSWER
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.terminal import celery, environ_of, terminal
 from tests.harness.workers import ROOT, bare_worker, fleet, wait_for
@@ -26,6 +26,11 @@ from worker_guard.status.asking import BROKER_S, Workers
 
 REFERENCE = ROOT / "docs" / "reference"
 PASSWORD = "hunter2-is-no-password"
+
+NAMES = ("bare@test", "off@test", "solo@test", "w@test")
+
+#: The answers of those that are named end the wait, however long it might be.
+ALL = ("-d", ",".join(NAMES), "--timeout", "60")
 
 
 def run(
@@ -90,7 +95,7 @@ def site(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         one.fleet.start("solo", "--pool=solo")
         one.fleet.start("off", conf={"worker_guard_enabled": False})
         one.fleet.app.control.revoke(["operator-1", "operator-2"])
-        asking = Workers(one.fleet.app, destination=(), timeout_s=2.0)
+        asking = Workers(one.fleet.app, destination=NAMES, timeout_s=2.0)
         wait_for(lambda: len(asking.ask().present) == 4, "four workers")
         yield one
 
@@ -136,7 +141,7 @@ def test_a_guard_says_when_the_last_cleanup_was(site: Site) -> None:
 
 def test_the_json_is_as_the_schema_says(conf: dict[str, Any]) -> None:
     """Of every kind of worker; and nothing else stands on stdout."""
-    done = run(conf, "guard", "status", "--json")
+    done = run(conf, "guard", "status", "--json", *ALL)
     document = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
     assert faults("status.schema.json", document) == []
@@ -157,7 +162,7 @@ def test_the_json_is_as_the_schema_says(conf: dict[str, Any]) -> None:
 
 def test_the_schema_is_not_empty(conf: dict[str, Any]) -> None:
     """It finds a value of the wrong type, a missing field and one that it does not name."""
-    document = json.loads(run(conf, "guard", "status", "--json").stdout)
+    document = json.loads(run(conf, "guard", "status", "--json", *ALL).stdout)
     for change in ("type", "missing", "more"):
         changed = copy.deepcopy(document)
         revoked = changed["workers"]["w@test"]["guard"]["revoked"]
@@ -170,13 +175,14 @@ def test_the_schema_is_not_empty(conf: dict[str, Any]) -> None:
 
 def test_what_inspect_guard_answers_is_as_the_schema_says(conf: dict[str, Any]) -> None:
     """The same answers, by Celery's own command."""
-    done = run(conf, "inspect", "guard", "--json")
+    done = run(conf, "inspect", "--json", *ALL, "guard")
     assert faults("inspect.schema.json", json.loads(done.stdout)) == []
 
 
 def test_a_fleet_that_is_well_is_exit_code_0(conf: dict[str, Any]) -> None:
     """Only the workers that are named are asked."""
-    done = run(conf, "guard", "status", "--json", "-d", "w@test,solo@test")
+    named = ("-d", "w@test,solo@test", "--timeout", "60")
+    done = run(conf, "guard", "status", "--json", *named)
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     assert (document["trouble"], list(document["workers"])) == (False, ["solo@test", "w@test"])
@@ -184,7 +190,7 @@ def test_a_fleet_that_is_well_is_exit_code_0(conf: dict[str, Any]) -> None:
 
 def test_a_worker_that_was_named_and_is_not_there_has_a_row(conf: dict[str, Any]) -> None:
     """That is trouble; where none of the named is there, nobody answered."""
-    done = run(conf, "guard", "status", "-d", "w@test,gone@test")
+    done = run(conf, "guard", "status", "-d", "w@test,gone@test", "--timeout", "10")
     assert done.returncode == 1
     assert re.search(r"^gone@test +- .* no answer$", done.stdout, re.MULTILINE)
     alone = run(conf, "guard", "status", "-d", "gone@test")
@@ -195,7 +201,7 @@ def test_a_worker_that_was_named_and_is_not_there_has_a_row(conf: dict[str, Any]
 def test_an_unguarded_worker_is_asked_once_in_a_while(site: Site, conf: dict[str, Any]) -> None:
     """Each time costs it an error with a traceback in its log."""
     asked: list[tuple[str, Any]] = []
-    workers = Workers(site.fleet.app, destination=(), timeout_s=1.0)
+    workers = Workers(site.fleet.app, destination=NAMES, timeout_s=60.0)
     broadcast = site.fleet.app.control.broadcast
 
     def watched(command: str, **options: Any) -> Any:
@@ -217,8 +223,8 @@ def test_an_unguarded_worker_is_asked_once_in_a_while(site: Site, conf: dict[str
 
 
 def test_in_a_pipe_there_is_text_alone(conf: dict[str, Any]) -> None:
-    """No colour, no cursor, and nothing is folded."""
-    done = run(conf, "guard", "status")
+    """No colour, no cursor, nothing is folded; and all are there, though none was named."""
+    done = run(conf, "guard", "status", "--timeout", "10")
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
     (task,) = re.findall(r"^  child \d+ .* harness\.wait ([0-9a-f-]{36}) for", done.stdout, re.M)
@@ -226,13 +232,13 @@ def test_in_a_pipe_there_is_text_alone(conf: dict[str, Any]) -> None:
     assert "no guard  worker_guard_enabled is False" in done.stdout
     assert "unknown command  worker_guard is not loaded there" in done.stdout
     assert "2 operator, 0 expired" in done.stdout
-    narrow = run(conf, "guard", "status", COLUMNS="80")
+    narrow = run(conf, "guard", "status", *ALL, COLUMNS="80")
     assert max(map(len, narrow.stdout.splitlines())) <= 80
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(conf: dict[str, Any]) -> None:
     """``celery guard status --all | head -1``: no traceback."""
-    command = f"{shlex.join(celery('guard', 'status', '--all'))} | head -1"
+    command = f"{shlex.join(celery('guard', 'status', '--all', *ALL))} | head -1"
     done = subprocess.run(
         command,
         shell=True,
@@ -249,7 +255,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(conf: dict[str, Any]) -> None
 @pytest.mark.parametrize("columns", [80, 140])
 def test_on_a_terminal(conf: dict[str, Any], columns: int) -> None:
     """With colour, and as wide as the terminal is."""
-    command = celery("guard", "status")
+    command = celery("guard", "status", *ALL)
     with terminal(*command, columns=columns, rows=70, environ=environ_of(conf)) as screen:
         assert screen.ended() == (1, "")
         text = screen.text()
@@ -272,7 +278,7 @@ def test_without_colour_on_a_terminal(conf: dict[str, Any], how: str) -> None:
     """No escape sequence at all is sent, by Celery's option or the customary variable."""
     more = {"NO_COLOR": "1"} if how == "NO_COLOR" else {}
     option = [how] if how.startswith("-") else []
-    command = [*celery()[:3], *option, *celery("guard", "status")[3:]]
+    command = [*celery()[:3], *option, *celery("guard", "status", *ALL)[3:]]
     with terminal(*command, columns=80, rows=70, environ=environ_of(conf, **more)) as screen:
         assert screen.ended() == (1, "")
         assert "w@test" in screen.text()
@@ -282,10 +288,10 @@ def test_without_colour_on_a_terminal(conf: dict[str, Any], how: str) -> None:
 def test_under_the_c_locale_all_is_ascii(conf: dict[str, Any]) -> None:
     """Python takes UTF-8 for everything there; the terminal may show no more than ASCII."""
     for variable in ("LANG", "LC_ALL"):
-        done = run(conf, "guard", "status", **{variable: "C"})
+        done = run(conf, "guard", "status", *ALL, **{variable: "C"})
         assert done.stdout.isascii()
         assert re.search(r"^  child .*  -+  +\d+ %", done.stdout, re.M), done.stdout
-    assert not run(conf, "guard", "status").stdout.isascii()
+    assert not run(conf, "guard", "status", *ALL).stdout.isascii()
 
 
 # -- strange answers -----------------------------------------------------------------------
@@ -311,11 +317,12 @@ def test_strange_answers_have_a_row(
     with fleet(tmp_path, **urls) as workers:
         odd = {ANSWER: json.dumps(answer)}
         workers.start("odd", "--pool=solo", app_module="tests.harness.odd_app", environ=odd)
-        done = run(urls, "guard", "status", "--json")
+        patiently = ("-d", "odd@test", "--timeout", "60")
+        done = run(urls, "guard", "status", "--json", *patiently)
         (worker,) = json.loads(done.stdout)["workers"].values()
         assert [trouble["kind"] for trouble in worker["troubles"]] == ([kind] if kind else [])
         assert done.returncode == (1 if kind else 0)
-        table = run(urls, "guard", "status")
+        table = run(urls, "guard", "status", *patiently)
         assert "Traceback" not in table.stderr + table.stdout
         assert table.stdout.count("odd@test") == 2
 
@@ -324,9 +331,11 @@ def test_a_late_answer_has_a_row(tmp_path: Path, server: RedisServer) -> None:
     """The worker is there, and its guard answers after the time that it was given."""
     urls = {"broker_url": server.url(6)}
     with fleet(tmp_path, **urls) as workers:
-        late = {ANSWER: '{"version": "9"}', AFTER_S: "4"}
+        asked_enough = tmp_path / "asked-enough"
+        late = {ANSWER: '{"version": "9"}', AFTER: str(asked_enough)}
         workers.start("late", "--pool=solo", app_module="tests.harness.odd_app", environ=late)
-        done = run(urls, "guard", "status", "--timeout", "1")
+        done = run(urls, "guard", "status", "-d", "late@test", "--timeout", "10")
+        asked_enough.touch()
         assert done.returncode == 1
         assert "no answer  is there, but its guard did not answer in time" in done.stdout
 

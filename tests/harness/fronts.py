@@ -1,0 +1,119 @@
+"""Fronts to a Redis server: one refuses what some servers refuse, one acts in mid-sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Front:
+    """Passes everything on; :meth:`refusal` looks at each call of a script without keys."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def refusal(self) -> bytes:
+        """What to answer instead of the server; empty: let it answer."""
+        return b""
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def _serve(self, client: socket.socket) -> None:
+        """One command after the other, each with its one answer (no push)."""
+        # Either end can be gone; the other one is to see that it is.
+        with (
+            contextlib.suppress(OSError),
+            client,
+            socket.create_connection(("127.0.0.1", self._target)) as server,
+        ):
+            requests, answers = client.makefile("rb"), server.makefile("rb")
+            while raw := _read(requests):
+                parts = raw.split(b"\r\n")
+                of_a_script = parts[2].upper() in (b"EVAL", b"EVALSHA") and parts[6] == b"0"
+                refusal = self.refusal() if of_a_script else b""
+                if refusal:
+                    client.sendall(refusal)
+                    continue
+                server.sendall(raw)
+                answer = _read(answers)
+                if not answer:
+                    return
+                client.sendall(answer)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+class UndeclaredKeysRefused(Front):
+    """Refuses a script that is called without keys.
+
+    That is what servers do that need to know a script's keys before they run it.
+    """
+
+    REFUSAL = b"-ERR script tried accessing undeclared key\r\n"
+
+    def __init__(self, port: int) -> None:
+        self.refused = 0
+        super().__init__(port)
+
+    def refusal(self) -> bytes:
+        """Each time."""
+        self.refused += 1
+        return self.REFUSAL
+
+
+class InMidSweep(Front):
+    """Does something once while a sweep waits for an answer, some calls after its first.
+
+    However long the test is held up: the sweep gets no further before that was done.
+    """
+
+    CALLS = 4
+
+    def __init__(self, port: int, act: Callable[[], object]) -> None:
+        self._act = act
+        self._calls = 0
+        self.acted = False
+        super().__init__(port)
+
+    def refusal(self) -> bytes:
+        """Never one."""
+        self._calls += 1
+        if self._calls == self.CALLS:
+            self._act()
+            self.acted = True
+        return b""
+
+    def url(self, database: int = 0) -> str:
+        """The server's URL by this front."""
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+
+def _read(stream: object) -> bytes:
+    """One whole message of the protocol, as it came."""
+    line: bytes = stream.readline()  # type: ignore[attr-defined]
+    if line[:1] in (b"$", b"=", b"!") and int(line[1:]) >= 0:
+        return line + stream.read(int(line[1:]) + 2)  # type: ignore[attr-defined, no-any-return]
+    if line[:1] in (b"*", b"~", b">") and int(line[1:]) >= 0:
+        return line + b"".join(_read(stream) for _ in range(int(line[1:])))
+    if line[:1] == b"%":
+        return line + b"".join(_read(stream) for _ in range(2 * int(line[1:])))
+    return line
