@@ -395,14 +395,16 @@ def test_the_history_keeps_the_last_hundred(server: RedisServer) -> None:
 
 
 def test_purge_queues_asks_first(server: RedisServer) -> None:
-    """And ``--yes`` answers; a dry run only counts."""
+    """Not where the answer stands, and ``--yes`` answers; a dry run only counts."""
     app = Celery("client", set_as_current=False, broker=server.url(1))
     app.conf.task_default_queue = "work"
     for _ in range(3):
         app.send_task("harness.add", (1, 2))
     waiting = 3
-    refused = guard(server, "sweep", "--purge-queues")
+    refused = guard(server, "sweep", "--purge-queues", "--json")
     assert refused.returncode == 1
+    assert f"Drop the {waiting} messages" in refused.stderr
+    assert refused.stdout == ""
     assert "--yes" in refused.stderr
     would = guard(server, "sweep", "--purge-queues", "--dry-run", "--json")
     assert json.loads(would.stdout)["messages_purged"] == waiting

@@ -141,7 +141,8 @@ def _size(target: Target) -> int | None:
 def _confirmed(app: Any) -> bool:
     waiting = celery_internals.waiting_messages(app)
     try:
-        return click.confirm(f"Drop the {waiting} messages that wait in this app's queues?")
+        question = f"Drop the {waiting} messages that wait in this app's queues?"
+        return click.confirm(question, err=True)  # stdout holds the answer alone
     except click.Abort:
         say("--purge-queues asks first; --yes answers it.")
         return False
