@@ -14,6 +14,9 @@ from worker_guard.events import Event
 
 LOGGER = "worker_guard"
 
+#: The worker's own log is what this logger's lines go to.
+_HOSTS_LOGGER = "celery.worker"
+
 #: The password in a URL, wherever an error's text quotes one: before the host, or as a parameter;
 #: and what is left of one where a piece of the URL is quoted, as for a slash in the password.
 _PASSWORD = re.compile(r"(?<=://)([^\s:/@]*):\S+(?=@)")
@@ -70,10 +73,25 @@ def _event_first(_log: Any, _method: str, fields: MutableMapping[str, Any]) -> M
     return {"event": fields.pop("event"), **fields}
 
 
+def _hosts_outlet() -> logging.Logger:
+    """The logger whose handlers write the worker's own lines: the root logger, if they reach it.
+
+    An application that sets up logging itself may give the handlers to ``celery`` alone. Of two
+    that write them the upper one counts, as ``--logfile`` is the root's, so that no line of ours
+    comes twice.
+    """
+    logger: logging.Logger | None = logging.getLogger(_HOSTS_LOGGER)
+    outlet = logging.getLogger()
+    while logger is not None:
+        outlet = logger if logger.handlers else outlet
+        logger = logger.parent if logger.propagate else None
+    return outlet
+
+
 class _WorkersOwnDestination(logging.Handler):
     """Writes a line, as it is, wherever the worker's own log goes.
 
-    It lends each of the root logger's handlers a bare formatter for the one line. So there is no
+    It lends each of the handlers there a bare formatter for the one line. So there is no
     second file handle that a rotation would leave behind, and no lock but the handlers' own,
     which :mod:`logging` renews in a forked child.
     """
@@ -94,7 +112,7 @@ class _WorkersOwnDestination(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's message without any prefix."""
         last_resort = [logging.lastResort] if logging.lastResort else []
-        for handler in logging.getLogger().handlers or last_resort:
+        for handler in _hosts_outlet().handlers or last_resort:
             if record.levelno < handler.level:
                 continue
             handler.acquire()
@@ -135,14 +153,18 @@ def _open_destination(logger: logging.Logger) -> Callable[[], None]:
     """
     if any(isinstance(handler, _WorkersOwnDestination) for handler in logger.handlers):
         return lambda: None
-    propagate = logger.propagate
+    propagate, level = logger.propagate, logger.level
     destination = _WorkersOwnDestination()
     logger.addHandler(destination)
     logger.propagate = False
+    if level == logging.NOTSET and _hosts_outlet() is not logging.getLogger():
+        # Nor is the root's level the worker's then.
+        logger.setLevel(logging.getLogger(_HOSTS_LOGGER).getEffectiveLevel())
 
     def close() -> None:
         logger.removeHandler(destination)
         logger.propagate = propagate
+        logger.setLevel(level)
 
     return close
 

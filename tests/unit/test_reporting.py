@@ -62,6 +62,50 @@ def test_the_hosts_levels_hold(root: logging.Handler) -> None:
     assert text(root) == ""
 
 
+@pytest.fixture
+def celerys(root: logging.Handler) -> Iterator[logging.Handler]:
+    """A handler of the ``celery`` logger, at level info, as an application sets one up itself."""
+    logger, handler = logging.getLogger("celery"), logging.StreamHandler(io.StringIO())
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    yield handler
+    logger.handlers[:], logger.level, logger.propagate = before
+    logger.setLevel(before[1])
+
+
+def test_where_celerys_logger_alone_has_handlers_they_get_the_lines(
+    root: logging.Handler, celerys: logging.Handler
+) -> None:
+    """At its level; whether the root has no handlers, or the worker's lines don't reach it."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger().handlers[:] = []
+    level = logging.getLogger(LOGGER).level
+    for propagate in (True, False):
+        logging.getLogger("celery").propagate = propagate
+        log, close = open_log("json")
+        Reporter(log, worker="w@test", dry_run=False)(STOPPED)
+        close()
+        logging.getLogger().handlers[:] = [root]
+    assert [json.loads(line)["event"] for line in text(celerys).splitlines()] == [
+        "worker_guard.stopped",
+        "worker_guard.stopped",
+    ]
+    assert text(root) == ""
+    assert logging.getLogger(LOGGER).level == level
+
+
+def test_where_both_write_the_workers_lines_ours_come_once(
+    root: logging.Handler, celerys: logging.Handler
+) -> None:
+    """By the root's handlers: among them is that of ``--logfile``."""
+    log, close = open_log("json")
+    Reporter(log, worker="w@test", dry_run=False)(STOPPED)
+    close()
+    assert len(text(root).splitlines()) == 1
+    assert text(celerys) == ""
+
+
 @pytest.mark.parametrize(
     "error",
     [
