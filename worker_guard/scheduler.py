@@ -46,10 +46,12 @@ class Part(Protocol):
 class _Run:
     """A part with what the scheduler knows of it."""
 
-    def __init__(self, part: Part, containment: Containment, due_mono: float) -> None:
+    def __init__(self, part: Part, containment: Containment, now: float, first_s: float) -> None:
         self.part = part
         self.containment = containment
-        self.due_mono = due_mono
+        self.due_mono = now + first_s
+        #: Until the first connection is there: how long after it the first round is.
+        self.first_s: float | None = first_s
         self.slices: Iterator[None] | None = None
         self.waiting: list[Iterator[None]] = []
         self.ticket = 0
@@ -86,8 +88,10 @@ class Scheduler:
                     longest_pause_s=(longest_pauses_s or {}).get(part.name, LONGEST_PAUSE_S),
                     report=report,
                 ),
-                # A fleet that was started at once is spread over one interval.
-                now + uniform(0.1, 1.0) * part.interval_s,
+                now,
+                # A fleet that was started at once is spread. And what waited in the queue for the
+                # worker is discarded before the first sweep, which tells of it as one backfill.
+                uniform(0.5, 1.0) * part.interval_s,
             )
             for part in parts
         }
@@ -101,6 +105,8 @@ class Scheduler:
         """
         self._later, self._burst_s, self._rest = later, burst_s, rest or _no_rest
         for run in self._runs.values():
+            if run.first_s is not None:
+                run.due_mono, run.first_s = self._monotonic() + run.first_s, None
             under_way = run.slices is not None
             self._call(run, PAUSE_S if under_way else run.due_mono - self._monotonic())
 
@@ -136,7 +142,7 @@ class Scheduler:
             return
         now = self._monotonic()
         if run.due_mono > now + within_s and (anyway or run.containment.ready(now)):
-            run.due_mono = now + self._uniform(0.0, within_s)
+            run.due_mono, run.first_s = now + self._uniform(0.0, within_s), None
             self._call(run, run.due_mono - now)
 
     def go_on(self, name: str, slices: Iterator[None]) -> None:

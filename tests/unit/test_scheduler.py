@@ -83,7 +83,29 @@ def test_a_fleet_is_spread() -> None:
         return low
 
     Scheduler([FakePart()], report=lambda _: None, monotonic=lambda: timer.now, uniform=uniform)
-    assert asked == [(0.1, 1.0)]
+    assert asked == [(0.5, 1.0)]
+
+
+def test_the_first_round_counts_from_the_first_connection() -> None:
+    """However long that took to come, and not from a later one; a hastened round waits for none."""
+    part = FakePart()
+    scheduler, timer, _ = scheduled(part)
+    timer.advance(25)
+    scheduler.arm(timer.later)
+    timer.advance(9.9)
+    assert part.rounds == 0
+    scheduler.disarm()
+    scheduler.arm(timer.later)
+    timer.advance(0.2)
+    assert part.rounds == 1
+
+    part = FakePart()
+    scheduler, timer, _ = scheduled(part)
+    scheduler.hasten("fake")
+    timer.advance(25)
+    scheduler.arm(timer.later)
+    timer.advance(0.1)
+    assert part.rounds == 1
 
 
 def test_a_round_gives_the_loop_back_between_slices() -> None:
