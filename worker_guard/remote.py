@@ -31,7 +31,12 @@ def guard_sweep(state: Any, dry_run: Any = False, **_: Any) -> dict[str, Any]:
     running, reason = _guard(state)
     if running is None:
         return {"error": reason}
-    done = running.sweep(dry_run=bool(strtobool(dry_run)))
+    try:
+        preview = bool(strtobool(dry_run))
+    except TypeError:
+        # Raised from here it would be a traceback in the worker's log.
+        return {"error": f"dry_run is {dry_run!r}; allowed: true or false"}
+    done = running.sweep(dry_run=preview)
     if done is None:
         return {"ok": "sweeping; the worker's log will say what came of it"}
     return {"ok": asdict(done)}

@@ -109,6 +109,10 @@ def test_remote_commands_on_the_command_line(
     event = worker.events("cleanup_completed")[-1]
     assert (event["trigger"], event["dry_run"], event["level"]) == ("control", False, "info")
 
+    refused = worker.ask("guard_sweep", dry_run="maybe")
+    assert refused == {"error": "dry_run is 'maybe'; allowed: true or false"}
+    assert "Traceback" not in worker.text()
+
 
 def test_a_guard_that_is_off_does_nothing(make_fleet: MakeFleet) -> None:
     """``worker_guard_enabled`` False: no event, no sweep, and the commands say so."""
