@@ -189,6 +189,25 @@ def stop_while_accepted(children: PoolChildren, pid: int) -> None:
     raise WorkerShutdown(0)
 
 
+def stop_when_replaced(children: PoolChildren, pid: int) -> None:
+    """Shut down warmly when the child left without reading its empty job, and was replaced."""
+    process = children._process(pid)
+    say_woken(pid)
+    os.kill(pid, signal.SIGKILL)
+    while process._is_alive():
+        time.sleep(0.01)
+    children.maintain()
+    waits_for_answer = empty_jobs._waits_for_answer
+
+    def say_whether_it_waits(pool: Any, job: Any) -> bool:
+        waits = waits_for_answer(pool, job)
+        print(f"waits: {waits}", flush=True)
+        return waits
+
+    empty_jobs._waits_for_answer = say_whether_it_waits
+    raise WorkerShutdown(0)
+
+
 def stop_while_counting(children: PoolChildren, pid: int) -> None:
     """Shut down warmly; the child dies with its counter's lock while its answer is read."""
     process = children._process(pid)
@@ -242,7 +261,14 @@ def disconnect(children: PoolChildren, pid: int) -> None:
 
 ACTS = {
     act.__name__: act
-    for act in (terminate, disconnect, stop_while_read, stop_while_accepted, stop_while_counting)
+    for act in (
+        terminate,
+        disconnect,
+        stop_when_replaced,
+        stop_while_read,
+        stop_while_accepted,
+        stop_while_counting,
+    )
 }
 
 

@@ -373,6 +373,16 @@ def test_a_warm_shutdown_does_not_wait_for_a_woken_child_that_is_killed(
         assert "Traceback" not in worker.text()
 
 
+def test_a_warm_shutdown_does_not_wait_for_the_replacement_of_a_woken_child(site: Site) -> None:
+    """The child left without reading its empty job, and the other one was given nothing."""
+    worker = site.start("--concurrency=2", environ={AT_WAKE: "stop_when_replaced"})
+    wake_one(site, worker)
+    assert worker.ends() == 0
+    assert "waits: False" in worker.text()
+    assert "waits: True" not in worker.text()
+    assert "part_failed" not in worker.text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_a_child_that_was_just_woken_costs_no_task_at_a_warm_shutdown(

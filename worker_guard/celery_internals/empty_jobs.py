@@ -14,6 +14,10 @@ ANSWER_S = 5.0
 #: Between two looks whether a woken child still lives.
 LOOK_S = 0.05
 
+#: How long an answer is waited for where the woken child has left, and it can't be told whether its
+#: replacement was given the job.
+MOVED_S = 0.25
+
 
 class EmptyJobs:
     """Gives empty jobs to children, and reads at a warm shutdown what they answer.
@@ -24,7 +28,8 @@ class EmptyJobs:
     def __init__(self, worker: Any, *, has_event_loop: bool) -> None:
         self._worker = worker
         self._has_event_loop = has_event_loop
-        self._given: list[Any] = []
+        #: Each empty job with the child that it is for; None: for whichever takes it.
+        self._given: dict[Any, Any] = {}
 
     def give(self, pool: Any, process: Any) -> None:
         """Give one to this child, which is idle; with threads, to each child that is."""
@@ -47,20 +52,25 @@ class EmptyJobs:
         hub = self._worker.hub  # kombu's own get_event_loop() can be None after a reconnect
         if hub is None or hub.consolidate_callback is None:
             return
-        self._given = [job for job in self._given if _waits_for_answer(pool, job)]
-        pool._putlock.acquire(self._put, pool)
+        # One whose child has left may have been put back, and be on its way to another.
+        self._given = {
+            job: child
+            for job, child in self._given.items()
+            if not job.ready() and job._write_to in pool._pool
+        }
+        pool._putlock.acquire(self._put, pool, process)
         # The job is the only one that waits, so that it is written to this child.
         hub.consolidate_callback([fd])
 
-    def _put(self, pool: Any) -> None:
+    def _put(self, pool: Any, process: Any) -> None:
         job = pool.apply_async(noop)
         if job is not None:
-            self._given.append(job)
+            self._given[job] = process
 
     def _give_by_queue(self, pool: Any) -> None:
         # All children read one queue, in turns: each idle one has to get an empty job for this
         # one to get its own.
-        self._given = [job for job in self._given if not job.ready()]
+        self._given = {job: None for job in self._given if not job.ready()}
         if self._given:
             return
         for _ in range(len(pool._pool)):
@@ -69,7 +79,7 @@ class EmptyJobs:
             job = pool.apply_async(noop, waitforslot=False)
             if job is None:
                 return
-            self._given.append(job)
+            self._given[job] = None
 
     def hear(self, pool: Any) -> None:
         """Read what the children answer that were just given one.
@@ -82,8 +92,12 @@ class EmptyJobs:
         """
         if not self._has_event_loop:
             return
-        until = time.monotonic() + ANSWER_S
-        for job in self._given:
+        end = time.monotonic() + ANSWER_S
+        for job, child in self._given.items():
+            # A child may have left without reading its job, which the pool then puts back; and it
+            # takes the replacement for the one that was given it (``on_process_up``).
+            moved = job._write_to is not child
+            until = min(end, time.monotonic() + MOVED_S) if moved else end
             pool._cache[job._job] = job
             try:
                 while _waits_for_answer(pool, job) and time.monotonic() < until:
@@ -97,9 +111,13 @@ class EmptyJobs:
 
 
 def _waits_for_answer(pool: Any, job: Any) -> bool:
-    """Whether the child that this job was written to lives and has not answered it."""
+    """Whether the child that this job was written to lives and has not answered it.
+
+    One that is not up yet was given nothing.
+    """
     process = job._write_to
-    return not job.ready() and process in pool._pool and bool(process._is_alive())
+    given = process in pool._pool and process not in pool._waiting_to_start
+    return not job.ready() and given and bool(process._is_alive())
 
 
 def _clear_pipe_of_the_dead(pool: Any, job: Any) -> None:
