@@ -20,7 +20,7 @@ from worker_guard.events import (
 )
 from worker_guard.memory.compose import Acting
 from worker_guard.memory.policy import ChildPolicy, Reading
-from worker_guard.memory.recycler import FOLLOW_S, IDLE_S, SETTLE_S, WAITING_S, Recycler
+from worker_guard.memory.recycler import FOLLOW_S, IDLE_S, LOOK_S, SETTLE_S, WAITING_S, Recycler
 from worker_guard.memory.roster import Roster
 from worker_guard.memory.watchdog import Actor, Child, DryRun, MemoryWatchdog, Task
 from worker_guard.scheduler import SLICE_S, run_to_end
@@ -497,18 +497,22 @@ def test_a_child_that_cant_be_asked_now_is_asked_again(following: Following) -> 
     assert ("wake", 11) in machine.log
 
 
-def test_a_child_that_was_busy_is_left_to_itself_before_it_is_woken(following: Following) -> None:
-    """It most likely leaves after its task; an idle one is past its look, and woken at once."""
+@pytest.mark.parametrize(("busy", "settles_s"), [(False, LOOK_S), (True, SETTLE_S)])
+def test_a_child_is_left_to_itself_before_it_is_woken(
+    following: Following, busy: bool, settles_s: float
+) -> None:
+    """It may be about to look whether it was asked; one that was busy most likely is."""
     machine = following.setup.machine
-    assert ("wake", 10) in machine.log
     child = grown(following.setup, 11, 1, 3000)
-    machine.busy.add(11)
+    if busy:
+        machine.busy.add(11)
     following.recycler.begin(child, Reading(pid=11, rss_bytes=3000, used_bytes=3000, metric="uss"))
-    following.look(60.0)
+    if busy:
+        following.look(60.0)
     machine.busy.clear()
-    following.look(0.9 * SETTLE_S)
+    following.look(0.9 * settles_s)
     assert ("wake", 11) not in machine.log
-    following.look(0.2 * SETTLE_S)
+    following.look(0.2 * settles_s)
     assert ("wake", 11) in machine.log
 
 

@@ -18,8 +18,13 @@ FOLLOW_S = 0.05
 #: Between two looks where no child is on its way out: there is nothing to see.
 IDLE_S = 5.0
 
-#: How long a child that was busy is given to leave by itself before it is woken. It waits up to
-#: 0.1 s for its last answer to be read, and a job that is written to it meanwhile costs its pipes.
+#: How long a child is given to leave by itself before it is woken: one that has handed in its last
+#: result can still be about to look at its sentinel, on a busy machine for a tenth of a second. A
+#: job that is written to it meanwhile is put back by the pool, and costs its pipes.
+LOOK_S = 0.1
+
+#: The same for one that was busy when it was asked. It leaves after its task, for which it waits
+#: until its result was read: billiard's child looks each 0.1 s.
 SETTLE_S = 0.5
 
 #: Between two reports of a child that still runs its task.
@@ -54,8 +59,8 @@ class _Leaving:
     reading: Reading
     since_mono: float
     reported_mono: float
+    wake_mono: float
     asked: bool = False
-    busy_mono: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -80,7 +85,9 @@ class Recycler:
     def begin(self, child: Child, reading: Reading) -> None:
         """Ask this child to leave, and follow it from now on."""
         now = self.monotonic()
-        leaving = _Leaving(child, reading, since_mono=now, reported_mono=now)
+        leaving = _Leaving(
+            child, reading, since_mono=now, reported_mono=now, wake_mono=now + LOOK_S
+        )
         self.leaving[child.pid] = leaving
         self.hasten()
         self._follow(leaving)
@@ -129,11 +136,11 @@ class Recycler:
 
     def _ask(self, leaving: _Leaving) -> None:
         pid = leaving.child.pid
+        now = self.monotonic()
         if self.exits.is_busy(pid):
-            leaving.busy_mono = self.monotonic()
+            leaving.wake_mono = now + SETTLE_S
         leaving.asked = leaving.asked or self.exits.ask_to_leave(pid)
-        busy_mono = leaving.busy_mono
-        if leaving.asked and (busy_mono is None or self.monotonic() - busy_mono >= SETTLE_S):
+        if leaving.asked and now >= leaving.wake_mono:
             self.exits.wake(pid)
 
     def _listed(self, pid: int) -> bool:
