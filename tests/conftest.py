@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.harness.redis_server import RedisServer
 from tests.harness.workers import NEVER_DUE, Fleet, fleet
+from worker_guard.reporting import LOGGER, _WorkersOwnDestination
 
 #: Fast enough for a test, and each still many times the time that a step of it takes.
 FAST = {"worker_guard_interval": 0.3, "worker_guard_revoked_grace": 0.6, **NEVER_DUE}
@@ -21,6 +23,14 @@ settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def no_log_is_left_open() -> Iterator[None]:
+    """A guard that a test leaves behind would write, and fail, in the tests after it."""
+    yield
+    left = [type(handler).__name__ for handler in logging.getLogger(LOGGER).handlers]
+    assert _WorkersOwnDestination.__name__ not in left
 
 
 @pytest.fixture

@@ -434,10 +434,12 @@ def test_a_start_that_failed_is_undone_whole(monkeypatch: pytest.MonkeyPatch) ->
     app = Celery("test", set_as_current=False)
     guard = Guard(SimpleNamespace(hostname="w@test", app=app), Settings(), version="0")
     undone: list[str] = []
+    close_log = guard._close_log
     monkeypatch.setattr(guard, "_memory", SimpleNamespace(stop=fail))
     monkeypatch.setattr(guard._revoked, "unhook", lambda: undone.append("revoked"))
     monkeypatch.setattr(guard._metrics, "stop", lambda: undone.append("metrics"))
     monkeypatch.setattr(guard, "_close_log", lambda: undone.append("log"))
     with pytest.raises(OSError, match="no pool"):
         guard.abandon()
+    close_log()
     assert undone == ["revoked", "metrics", "log"]
