@@ -32,6 +32,8 @@ BENCHES: dict[str, Callable[[], None]] = {
 
 def main(names: list[str]) -> None:
     """Run the benches that are named, or all."""
+    if unknown := set(names) - BENCHES.keys():
+        raise SystemExit(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
     for name in names or BENCHES:
         print(f"-- {name}", flush=True)
         BENCHES[name]()

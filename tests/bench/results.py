@@ -175,8 +175,7 @@ def growth(client: Any) -> None:
         )
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else KEYS
+def main(count: int = KEYS) -> None:
     with RedisServer() as server:
         print(f"{count:,} keys, Redis {server.client.info('server')['redis_version']}")
         speed(server.client, count)
@@ -184,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:2]))
