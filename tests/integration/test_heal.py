@@ -261,7 +261,9 @@ def test_a_revoke_that_no_guard_heard_and_that_left_no_record(make_fleet: MakeFl
     fleet.results.backend.forget("both")
 
     guarded = fleet.start("guarded", "-Q", "other")
-    wait_for(lambda: guarded.ask("guard")["revoked"]["unproven"] == 1, "the id to be asked for")
+    mark = "worker-guard-operator-both"
+    wait_for(lambda: fleet.results.backend.get(mark), "the id to be asked for, and marked")
+    assert guarded.ask("guard")["revoked"]["unproven"] == 1
     fleet.send("add", 1, 2, task_id="both", expires=-1)
     discarded(peer, "both")
     swept(guarded, 5)
