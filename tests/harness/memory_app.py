@@ -139,12 +139,13 @@ def at_wake(act: Callable[[PoolChildren, int], None]) -> None:
 
     def wake_and_act(self: PoolChildren, pid: int) -> None:
         was_busy = self.is_busy(pid)
-        if act is stop_while_read and not was_busy:
+        held = act in (stop_while_read, stop_when_replaced) and not was_busy
+        if held:
             hold_still(pid)
         wake(self, pid)
         if not was_busy and self.is_busy(pid):
             act(self, pid)
-        elif act is stop_while_read:
+        elif held:
             os.kill(pid, signal.SIGCONT)
 
     PoolChildren.wake = wake_and_act  # type: ignore[method-assign]
@@ -193,6 +194,8 @@ def stop_when_replaced(children: PoolChildren, pid: int) -> None:
     """Shut down warmly when the child left without reading its empty job, and was replaced."""
     process = children._process(pid)
     say_woken(pid)
+    # It was held still: one that is killed when it has answered can hold its counter's lock, for
+    # which the pool would wait for ever.
     os.kill(pid, signal.SIGKILL)
     while process._is_alive():
         time.sleep(0.01)
