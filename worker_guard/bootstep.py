@@ -33,6 +33,8 @@ class WorkerGuard(bootsteps.StartStopStep):
     requires = ("celery.worker.components:StateDB", "celery.worker.components:Pool")
 
     def __init__(self, worker: Any, guard_dry_run: bool = False, **kwargs: Any) -> None:
+        from celery.worker import state as worker_state
+
         from worker_guard.reporting import structlog_is_configured
 
         self.settings = read_settings(
@@ -50,6 +52,8 @@ class WorkerGuard(bootsteps.StartStopStep):
             # For the cleanup task too, which runs in the pool and knows no command line.
             worker.app.conf.worker_guard_dry_run = True
         self.guard: Guard | None = None
+        # No step has read the statedb yet: what is in the set, the application put there.
+        self._before_statedb = frozenset(worker_state.revoked)
         super().__init__(worker, **kwargs)
         if self.enabled:
             worker.app.steps["consumer"].add(GuardTimer)
@@ -71,7 +75,12 @@ class WorkerGuard(bootsteps.StartStopStep):
         from worker_guard.guard import Guard
 
         try:
-            guard = Guard(worker, self.settings, version=__version__)
+            guard = Guard(
+                worker,
+                self.settings,
+                version=__version__,
+                before_statedb=self._before_statedb,
+            )
             try:
                 guard.start()
             except Exception:

@@ -74,17 +74,24 @@ class CleanupCompleted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class BackfillCauses:
-    """Why tasks expired: they waited too long, or were sent with an ``expires`` in the past."""
+    """Why tasks expired.
+
+    ``waited_in_queue``: workers were down or behind. ``held_until_eta``: their countdown, ETA or
+    retry is beyond their ``expires``. ``born_expired``: that was in the past when they were sent.
+    ``clock_differs``: their own times say that they waited, but their queue was empty meanwhile.
+    """
 
     waited_in_queue: int = 0
+    held_until_eta: int = 0
     born_expired: int = 0
+    clock_differs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpiredBackfillDetected(Event):
-    """Many tasks expired since the last sweep: workers were down, or are behind.
+    """Many tasks expired since the last sweep.
 
-    ``waited_s_*`` are None where no message said when it was sent.
+    ``waited_s_*`` are None where none of them waited in the queue.
     """
 
     name: ClassVar[str] = "worker_guard.expired_backfill_detected"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,8 +51,11 @@ class Guard:
     :attr:`parts`; the others run.
     """
 
-    def __init__(self, worker: Any, settings: Settings, *, version: str) -> None:
+    def __init__(
+        self, worker: Any, settings: Settings, *, version: str, before_statedb: Collection[str] = ()
+    ) -> None:
         self._worker = worker
+        self._before_statedb = before_statedb
         self._settings = settings
         self._version = version
         self._monotonic: Callable[[], float] = time.monotonic
@@ -89,7 +92,7 @@ class Guard:
         self._alerts = Alerts(
             settings,
             app=self._worker.app,
-            revoked_tasks=lambda: len(state.revoked),
+            revoked_tasks=self._revoked.alarming,
             report=self._report,
             monotonic=self._monotonic,
         )
@@ -149,8 +152,7 @@ class Guard:
 
     def start(self) -> None:
         """Begin to watch, and report that the guard runs."""
-        self._revoked.start(self._worker)
-        self.parts.update(self._revoked.states)
+        self._start_revoked()
         self._start_memory()
         pool = celery_internals.pool_name(self._worker)
         self._attempt(METRICS, lambda: self._metrics.start(pool))
@@ -165,6 +167,14 @@ class Guard:
                 settings=self._settings.named(),
             )
         )
+
+    def _start_revoked(self) -> None:
+        parts = self._revoked.parts
+        self._revoked.start(self._worker, before_statedb=self._before_statedb)
+        for part in parts:
+            if part not in self._revoked.parts:
+                self._scheduler.drop(part.name)
+        self.parts.update(self._revoked.states)
 
     def _start_memory(self) -> None:
         memory = self._memory
@@ -253,14 +263,19 @@ class Guard:
 
     # -- remote commands -------------------------------------------------------------------
 
-    def sweep(self, *, dry_run: bool, trigger: Trigger = "control") -> CleanupCompleted | None:
-        """Sweep now; None: it takes more than one slice, and the log will say what came of it."""
+    def sweep(
+        self, *, dry_run: bool, trigger: Trigger = "control"
+    ) -> tuple[CleanupCompleted | None, bool]:
+        """Sweep now; returns what came of it, and whether nothing was changed.
+
+        None: it takes more than one slice, and the log will say what came of it.
+        """
         preview = dry_run and not self._settings.dry_run
         report = self._reporter.as_dry_run() if preview else self._report
         done, rest = self._revoked.sweep(report, trigger, preview=preview)
         if done is None:
             self._scheduler.go_on(Sweeper.name, rest)
-        return done
+        return done, dry_run or self._settings.dry_run
 
     def describe(self, *, suspects: bool = True) -> dict[str, Any]:
         """The state of this guard: counts, whatever the set's size, and never ids."""
@@ -279,7 +294,7 @@ class Guard:
                 **self._scheduler.failures(),
                 "revoked_verify": self._revoked.lookups.consecutive_failures,
             },
-            "revoked": self._revoked.describe(),
+            "revoked": self._revoked.describe(compare=suspects),
             "memory": self._memory.describe(suspects=suspects) if self._memory else None,
             "alerts": self._alerts.describe(),
             "totals": asdict(self._totals),

@@ -9,6 +9,8 @@ import click
 from celery.utils.serialization import strtobool
 from celery.worker.control import control_command, inspect_command
 
+from worker_guard.errors import WorkerGuardError
+
 
 @inspect_command()
 def guard(state: Any, **_: Any) -> dict[str, Any]:
@@ -36,10 +38,13 @@ def guard_sweep(state: Any, dry_run: Any = False, **_: Any) -> dict[str, Any]:
     except TypeError:
         # Raised from here it would be a traceback in the worker's log.
         return {"error": f"dry_run is {dry_run!r}; allowed: true or false"}
-    done = running.sweep(dry_run=preview)
+    try:
+        done, dry = running.sweep(dry_run=preview)
+    except WorkerGuardError as exc:
+        return {"error": str(exc)}
     if done is None:
-        return {"ok": "sweeping; the worker's log will say what came of it"}
-    return {"ok": asdict(done)}
+        return {"ok": "sweeping; the worker's log will say what came of it", "dry_run": dry}
+    return {"ok": {**asdict(done), "dry_run": dry}}
 
 
 def _guard(state: Any) -> tuple[Any, str]:

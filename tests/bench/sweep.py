@@ -10,7 +10,7 @@ from typing import Any
 from celery.utils.collections import LimitedSet
 
 from tests.bench.figure import Figure
-from worker_guard.celery_internals import Discarding
+from worker_guard.celery_internals import Discarding, held_ids
 from worker_guard.containment import Containment
 from worker_guard.revoked.backfill import Backfill
 from worker_guard.revoked.ledger import Ledger, Source
@@ -80,21 +80,23 @@ def _sweep(*, expired: int, operators: int) -> tuple[float, float]:
     for number, task_id in enumerate(ids):
         is_operators = number % (expired + operators) >= expired
         ledger.added(task_id, Source.OPERATOR if is_operators else Source.EXPIRY, 0.0)
-        ledger.confirmed_expired(task_id, 0.0)
+        ledger.confirmed_expired(task_id)
     sweeper = Sweeper(
         interval_s=30.0,
         grace_s=0.0,
+        proof_grace_s=0.0,
+        compare=lambda: _compare(ledger, revoked),
         ledger=ledger,
         revoked=revoked,
         actor=Discarding(revoked),
+        marks=None,
         records=None,
         lookups=Containment("revoked_verify", first_pause_s=30.0, report=lambda _: None),
         backfill=Backfill(),
         totals=Totals(),
         on_kept=lambda _id, _operators: None,
         report=lambda _: None,
-        # Of the set's age nothing is to go here, whatever this machine's uptime.
-        monotonic=lambda: time.perf_counter() % 10_000,
+        monotonic=time.perf_counter,
     )
     gc.collect()
     slices, total, longest = sweeper.round(), 0.0, 0.0
@@ -108,3 +110,9 @@ def _sweep(*, expired: int, operators: int) -> tuple[float, float]:
     if len(revoked) != operators:
         raise RuntimeError(f"{len(revoked)} ids are left where {operators} should be")
     return total, longest
+
+
+def _compare(ledger: Ledger, revoked: Any) -> None:
+    unknown = ledger.compare(held_ids(revoked))
+    if unknown:
+        raise RuntimeError(f"{len(unknown)} ids are unknown")

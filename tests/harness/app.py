@@ -45,6 +45,11 @@ def retry_once(self: Task, value: Any) -> Any:
     return value
 
 
+@app.task(name="harness.retry_later", bind=True)
+def retry_later(self: Task, countdown: float) -> None:
+    raise self.retry(countdown=countdown)
+
+
 @app.task(name="harness.pid")
 def pid() -> int:
     return os.getpid()

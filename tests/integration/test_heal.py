@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import MakeFleet
 from tests.harness.redis_server import RedisServer
+from tests.harness.revoking_app import BEFORE_START, REPLACED
 from tests.harness.workers import Fleet, Worker, wait_for
 
 EXPIRED = {f"expired-{n}" for n in range(12)}
@@ -105,6 +107,12 @@ def test_without_an_event_loop(make_fleet: MakeFleet, tmp_path: Path) -> None:
 def expires_at_worker(fleet: Fleet, task_id: str) -> None:
     """Send a task that the running worker holds until after it has expired."""
     fleet.send("add", 1, 2, task_id=task_id, countdown=2.5, expires=1.5)
+
+
+def send_expired(fleet: Fleet, *task_ids: str) -> None:
+    """Send tasks to a running worker that have expired by the time it looks at them."""
+    for task_id in task_ids:
+        fleet.send("add", 1, 2, task_id=task_id, expires=-1)
 
 
 def discarded(worker: Worker, task_id: str) -> None:
@@ -337,16 +345,179 @@ def test_statedb_remembers_operators_without_the_result_backend(
 # -- age -----------------------------------------------------------------------------------
 
 
-def test_revoke_expires_is_enforced(make_fleet: MakeFleet) -> None:
-    """Celery's own lifetime of a revocation holds, though the set is far from full."""
+@pytest.mark.parametrize("guarded", [False, True], ids=["plain", "guarded"])
+def test_nothing_ages_out(make_fleet: MakeFleet, guarded: bool) -> None:
+    """Celery drops a revocation by age only where its set is full; a guarded worker does no more.
+
+    So a task that is due after that age, and was revoked, does not run.
+    """
     fleet = make_fleet()
-    worker = fleet.start("w", "--without-mingle", environ={"CELERY_WORKER_REVOKE_EXPIRES": "3"})
+    worker = fleet.start(
+        "w", "--without-mingle", guarded=guarded, environ={"CELERY_WORKER_REVOKE_EXPIRES": "1"}
+    )
+    fleet.app.control.revoke("due-later")
+    worker.logged("Tasks flagged as revoked: due-later")
+    send_expired(fleet, "plain")
+    discarded(worker, "plain")
+    if guarded:
+        # The plain id is cleared by a sweep that begins a grace, and more than that age, later.
+        wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+        send_expired(fleet, "plain-2")
+        wait_for(lambda: worker.cleared() == 2, "another one to be cleared")
+        swept(worker)
+        assert worker.ask("guard")["revoked"]["operator"] == 1
+    else:
+        time.sleep(1.5)
+    fleet.send("add", 1, 2, task_id="due-later")
+    discarded(worker, "due-later")
+
+
+def test_an_id_that_expires_again_and_again_gets_free(make_fleet: MakeFleet) -> None:
+    """Such as that of a Beat entry with an id of its own, at a worker that is behind."""
+    fleet = make_fleet(worker_guard_revoked_grace=2.0)
+    worker = fleet.start("w", "--without-mingle")
+
+    def cleared_meanwhile() -> bool:
+        send_expired(fleet, "fixed")  # within each grace many times
+        return worker.cleared() > 0
+
+    wait_for(cleared_meanwhile, "the id to be cleared although it goes on expiring")
+
+
+# -- revoked by another worker, or by the application ---------------------------------------
+
+
+def test_an_id_that_expired_here_and_was_revoked_elsewhere(make_fleet: MakeFleet) -> None:
+    """The worker that heard the revoke is gone; its mark is not."""
+    fleet = make_fleet()
+    witness = fleet.start("witness", "--without-mingle", "-Q", "other")
+    fleet.app.control.revoke("both")
+    mark = "worker-guard-operator-both"
+    wait_for(lambda: fleet.results.backend.get(mark), "the mark")
+    witness.stop()
+
+    worker = fleet.start("w", "--without-mingle")
+    send_expired(fleet, "both", "plain")
+    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    swept(worker)
+    assert worker.revoked() == {"both"}
+    assert worker.ask("guard")["revoked"]["operator"] == 1
+    fleet.send("add", 1, 2, task_id="both")
+    wait_for(
+        lambda: worker.text().count("Discarding revoked task: harness.add[both]") == 2,
+        "the later task to be discarded",
+    )
+
+
+def test_what_expired_waits_until_the_marks_can_be_read(make_fleet: MakeFleet) -> None:
+    """While the result backend is away nothing is cleared; when it is back, all is."""
+    with RedisServer() as results:
+        fleet = make_fleet(result_backend=results.url(), worker_guard_revoked_grace=3.0)
+        worker = fleet.start("w", "--without-mingle")
+        send_expired(fleet, *EXPIRED)
+        wait_for(lambda: worker.ask("guard")["revoked"]["expired"] == 12, "the ids to expire")
+        results.kill()
+        wait_for(
+            lambda: any(e["part"] == "revoked_verify" for e in worker.events("part_failed")),
+            "a look-up that fails",
+        )
+        swept(worker)
+        assert worker.revoked() == EXPIRED
+        assert worker.cleared() == 0
+        results.start()
+        wait_for(lambda: worker.cleared() == len(EXPIRED), "the ids to be cleared")
+
+
+def test_without_a_key_value_backend_what_expired_here_is_cleared(make_fleet: MakeFleet) -> None:
+    """There are no marks then, and a worker knows the revokes that it heard, as plain Celery."""
+    fleet = make_fleet(result_backend="rpc://")
+    worker = fleet.start("w", "--without-mingle")
     fleet.app.control.revoke("operators")
-    # By the log: who asks for the set could come when it is over.
-    worker.logged("Tasks flagged as revoked: operators")
-    healed(worker)
-    assert worker.cleared() == 0
-    assert worker.ask("guard")["totals"]["revoked_aged_out"] == 1
+    send_expired(fleet, *EXPIRED, "operators")
+    healed(worker, "operators")
+
+
+def test_ids_that_the_application_puts_in_before_the_start(make_fleet: MakeFleet) -> None:
+    """They are no peer's, and no statedb's: their record "expired" is no proof."""
+    fleet = make_fleet()
+    for task_id in ("applications", "plain"):
+        fleet.results.backend.mark_as_revoked(task_id, "expired")
+    worker = fleet.start(
+        "w",
+        "--without-mingle",
+        app_module="tests.harness.revoking_app",
+        environ={BEFORE_START: "applications"},
+    )
+    assert worker.ask("guard")["revoked"]["operator"] == 1
+    send_expired(fleet, "plain")
+    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    swept(worker)
+    assert worker.revoked() == {"applications"}
+
+
+@pytest.mark.parametrize("way", ["merge_revoked_set", "put_past_update"])
+def test_ids_that_the_application_puts_in_while_the_worker_runs(
+    make_fleet: MakeFleet, way: str
+) -> None:
+    """By a set that it merges, or past everything that could be heard of: a sweep finds them."""
+    fleet = make_fleet()
+    worker = fleet.start("w", "--without-mingle", app_module="tests.harness.revoking_app")
+    worker.ask(way, task_id="applications")
+    counts = worker.ask("guard")["revoked"]
+    assert (counts["total"], counts["operator"]) == (1, 1)
+    expires_at_worker(fleet, "applications")
+    discarded(worker, "applications")
+    send_expired(fleet, "plain")
+    wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
+    swept(worker)
+    assert worker.revoked() == {"applications"}
+
+
+def test_a_set_that_the_application_replaced_before_the_start(make_fleet: MakeFleet) -> None:
+    """Celery adds to one set and looks into another: the part is off, and says why."""
+    fleet = make_fleet()
+    worker = fleet.start(
+        "w", "--without-mingle", app_module="tests.harness.revoking_app", environ={REPLACED: "1"}
+    )
+    parts = worker.events("started")[0]["parts"]
+    for part in ("revoked", "revoked_verify", "operator_marks"):
+        assert "replaced celery.worker.state.revoked" in parts[part]
+    counts = worker.ask("guard")["revoked"]
+    assert (counts["total"], counts["operator"]) == (0, None)
+    assert "replaced" in worker.ask("guard_sweep")["error"]
+    assert fleet.succeeds("add", 1, 2) == 3
+
+
+def test_a_set_that_the_application_replaces_later(make_fleet: MakeFleet) -> None:
+    """Nothing is cleared any more, and the failure says why."""
+    fleet = make_fleet(worker_guard_revoked_grace=3600.0)
+    worker = fleet.start("w", "--without-mingle", app_module="tests.harness.revoking_app")
+    send_expired(fleet, "plain")
+    discarded(worker, "plain")
+    worker.ask("replace_revoked_set")
+    wait_for(lambda: worker.events("part_failed"), "the sweep to fail")
+    (failure, *_) = worker.events("part_failed")
+    assert failure["part"] == "revoked"
+    assert "replaced celery.worker.state.revoked" in failure["error"]
+    assert "replaced" in worker.ask("guard_sweep")["error"]
+    assert worker.ask("guard")["revoked"]["operator"] is None
+
+
+def test_an_id_that_a_full_set_drops_as_it_is_added_is_marked(make_fleet: MakeFleet) -> None:
+    """Its stamp is the oldest: so it is in 5.6 after a ``hello`` of a host up for longer."""
+    fleet = make_fleet()
+    worker = fleet.start(
+        "w",
+        "--without-mingle",
+        app_module="tests.harness.revoking_app",
+        environ={"CELERY_WORKER_REVOKES_MAX": "5"},
+    )
+    worker.ask("fill_with_later_stamps")
+    fleet.app.control.revoke("dropped")
+    worker.logged("Tasks flagged as revoked: dropped")
+    assert "dropped" not in worker.revoked()
+    mark = "worker-guard-operator-dropped"
+    wait_for(lambda: fleet.results.backend.get(mark), "the mark")
 
 
 # -- a result backend that forgets ---------------------------------------------------------

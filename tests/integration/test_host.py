@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,10 +212,13 @@ def test_the_wheel_and_the_sdist_hold_what_they_should(tmp_path: Path) -> None:
 class StubWorker:
     """As much of a worker as the watch needs: no consumer steps, and a statedb."""
 
-    def __init__(self, note: Any = None) -> None:
+    def __init__(self, note: Any = None, saved: Any = None) -> None:
         blueprint = SimpleNamespace(steps={})
         self.consumer = SimpleNamespace(blueprint=blueprint, steps=[])
-        self._persistence = SimpleNamespace(db={"worker_guard": note} if note else {})
+        self._persistence = SimpleNamespace(
+            db={"worker_guard": note, "zrevoked": zlib.compress(pickle.dumps(saved or []))},
+            decompress=zlib.decompress,
+        )
 
 
 class Heard:
@@ -248,7 +252,12 @@ def heard() -> Iterator[tuple[RevokedWatch, Heard]]:
     """A watch on Celery's own set, which is empty before and after."""
     state.revoked.clear()
     listener = Heard()
-    watch = RevokedWatch(backfill=Backfill(), monotonic=lambda: 50_000.0, listener=listener)
+    watch = RevokedWatch(
+        queues=SimpleNamespace(empty_for_s=lambda: None),
+        backfill=Backfill(),
+        monotonic=lambda: 50_000.0,
+        listener=listener,
+    )
     yield watch, listener
     watch.unhook()
     state.revoked.clear()
@@ -257,7 +266,7 @@ def heard() -> Iterator[tuple[RevokedWatch, Heard]]:
 def test_a_peers_clock_is_not_ours(heard: tuple[RevokedWatch, Heard]) -> None:
     """Celery 5.6 and before take over stamps of a host that was booted at another time."""
     watch, listener = heard
-    watch.start(StubWorker())
+    watch.start(StubWorker(), before_statedb=())
     hello = control.Panel.data["hello"]
     # Not so old that Celery itself drops it as it arrives.
     peers_ids: Any = {"young": time.monotonic() - 1.0, "old": 10_000_000.0}
@@ -265,16 +274,15 @@ def test_a_peers_clock_is_not_ours(heard: tuple[RevokedWatch, Heard]) -> None:
     assert listener.errors == []
     assert listener.foreign == 2
     found = watch.ledger.select(
-        ["young", "old"], 60_000.0, held=state.revoked, grace_s=0.0, max_age_s=10_800.0
+        ["young", "old"], 60_000.0, held=state.revoked, grace_s=0.0, proof_grace_s=0.0
     )
-    assert found.age_out == ()
     assert set(found.look_up) == {"young", "old"}
 
 
 def test_a_peer_that_starts_is_told_of(heard: tuple[RevokedWatch, Heard]) -> None:
     """With the ids that are an operator's, and after they were handed over."""
     watch, listener = heard
-    watch.start(StubWorker())
+    watch.start(StubWorker(), before_statedb=())
     state.revoked.update({"operators"})
     reply = control.Panel.data["hello"](
         SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=None
@@ -287,8 +295,10 @@ def test_a_peer_that_starts_is_told_of(heard: tuple[RevokedWatch, Heard]) -> Non
 def test_a_note_that_cannot_be_read_is_none(heard: tuple[RevokedWatch, Heard], note: Any) -> None:
     """Such as one that a later release wrote; the worker starts with its guard."""
     watch, listener = heard
-    state.revoked.add("operators")
-    watch.start(StubWorker(note))
+    saved = LimitedSet()
+    saved.add("inherited")
+    state.revoked.add("inherited")
+    watch.start(StubWorker(note, saved), before_statedb=())
     assert (listener.operators, listener.foreign) == ([], 1)
 
 
@@ -302,7 +312,7 @@ def test_what_the_guard_raises_in_a_hook_does_not_reach_celery(
         raise AssertionError("broken")
 
     monkeypatch.setattr(watch.ledger, "added", broken)
-    watch.start(StubWorker())
+    watch.start(StubWorker(), before_statedb=())
     state.revoked.update({"x"})
     assert "x" in state.revoked
     assert [str(error) for error in listener.errors] == ["broken"]
@@ -316,7 +326,7 @@ def test_a_release_without_what_is_hooked_leaves_no_hook(
     monkeypatch.delitem(control.Panel.data, "hello")
     before = (vars(state.revoked).get("add"), vars(request.Request)["maybe_expire"])
     with pytest.raises(MissingInternalError, match="'hello'"):
-        watch.start(StubWorker())
+        watch.start(StubWorker(), before_statedb=())
     assert (vars(state.revoked).get("add"), vars(request.Request)["maybe_expire"]) == before
 
 
@@ -328,7 +338,7 @@ def test_two_threads_never_lose_an_operators_id() -> None:
     def expire() -> None:
         for task_id in ids:
             ledger.added(task_id, Source.EXPIRY, 0.0)
-            ledger.confirmed_expired(task_id, 0.0)
+            ledger.confirmed_expired(task_id)
 
     sys.setswitchinterval(1e-6)
     try:
@@ -347,15 +357,13 @@ def test_a_sweep_never_takes_an_id_that_is_being_renewed_for_gone(
 ) -> None:
     """The set takes an id out before it renews it; on another thread a sweep could see that."""
     watch, _ = heard
-    watch.start(StubWorker())
+    watch.start(StubWorker(), before_statedb=())
     state.revoked.add("x")  # an operator's
-    found: list[tuple[str, ...]] = []
+    found: list[Origin | None] = []
 
     def look() -> None:
-        selection = watch.ledger.select(
-            ["x"], 50_000.0, held=state.revoked, grace_s=0.0, max_age_s=0.0
-        )
-        found.append(selection.gone)
+        watch.compare()
+        found.append(watch.ledger.origin("x"))
 
     sweep, discard = threading.Thread(target=look), LimitedSet.discard
 
@@ -367,7 +375,7 @@ def test_a_sweep_never_takes_an_id_that_is_being_renewed_for_gone(
     monkeypatch.setattr(LimitedSet, "discard", slow_discard)
     state.revoked.add("x")
     sweep.join()
-    assert found == [()]
+    assert found == [Origin.OPERATOR]
     assert watch.ledger.origin("x") is Origin.OPERATOR
 
 
@@ -376,7 +384,7 @@ def test_a_revoke_while_a_peers_ids_are_taken_in_is_an_operators(
 ) -> None:
     """With gevent the two interleave; what one call comes from says nothing of the other."""
     watch, listener = heard
-    watch.start(StubWorker())
+    watch.start(StubWorker(), before_statedb=())
 
     def peers_ids() -> Iterator[str]:
         yield "foreign"

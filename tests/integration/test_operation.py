@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import MakeFleet
 from tests.harness.app import CONFIGURATION, UNGUARDED
 from tests.harness.redis_server import RedisServer
-from tests.harness.workers import ROOT, wait_for
+from tests.harness.workers import ROOT, Fleet, Worker, wait_for
 
 EXPIRED = {f"expired-{n}" for n in range(12)}
 
@@ -288,8 +288,76 @@ def test_a_backfill_is_explained(make_fleet: MakeFleet) -> None:
     assert event["level"] == "warning"
     assert event["expired_tasks"] == 12
     assert event["tasks"] == {"harness.add": 7, "harness.sleep": 5}
-    assert event["causes"] == {"waited_in_queue": 7, "born_expired": 5}
+    assert event["causes"] == {**NO_CAUSES, "waited_in_queue": 7, "born_expired": 5}
     assert 1 < event["waited_s_p50"] <= event["waited_s_max"] < 60
+
+
+NO_CAUSES = dict.fromkeys(("waited_in_queue", "held_until_eta", "born_expired", "clock_differs"), 0)
+
+
+def send_by_a_clock_behind(fleet: Fleet, behind_s: float, task_id: str) -> None:
+    """What a sender whose clock is behind publishes: a minute to live, by its own clock."""
+    expires = datetime.now(timezone.utc) + timedelta(seconds=60 - behind_s)
+    amqp = fleet.app.amqp
+    message = amqp.create_task_message(task_id, "harness.add", (1, 2), {}, expires=expires)
+    with fleet.app.producer_pool.acquire(block=True) as producer:
+        amqp.send_task_message(
+            producer, "harness.add", message, queue=amqp.queues["work"], expiration=60
+        )
+
+
+def expired(worker: Worker, count: int) -> dict[str, Any]:
+    """What a sweep tells, once so many messages have expired."""
+    wait_for(lambda: worker.text().count("Discarding") == count, "the messages to be discarded")
+    worker.ask("guard_sweep")
+    wait_for(lambda: worker.events("expired_backfill_detected"), "the event")
+    return worker.events("expired_backfill_detected")[0]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads", "gevent"])
+def test_no_cause_is_told_that_the_worker_knows_better(make_fleet: MakeFleet, pool: str) -> None:
+    """Those that are held until an ETA, and those of a clock that is behind, waited for nobody."""
+    fleet = make_fleet(worker_guard_interval=3600.0)
+    worker = fleet.start("w", "-P", pool, "--without-mingle")
+    for n in range(3):
+        fleet.send("add", 1, 2, task_id=f"held-{n}", countdown=2.0, expires=1.0)
+        fleet.send("retry_later", 12.0, task_id=f"retried-{n}", expires=10.0)
+    for n in range(6):
+        send_by_a_clock_behind(fleet, 3600.0, f"behind-{n}")
+    event = expired(worker, 12)
+    assert event["causes"] == {**NO_CAUSES, "held_until_eta": 6, "clock_differs": 6}
+    assert (event["waited_s_p50"], event["waited_s_max"]) == (None, None)
+
+
+def test_messages_that_wait_for_a_busy_worker_wait_in_the_queue(make_fleet: MakeFleet) -> None:
+    """Nothing is wrong with a clock then, though the worker takes messages all the time."""
+    fleet = make_fleet(worker_guard_interval=3600.0, worker_prefetch_multiplier=1)
+    worker = fleet.start("w", "-P", "solo", "--without-mingle")
+    fleet.send("sleep", 4)
+    worker.logged("harness.sleep")
+    for n in range(12):
+        fleet.send("add", 1, 2, task_id=f"late-{n}", expires=1.0)
+    event = expired(worker, 12)
+    assert event["causes"] == {**NO_CAUSES, "waited_in_queue": 12}
+    assert event["waited_s_p50"] > 1
+
+
+def test_messages_that_wait_for_a_broker_that_hangs_wait_in_the_queue(
+    make_fleet: MakeFleet, redis_server: RedisServer
+) -> None:
+    """That no message came does not say that the queue was empty: only the broker can."""
+    fleet = make_fleet(worker_guard_interval=3600.0)
+    worker = fleet.start("w", "--without-mingle")
+    with redis_server.client.monitor() as monitor:
+        # The worker has just asked for a message, and is told nothing of those that come.
+        next(c for c in monitor.listen() if c["command"].startswith("BRPOP"))
+        os.kill(worker.process.pid, signal.SIGSTOP)
+    for n in range(12):
+        fleet.send("add", 1, 2, task_id=f"late-{n}", expires=0.01)
+    time.sleep(2.5)
+    os.kill(worker.process.pid, signal.SIGCONT)
+    event = expired(worker, 12)
+    assert event["causes"] == {**NO_CAUSES, "waited_in_queue": 12}
 
 
 # -- faults --------------------------------------------------------------------------------

@@ -116,28 +116,29 @@ def test_odd_ids_do_not_keep_the_other_marks_back(redis_server: RedisServer) -> 
     assert records.verdicts(["plain"]) == {"plain": Verdict.OPERATOR}
 
 
-def test_a_doubt_never_replaces_an_operators_mark_nor_renews_itself(
-    redis_server: RedisServer,
-) -> None:
-    """An operator's mark replaces a doubt; a doubt ends with Celery's REVOKE_EXPIRES."""
+def test_a_doubt_never_replaces_an_operators_mark(redis_server: RedisServer) -> None:
+    """An operator's mark replaces a doubt; both are renewed while a worker holds the id."""
     raw = redis.Redis.from_url(redis_server.url(1))
     app, records = opened(redis_server.url(1))
     app.backend.mark_as_revoked("x", "expired")
     records.mark([], ["x"])
-    assert raw.pttl("worker-guard-operator-x") <= 10_800_000
+    assert records.verdicts(["x"]) == {"x": Verdict.UNPROVEN}
+    assert records.marked(["x"]) == set()
     raw.pexpire("worker-guard-operator-x", 60_000)
     records.mark([], ["x"])
-    assert raw.pttl("worker-guard-operator-x") <= 60_000
+    assert raw.pttl("worker-guard-operator-x") > 60_000
     records.mark(["x"], [])
     records.mark([], ["x"])
     assert records.verdicts(["x"]) == {"x": Verdict.OPERATOR}
+    assert records.marked(["x", "y"]) == {"x"}
     raw.close()
 
 
-def test_an_operators_mark_lives_for_a_day_at_least(redis_server: RedisServer) -> None:
-    """For twice Celery's REVOKE_EXPIRES, as long as results do, or a day: the longest of them."""
+def test_an_operators_mark_lives_for_a_week_at_least(redis_server: RedisServer) -> None:
+    """Or as long as results do, where that is longer."""
     raw = redis.Redis.from_url(redis_server.url(1))
-    for result_expires, at_least_s in ((60, 86_400), (7 * 86_400, 7 * 86_400), (None, 86_400)):
+    week_s = 7 * 86_400
+    for result_expires, at_least_s in ((60, week_s), (2 * week_s, 2 * week_s), (None, week_s)):
         _, records = opened(redis_server.url(1), result_expires=result_expires)
         records.mark(["x"], [])
         left = raw.pttl("worker-guard-operator-x")
@@ -176,15 +177,24 @@ def test_a_server_that_was_restarted_costs_no_failure(redis_server: RedisServer)
     [
         ({"result_backend": None}, "DisabledBackend is not a key-value store"),
         ({"result_backend": "rpc://"}, "RPCBackend is not a key-value store"),
-        ({"result_backend": "redis://", "result_serializer": "pickle"}, "unpickles nothing"),
     ],
 )
-def test_backends_that_prove_nothing(conf: dict[str, Any], reason: str) -> None:
+def test_backends_that_hold_no_marks(conf: dict[str, Any], reason: str) -> None:
     """Each is refused with its reason, before anything is connected to."""
     app = Celery("test", set_as_current=False)
     app.conf.update(conf)
     with pytest.raises(RecordsUnavailableError, match=reason):
         open_records(app.backend, revoke_expires_s=10_800.0)
+
+
+@pytest.mark.parametrize("url", ["redis", "cache+memory://"])
+def test_pickled_results_prove_nothing_and_marks_hold(redis_server: RedisServer, url: str) -> None:
+    """The guard unpickles nothing; a mark is no result."""
+    url = redis_server.url(1) if url == "redis" else url
+    _, records = opened(url, result_serializer="pickle", accept_content=["pickle"])
+    assert "unpickles nothing" in records.unreadable
+    records.mark(["x"], ["y"])
+    assert records.marked(["x", "y", "z"]) == {"x"}
 
 
 class FakePipeline:
@@ -218,7 +228,6 @@ def test_records_are_read_before_marks() -> None:
         mark_prefix="",
         decode=lambda _: None,
         mark_ttl_s=1.0,
-        unproven_ttl_s=1.0,
     )
     records.verdicts(["a", "b"])
     assert pipeline.called == ["record", "record", "marks"]

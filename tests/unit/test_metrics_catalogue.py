@@ -22,7 +22,7 @@ from worker_guard.metrics.catalogue import (
     Tally,
     figures_of,
 )
-from worker_guard.revoked.backfill import Backfill
+from worker_guard.revoked.backfill import Backfill, Expiry
 
 DESCRIBED: dict[str, Any] = {
     "parts": {"revoked": "on", "results": "no Redis result backend"},
@@ -41,7 +41,6 @@ DESCRIBED: dict[str, Any] = {
         "expired_results_deleted": 2,
         "task_states_cleaned": 3,
         "children_recycled": 4,
-        "revoked_aged_out": 5,
         "sweeps": 6,
     },
 }  # fmt: skip
@@ -93,7 +92,6 @@ def test_what_the_figures_come_to() -> None:
         "revoked_set_ids": {"": 9},
         "revoked_ids": {"operator": 1, "expired": 2, "proven": 3, "unproven": 3},
         "revoked_tasks_cleared_total": {"": 1},
-        "revoked_aged_out_total": {"": 5},
         "expired_tasks_total": {"waited_in_queue": 7, "born_expired": 0},
         "cleanups_total": {"control": 1, "timer": 2, "schedule": 0},
         "expired_results_deleted_total": {"": 2},
@@ -145,10 +143,10 @@ def test_labels_are_bounded() -> None:
 def test_causes_are_counted_beyond_a_sweep() -> None:
     """Those below the threshold of the event too, which forgets them at each sweep."""
     backfill = Backfill()
-    backfill.add("a", 5.0)
-    backfill.add("a", None)
+    backfill.add("a", Expiry("waited_in_queue", 5.0))
+    backfill.add("a", Expiry("born_expired"))
     assert backfill.drain() is None
-    backfill.add("a", 5.0)
+    backfill.add("a", Expiry("waited_in_queue", 5.0))
     assert backfill.causes_in_all() == BackfillCauses(waited_in_queue=2, born_expired=1)
     backfill.drain()
     assert backfill.causes_in_all() == BackfillCauses(waited_in_queue=2, born_expired=1)

@@ -3,42 +3,81 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from worker_guard.events import BackfillCauses, ExpiredBackfillDetected
-from worker_guard.revoked.backfill import THRESHOLD, Backfill, waited_s
+from worker_guard.revoked.backfill import (
+    THRESHOLD,
+    Backfill,
+    Cause,
+    ExpiredMessage,
+    Expiry,
+    why_expired,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
+WAITED: Cause = "waited_in_queue"
+HELD: Cause = "held_until_eta"
+BORN: Cause = "born_expired"
+CLOCK: Cause = "clock_differs"
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def message(**differs: Any) -> ExpiredMessage:
+    """A message that was sent 90 s ago with 30 s to live."""
+    plain: dict[str, Any] = {"expires": ago(60), "expiration_ms": "30000"}
+    return ExpiredMessage(**{**plain, **differs})
+
 
 @pytest.mark.parametrize(
-    ("expires", "expiration_ms", "waited"),
+    ("differs", "cause", "waited_s"),
     [
-        # Sent 90 s ago with 30 s to live.
-        (NOW - timedelta(seconds=60), "30000", 90.0),
-        ((NOW - timedelta(seconds=60)).isoformat(), 30000, 90.0),
-        ("2026-01-02T03:03:05Z", "30000", 90.0),
-        ("2026-01-02T03:03:05", "30000", 90.0),
-        ("2026-01-02T05:03:05+02:00", "30000", 90.0),
+        ({}, WAITED, 90.0),
+        ({"expires": ago(60).isoformat(), "expiration_ms": 30000}, WAITED, 90.0),
+        ({"expires": "2026-01-02T03:03:05Z"}, WAITED, 90.0),
+        ({"expires": "2026-01-02T03:03:05"}, WAITED, 90.0),
+        ({"expires": "2026-01-02T05:03:05+02:00"}, WAITED, 90.0),
         # Without time to live it was born expired.
-        (NOW - timedelta(seconds=60), None, None),
-        (NOW - timedelta(seconds=60), "0", None),
-        (NOW - timedelta(seconds=60), -5, None),
+        ({"expiration_ms": None}, BORN, None),
+        ({"expiration_ms": "0"}, BORN, None),
+        ({"expiration_ms": -5}, BORN, None),
         # What can't be read counts as no wait, and raises nothing.
-        ("yesterday", "30000", None),
-        (None, "30000", None),
-        (NOW, "soon", None),
-        (NOW, "nan", None),
+        ({"expires": "yesterday"}, BORN, None),
+        ({"expires": None}, BORN, None),
+        ({"expiration_ms": "soon"}, BORN, None),
+        ({"expiration_ms": "nan"}, BORN, None),
         # Clocks differ a little.
-        (NOW + timedelta(seconds=60), "30000", 0.0),
+        ({"expires": ago(-60)}, WAITED, 0.0),
+        # It was not to run before it had expired: a countdown, an ETA, or a retry.
+        ({"eta": ago(30)}, HELD, None),
+        ({"eta": ago(60).isoformat()}, HELD, None),
+        ({"eta": ago(30), "arrived_now": True, "queue_empty_for_s": 1.0}, HELD, None),
+        ({"retries": 2, "expiration_ms": "0"}, HELD, None),
+        ({"retries": 2}, WAITED, 90.0),
+        # Until its ETA it waited for nobody.
+        ({"eta": ago(70)}, WAITED, 70.0),
+        ({"eta": ago(5000)}, WAITED, 90.0),
+        # It can't have been in the queue for so long: that was empty a second ago.
+        ({"arrived_now": True, "queue_empty_for_s": 1.0}, CLOCK, None),
+        ({"arrived_now": True, "queue_empty_for_s": 1.0, "eta": ago(70)}, CLOCK, None),
+        ({"arrived_now": True, "queue_empty_for_s": 89.5}, WAITED, 90.0),
+        ({"arrived_now": True, "queue_empty_for_s": 3600.0}, WAITED, 90.0),
+        ({"arrived_now": True, "queue_empty_for_s": None}, WAITED, 90.0),
+        # It was here before, or at another worker, and the queue was emptied meanwhile.
+        ({"arrived_now": False, "queue_empty_for_s": 1.0}, WAITED, 90.0),
     ],
 )
-def test_waited(
-    expires: str | datetime | None, expiration_ms: object, waited: float | None
+def test_why_a_message_expired(
+    differs: dict[str, Any], cause: Cause, waited_s: float | None
 ) -> None:
-    """From the header and the property of the message, as Celery and kombu write them."""
-    assert waited_s(expires=expires, expiration_ms=expiration_ms, now=NOW) == waited
+    """From its headers and properties, and from what the worker knows of its queue."""
+    assert why_expired(message(**differs), NOW) == Expiry(cause, waited_s)
 
 
 def test_few_are_no_backfill() -> None:
@@ -46,7 +85,7 @@ def test_few_are_no_backfill() -> None:
     backfill = Backfill()
     for _ in range(2):
         for _ in range(THRESHOLD - 1):
-            backfill.add("app.report", 1.0)
+            backfill.add("app.report", Expiry(WAITED, 1.0))
         assert backfill.drain() is None
 
 
@@ -55,15 +94,18 @@ def test_the_whole_event() -> None:
     backfill = Backfill()
     for number in range(12):
         for _ in range(number + 1):
-            backfill.add(f"app.task_{number}", float(number))
-    backfill.add("app.task_11", None)
+            backfill.add(f"app.task_{number}", Expiry(WAITED, float(number)))
+    for cause in (BORN, HELD, CLOCK):
+        backfill.add("app.task_11", Expiry(cause))
     event = backfill.drain()
     assert event == ExpiredBackfillDetected(
-        expired_tasks=79,
-        tasks={f"app.task_{n}": n + 1 + (n == 11) for n in range(11, 1, -1)},
+        expired_tasks=81,
+        tasks={f"app.task_{n}": n + 1 + 3 * (n == 11) for n in range(11, 1, -1)},
         waited_s_p50=8.0,
         waited_s_max=11.0,
-        causes=BackfillCauses(waited_in_queue=78, born_expired=1),
+        causes=BackfillCauses(
+            waited_in_queue=78, held_until_eta=1, born_expired=1, clock_differs=1
+        ),
     )
     assert event.level == "warning"
     assert backfill.drain() is None
@@ -73,7 +115,7 @@ def test_all_born_expired() -> None:
     """Nobody waited, so there are no waiting times."""
     backfill = Backfill()
     for _ in range(THRESHOLD):
-        backfill.add("app.report", None)
+        backfill.add("app.report", Expiry(BORN))
     event = backfill.drain()
     assert event is not None
     assert (event.waited_s_p50, event.waited_s_max) == (None, None)

@@ -7,7 +7,7 @@ import pytest
 from worker_guard.revoked.ledger import Ledger, Origin, Selection, Source, Verdict
 
 GRACE_S = 60.0
-MAX_AGE_S = 10_800.0
+LONG_S = 1e9
 
 OPERATOR, FOREIGN, EXPIRY = Source.OPERATOR, Source.FOREIGN, Source.EXPIRY
 CONFIRM = "task_revoked(expired=True)"
@@ -22,12 +22,12 @@ def history(*events: Source | Verdict | str) -> Ledger:
         elif isinstance(event, Verdict):
             ledger.record_verdict("x", event, 0.0, GRACE_S)
         else:
-            ledger.confirmed_expired("x", 0.0)
+            ledger.confirmed_expired("x")
     return ledger
 
 
-def select(ledger: Ledger, at: float, *, max_age_s: float = MAX_AGE_S) -> Selection:
-    return ledger.select(["x"], at, held={"x"}, grace_s=GRACE_S, max_age_s=max_age_s)
+def select(ledger: Ledger, at: float) -> Selection:
+    return ledger.select(["x"], at, held={"x"}, grace_s=GRACE_S, proof_grace_s=GRACE_S)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,8 @@ def select(ledger: Ledger, at: float, *, max_age_s: float = MAX_AGE_S) -> Select
     [
         ([EXPIRY], Origin.EXPIRING),
         ([EXPIRY, CONFIRM], Origin.EXPIRED),
-        ([EXPIRY, CONFIRM, EXPIRY], Origin.EXPIRING),
+        # It was known to be there by expiry alone; another expiry does not make that less so.
+        ([EXPIRY, CONFIRM, EXPIRY], Origin.EXPIRED),
         ([EXPIRY, CONFIRM, EXPIRY, CONFIRM], Origin.EXPIRED),
         ([FOREIGN], Origin.FOREIGN),
         # It expires before the result backend was asked: its record proves nothing any more.
@@ -77,27 +78,133 @@ def test_an_operators_id_stays_an_operators(
         ([FOREIGN, Verdict.UNPROVEN], GRACE_S, Selection()),
         ([FOREIGN, Verdict.OPERATOR], GRACE_S, Selection()),
         ([OPERATOR], GRACE_S, Selection()),
-        ([OPERATOR, EXPIRY, CONFIRM], MAX_AGE_S - 0.1, Selection()),
-        ([OPERATOR], MAX_AGE_S, Selection(age_out=("x",))),
-        ([FOREIGN], MAX_AGE_S, Selection(age_out=("x",))),
-        ([EXPIRY], MAX_AGE_S, Selection(age_out=("x",))),
-        ([EXPIRY, CONFIRM], MAX_AGE_S, Selection(clear=("x",))),
+        # Nothing else leaves, however old it is.
+        ([OPERATOR], LONG_S, Selection()),
+        ([OPERATOR, EXPIRY, CONFIRM], LONG_S, Selection()),
+        ([FOREIGN, Verdict.UNPROVEN], LONG_S, Selection()),
+        ([EXPIRY], LONG_S, Selection()),
+        ([FOREIGN], LONG_S, Selection(look_up=("x",))),
+        ([EXPIRY, CONFIRM], LONG_S, Selection(clear=("x",))),
     ],
 )
 def test_selection(events: list[Source | Verdict | str], at: float, selection: Selection) -> None:
-    """Only what expiry alone put there is cleared; Celery's own lifetime is enforced on time."""
+    """Only what expiry alone put there is cleared, and nothing ages out."""
     assert select(history(*events), at) == selection
 
 
-def test_no_lifetime() -> None:
-    """``REVOKE_EXPIRES`` of 0 means none."""
-    assert select(history(OPERATOR), 1e9, max_age_s=0.0) == Selection()
+def test_an_id_that_is_not_held_needs_no_clearing() -> None:
+    """It has left the set meanwhile."""
+    found = history(EXPIRY, CONFIRM).select(["x"], LONG_S, held=(), grace_s=0.0, proof_grace_s=0.0)
+    assert found == Selection()
 
 
-def test_what_celery_dropped_is_gone() -> None:
-    """An id that is no longer in the set needs no clearing."""
-    found = history(OPERATOR).select(["x"], 0.0, held=(), grace_s=0.0, max_age_s=0.0)
-    assert found == Selection(gone=("x",))
+@pytest.mark.parametrize(
+    ("events", "again", "due_at"),
+    [
+        ([EXPIRY, CONFIRM], EXPIRY, GRACE_S),
+        ([EXPIRY], EXPIRY, None),
+        ([FOREIGN, Verdict.EXPIRED], EXPIRY, GRACE_S),
+        # A peer that brings the id again needs the time to mark it as an operator's.
+        ([FOREIGN, Verdict.EXPIRED], FOREIGN, 50.0 + GRACE_S),
+    ],
+)
+def test_the_grace_counts_from_the_first_expiry(
+    events: list[Source | Verdict | str], again: Source, due_at: float | None
+) -> None:
+    """An id that expires again and again gets free."""
+    ledger = history(*events)
+    ledger.added("x", again, 50.0)
+    if due_at is not None:
+        assert select(ledger, due_at - 0.1) == Selection()
+    assert (select(ledger, due_at or LONG_S) != Selection()) == (due_at is not None)
+
+
+def test_the_grace_counts_anew_after_the_id_was_cleared() -> None:
+    """What was known of the id before is over."""
+    ledger = history(EXPIRY, CONFIRM)
+    ledger.cleared(["x"], held=())
+    ledger.added("x", EXPIRY, 100.0)
+    ledger.confirmed_expired("x")
+    assert select(ledger, 100.0 + GRACE_S - 0.1) == Selection()
+    assert select(ledger, 100.0 + GRACE_S) == Selection(clear=("x",))
+
+
+@pytest.mark.parametrize(
+    ("marked", "may_go", "origin"),
+    [(False, True, Origin.EXPIRED), (True, False, Origin.OPERATOR)],
+)
+def test_a_mark_makes_an_id_that_expired_here_an_operators(
+    marked: bool, may_go: bool, origin: Origin
+) -> None:
+    """Another worker heard the revoke."""
+    ledger = history(EXPIRY, CONFIRM)
+    assert ledger.record_mark("x", operators=marked) is may_go
+    assert ledger.origin("x") is origin
+
+
+@pytest.mark.parametrize("meanwhile", [OPERATOR, FOREIGN])
+def test_an_answer_on_a_mark_that_comes_too_late(meanwhile: Source) -> None:
+    """What happens to the id while its mark is looked up counts."""
+    ledger = history(EXPIRY, CONFIRM)
+    ledger.added("x", meanwhile, 1.0)
+    assert ledger.record_mark("x", operators=False) is False
+
+
+@pytest.mark.parametrize(
+    ("events", "after_expiry"),
+    [
+        ([OPERATOR], Origin.OPERATOR),
+        ([FOREIGN], Origin.UNPROVEN),
+        ([FOREIGN, Verdict.UNPROVEN], Origin.UNPROVEN),
+        ([FOREIGN, Verdict.EXPIRED], Origin.EXPIRED),
+        ([EXPIRY, CONFIRM], Origin.EXPIRED),
+    ],
+)
+def test_what_celery_dropped_is_remembered_where_it_may_be_an_operators(
+    events: list[Source | Verdict | str], after_expiry: Origin
+) -> None:
+    """An expiry brings the id back, and proves nothing of it."""
+    ledger = history(*events)
+    ledger.dropped("x")
+    assert (ledger.origin("x"), set(ledger.ids())) == (None, set())
+    ledger.added("x", EXPIRY, 0.0)
+    ledger.confirmed_expired("x")
+    assert ledger.origin("x") is after_expiry
+
+
+def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is forgotten first."""
+    monkeypatch.setattr("worker_guard.revoked.ledger._REMEMBERED", 2)
+    ledger = Ledger()
+    for task_id in ("a", "b", "c"):
+        ledger.added(task_id, OPERATOR, 0.0)
+        ledger.dropped(task_id)
+    for task_id in ("a", "b", "c"):
+        ledger.added(task_id, EXPIRY, 0.0)
+    assert [ledger.origin(i) for i in ("a", "b", "c")] == [
+        Origin.EXPIRING,
+        Origin.OPERATOR,
+        Origin.OPERATOR,
+    ]
+
+
+def test_the_set_has_the_last_word() -> None:
+    """What is held and nobody told of comes out; what is not held any more is forgotten."""
+    ledger = Ledger()
+    for task_id in ("known", "gone"):
+        ledger.added(task_id, OPERATOR, 0.0)
+    assert ledger.compare({"known": 1, "merged": 2}.keys()) == ["merged"]
+    assert set(ledger.ids()) == {"known"}
+
+
+def test_an_id_that_a_dry_run_would_have_cleared_is_counted_once() -> None:
+    """It is still in the set, and is nobody's business any more until it comes in again."""
+    ledger = history(EXPIRY, CONFIRM)
+    ledger.cleared(["x"], held={"x"})
+    assert (ledger.origin("x"), select(ledger, LONG_S)) == (Origin.WOULD_CLEAR, Selection())
+    assert ledger.compare({"x": 1}.keys()) == []
+    ledger.added("x", OPERATOR, 0.0)
+    assert ledger.origin("x") is Origin.OPERATOR
 
 
 @pytest.mark.parametrize(
@@ -138,10 +245,10 @@ def test_counts_follow_each_change() -> None:
     ledger = Ledger()
     for n in range(5):
         ledger.added(f"{n}", EXPIRY, 0.0)
-        ledger.confirmed_expired(f"{n}", 0.0)
+        ledger.confirmed_expired(f"{n}")
     ledger.added("0", OPERATOR, 0.0)
     ledger.added("1", FOREIGN, 0.0)
-    ledger.forget(["2", "unknown"])
+    ledger.cleared(["2", "unknown"], held=())
     counts = {origin: ledger.count(origin) for origin in Origin}
     expected = dict.fromkeys(Origin, 0)
     expected |= {Origin.OPERATOR: 1, Origin.FOREIGN: 1, Origin.EXPIRED: 2}
@@ -155,6 +262,6 @@ def test_a_copy_leaves_no_trace() -> None:
     twin = ledger.copy()
     twin.record_verdict("x", Verdict.UNPROVEN, 0.0, GRACE_S)
     assert twin.origin("x") is Origin.UNPROVEN
-    twin.forget(["x"])
+    twin.cleared(["x"], held=())
     assert (ledger.origin("x"), ledger.count(Origin.FOREIGN)) == (Origin.FOREIGN, 1)
     assert select(ledger, GRACE_S).look_up == ("x",)

@@ -10,14 +10,21 @@ from worker_guard.containment import Containment
 from worker_guard.events import CleanupCompleted, Event, PartFailed, RevokedKept
 from worker_guard.revoked.backfill import Backfill
 from worker_guard.revoked.ledger import Ledger, Source, Verdict
-from worker_guard.revoked.sweeper import LOOKUP_BATCH, Actor, DryRun, Marker, Sweeper, Totals
+from worker_guard.revoked.sweeper import (
+    LOOKUP_BATCH,
+    MARKS_BATCH,
+    RENEW_S,
+    Actor,
+    DryRun,
+    Marker,
+    Sweeper,
+    Totals,
+)
 from worker_guard.scheduler import SLICE_S, run_to_end
 
 
 class FakeSet(set[str]):
-    """A set with the lifetime that Celery's has, and an actor on itself."""
-
-    expires = 10_800.0
+    """A set that counts how often a sweep was finished on it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,8 +54,9 @@ class FakeRecords:
         self.known = verdicts
         self.asked: list[int] = []
         self.error: Exception | None = None
-        self.marked: list[str] = []
+        self.operators: list[str] = []
         self.unproven: list[str] = []
+        self.asked_for_marks: list[int] = []
 
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         self.asked.append(len(task_ids))
@@ -56,10 +64,16 @@ class FakeRecords:
             raise self.error
         return {i: self.known[i] for i in task_ids if i in self.known}
 
+    def marked(self, task_ids: Sequence[str]) -> set[str]:
+        self.asked_for_marks.append(len(task_ids))
+        if self.error:
+            raise self.error
+        return {i for i in task_ids if self.known.get(i) is Verdict.OPERATOR}
+
     def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
         if self.error:
             raise self.error
-        self.marked += operators
+        self.operators += operators
         self.unproven += unproven
 
 
@@ -75,9 +89,12 @@ class World:
         self.sweeper = Sweeper(
             interval_s=30.0,
             grace_s=60.0,
+            proof_grace_s=60.0,
+            compare=self.compare,
             ledger=self.ledger,
             revoked=self.revoked,
             actor=actor,
+            marks=records,
             records=records,
             lookups=Containment("revoked_verify", first_pause_s=30, report=self.events.append),
             backfill=Backfill(),
@@ -91,12 +108,16 @@ class World:
         self.now += self.step_s
         return self.now
 
+    def compare(self) -> None:
+        for task_id in self.ledger.compare(dict.fromkeys(self.revoked).keys()):
+            self.ledger.added(task_id, Source.OPERATOR, self.now)
+
     def add(self, source: Source, *task_ids: str, confirm: bool = True) -> None:
         for task_id in task_ids:
             self.revoked.add(task_id)
             self.ledger.added(task_id, source, self.now)
             if confirm and source is Source.EXPIRY:
-                self.ledger.confirmed_expired(task_id, self.now)
+                self.ledger.confirmed_expired(task_id)
 
     def sweep(self) -> CleanupCompleted:
         run_to_end(self.sweeper.round())
@@ -173,16 +194,16 @@ def test_slices_hold_the_loop_for_a_moment_only() -> None:
 
 
 def test_a_backend_that_fails_is_left_alone_for_a_while() -> None:
-    """One failure, one report; the ids that need no look-up are cleared all the same."""
+    """One failure, one report; what could bear a mark waits as what needs proof does."""
     records = FakeRecords(proven=Verdict.EXPIRED)
     records.error = ConnectionError("refused")
     world = World(records=records)
     world.add(Source.FOREIGN, "proven", *(f"{n}" for n in range(LOOKUP_BATCH * 3)))
     world.add(Source.EXPIRY, "x")
     world.now += 60
-    assert world.sweep().revoked_tasks_cleared == 1
     assert world.sweep().revoked_tasks_cleared == 0
-    assert records.asked == [LOOKUP_BATCH]  # and not a second time at once
+    assert world.sweep().revoked_tasks_cleared == 0
+    assert (records.asked_for_marks, records.asked) == ([1], [])  # and not a second time at once
     failures = [event for event in world.events if isinstance(event, PartFailed)]
     assert failures == [
         PartFailed(
@@ -194,8 +215,38 @@ def test_a_backend_that_fails_is_left_alone_for_a_while() -> None:
     ]
     records.error = None
     world.now += 30
-    assert world.sweep().revoked_tasks_cleared == 1
-    assert "proven" not in world.revoked
+    assert world.sweep().revoked_tasks_cleared == 2
+    assert not {"proven", "x"} & world.revoked
+
+
+def test_an_id_that_expired_here_and_bears_a_mark_is_kept() -> None:
+    """Another worker heard the revoke; nothing but the mark says so."""
+    world = World(records=FakeRecords(marked=Verdict.OPERATOR))
+    world.add(Source.EXPIRY, "plain", "marked")
+    world.now += 60
+    cleanup = world.sweep()
+    assert (cleanup.revoked_tasks_cleared, cleanup.revoked_tasks_kept.operator) == (1, 1)
+    assert world.revoked == {"marked"}
+
+
+def test_marks_of_what_expired_here_are_read_in_few_round_trips() -> None:
+    """Each costs the loop a wait for the network."""
+    records = FakeRecords()
+    world = World(records=records)
+    world.add(Source.EXPIRY, *(f"{n}" for n in range(MARKS_BATCH + 1)))
+    world.now += 60
+    assert world.sweep().revoked_tasks_cleared == MARKS_BATCH + 1
+    assert records.asked_for_marks == [MARKS_BATCH, 1]
+
+
+def test_an_id_that_nobody_told_of_is_an_operators() -> None:
+    """It was put past every way that is watched, and expires here, too."""
+    world = World()
+    world.revoked.add("merged")
+    assert world.sweep().revoked_tasks_kept == RevokedKept(operator=1)
+    world.add(Source.EXPIRY, "merged")
+    world.now += 60
+    assert world.sweep().revoked_tasks_cleared == 0
 
 
 def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
@@ -205,26 +256,42 @@ def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
     world.add(Source.FOREIGN, "y")
     world.now += 60
     slices = world.sweeper.round()
-    next(slices)
+    while world.revoked == {"x", "y"}:
+        next(slices)
     slices.close()  # type: ignore[attr-defined]
     assert world.revoked.finished == 1
     assert world.sweeper.totals.revoked_tasks_cleared == 1
 
 
 def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
-    """A mark leaves the list when it is written, not before; or when the set dropped its id."""
+    """A mark leaves the list when it is written, not before.
+
+    An operator's id is marked though Celery dropped it as it was added: the set was full.
+    """
     store = FakeRecords()
     ids = [f"{n}" for n in range(LOOKUP_BATCH + 1)]
-    pending = {**dict.fromkeys(ids, True), "unproven": False, "dropped": True}
-    held = {*ids, "unproven"}
-    marker = Marker(interval_s=30.0, pending=pending, held=held, store=store)
+    dropped = {"operators": True, "nobodys": False}
+    pending = {**dict.fromkeys(ids, True), "unproven": False, **dropped}
+    now = [0.0]
+    marker = Marker(
+        interval_s=30.0,
+        pending=pending,
+        held={*ids, "unproven"},
+        kept=lambda: {"unproven": False, "kept": True},
+        store=store,
+        monotonic=lambda: now[0],
+    )
     store.error = ConnectionError("refused")
     with pytest.raises(ConnectionError):
         run_to_end(marker.round())
-    assert len(pending) == LOOKUP_BATCH + 3
+    assert len(pending) == LOOKUP_BATCH + 4
     store.error = None
     assert sum(1 for _ in marker.round()) == 2
-    assert (store.marked, store.unproven, pending) == (ids, ["unproven"], {})
+    assert (store.operators, store.unproven, pending) == ([*ids, "operators"], ["unproven"], {})
+    # Marks end by themselves; those of ids that are still held are written anew.
+    now[0] = RENEW_S
+    run_to_end(marker.round())
+    assert (store.operators[-1], store.unproven) == ("kept", ["unproven", "unproven"])
 
 
 def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
@@ -234,7 +301,8 @@ def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
     world.now += 60
     world.step_s = SLICE_S
     slices = world.sweeper.round("control")
-    next(slices)
+    while len(world.revoked) == 300:
+        next(slices)
     left = len(world.revoked)
     assert 0 < left < 300
     assert isinstance(slices, Generator)

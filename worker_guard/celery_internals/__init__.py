@@ -22,11 +22,17 @@ from worker_guard.celery_internals.host import (
     shut_down_warmly,
     watch_accepted,
 )
+from worker_guard.celery_internals.queues import EmptyQueues
 from worker_guard.celery_internals.revoked import (
     STATEDB_KEY,
     Discarding,
+    ReplacedSetError,
     RevokedSet,
+    has_just_arrived,
+    held_ids,
+    ids_of_statedb,
     statedb,
+    the_revoked_set,
     watch_revoked_set,
 )
 from worker_guard.celery_internals.servers import (
@@ -44,13 +50,18 @@ from worker_guard.celery_internals.servers import (
 __all__ = [
     "STATEDB_KEY",
     "Discarding",
+    "EmptyQueues",
     "Hook",
     "MissingInternalError",
     "PoolChild",
     "PoolChildren",
+    "ReplacedSetError",
     "RevokedSet",
     "RunningTask",
     "allow_recycling",
+    "has_just_arrived",
+    "held_ids",
+    "ids_of_statedb",
     "is_key_value",
     "is_redis",
     "keep_replacements_alive",
@@ -64,6 +75,7 @@ __all__ = [
     "results_client",
     "shut_down_warmly",
     "statedb",
+    "the_revoked_set",
     "waiting_messages",
     "watch_accepted",
     "watch_revoked_set",

@@ -82,7 +82,7 @@ def figures_of(
     memory: Mapping[str, Any] = described["memory"] or {}
     parent: Mapping[str, Any] = memory.get("parent") or {}
     children = [child["used_bytes"] for child in memory.get("children", ())]
-    revoked = dict(described["revoked"])
+    revoked = {name: n for name, n in described["revoked"].items() if n is not None}
     total = revoked.pop("total")
     del revoked["stamps"]
     return Figures(
@@ -188,7 +188,6 @@ FAMILIES: tuple[Family, ...] = (
         lambda f: f.revoked,
     ),
     _total("revoked_tasks_cleared", "Ids cleared from the revoked set on proof."),
-    _total("revoked_aged_out", "Ids that left the revoked set because of their age."),
     _by(
         "cause",
         "counter",

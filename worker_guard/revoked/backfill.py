@@ -1,10 +1,12 @@
-"""How many tasks expired since the last sweep, which ones, how long they waited, and why."""
+"""How many tasks expired since the last sweep, which ones, how long they waited, and why. Pure."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Literal, NamedTuple
 
 from worker_guard.events import BackfillCauses, ExpiredBackfillDetected
 
@@ -17,68 +19,109 @@ _TASKS_NAMED = 10
 #: Waiting times kept for the median; beyond them only counts are kept.
 _WAITS_KEPT = 10_000
 
+#: By how much (s) a message's own story must differ from what this worker saw to be called untrue:
+#: between its sending and its arrival in the queue lies a trip over the network, or a second one.
+CLOCK_SLACK_S = 1.0
 
-def waited_s(
-    *, expires: str | datetime | None, expiration_ms: object, now: datetime
-) -> float | None:
-    """How long a message that expired had been in the queue, in seconds; None: born expired.
+#: The fields of :class:`~worker_guard.events.BackfillCauses`.
+Cause = Literal["waited_in_queue", "held_until_eta", "born_expired", "clock_differs"]
 
-    ``expires`` is the task's header (absolute), ``expiration_ms`` the message's property, the
-    time that it was given to live. Their difference is the time at which it was sent; without
-    an ``expiration``, or with 0, ``expires`` had passed when it was sent
+
+class Expiry(NamedTuple):
+    """Why a message expired. ``waited_s`` is None unless it waited in the queue."""
+
+    cause: Cause
+    waited_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpiredMessage:
+    """What a message that expired says of itself, and what this worker knows of it.
+
+    ``expires`` and ``eta`` are the task's headers (absolute), ``expiration_ms`` is the message's
+    property, the time that it was given to live. ``expires`` less ``expiration`` is the time at
+    which it was sent; without an ``expiration``, or with 0, ``expires`` had passed when it was sent
     (``celery/app/amqp.py`` and ``kombu/messaging.py`` write the two).
+
+    ``arrived_now``: this worker had not seen it before, and it was not given back by another.
+    ``queue_empty_for_s``: how long ago the queue was last empty; None: not known.
     """
-    if isinstance(expires, str):
+
+    expires: str | datetime | None
+    expiration_ms: object
+    eta: str | datetime | None = None
+    retries: int = 0
+    arrived_now: bool = False
+    queue_empty_for_s: float | None = None
+
+
+def why_expired(message: ExpiredMessage, now: datetime) -> Expiry:
+    """Why this message expired; nothing is said that what is known contradicts."""
+    expires, eta = _moment(message.expires), _moment(message.eta)
+    lifetime_s = _seconds(message.expiration_ms)
+    if expires is None or not lifetime_s > 0:
+        # A retry keeps the ``expires`` of its task, which may be over when it is sent.
+        return Expiry("held_until_eta" if message.retries else "born_expired")
+    if eta is not None and eta >= expires:
+        return Expiry("held_until_eta")
+    waited_s = max(0.0, (now - expires).total_seconds() + lifetime_s)
+    empty_s = message.queue_empty_for_s
+    if message.arrived_now and empty_s is not None and waited_s > empty_s + CLOCK_SLACK_S:
+        return Expiry("clock_differs")
+    if eta is not None:
+        # Until then it was not to run.
+        waited_s = min(waited_s, max(0.0, (now - eta).total_seconds()))
+    return Expiry("waited_in_queue", waited_s)
+
+
+def _moment(value: str | datetime | None) -> datetime | None:
+    if isinstance(value, str):
         try:
-            expires = datetime.fromisoformat(expires.replace("Z", "+00:00"))
+            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
         except ValueError:
             return None
+    if value is not None and value.tzinfo is None:
+        value = value.replace(tzinfo=timezone.utc)
+    return value
+
+
+def _seconds(milliseconds: object) -> float:
     try:
-        lifetime_s = float(str(expiration_ms)) / 1000.0
+        return float(str(milliseconds)) / 1000.0
     except ValueError:
-        return None
-    if expires is None or not lifetime_s > 0:
-        return None
-    if expires.tzinfo is None:
-        expires = expires.replace(tzinfo=timezone.utc)
-    return max(0.0, (now - expires).total_seconds() + lifetime_s)
+        return 0.0
 
 
 class Backfill:
     """The tasks that expired here since they were last asked for."""
 
     def __init__(self) -> None:
-        self._causes_before = BackfillCauses()
+        self._causes_in_all: Counter[str] = Counter()
         self._start_anew()
 
     def causes_in_all(self) -> BackfillCauses:
         """Why tasks expired, since the start, whatever was drained meanwhile."""
-        return BackfillCauses(
-            waited_in_queue=self._causes_before.waited_in_queue + self._waited,
-            born_expired=self._causes_before.born_expired + self._born_expired,
-        )
+        return BackfillCauses(**self._causes_in_all)
 
     def _start_anew(self) -> None:
         self._tasks: Counter[str] = Counter()
+        self._causes: Counter[str] = Counter()
         self._waits: list[float] = []
-        self._waited = 0
         self._longest_s = 0.0
-        self._born_expired = 0
 
-    def add(self, task_name: str, waited: float | None) -> None:
-        """A task expired after ``waited`` seconds; None: its message was born expired."""
+    def add(self, task_name: str, expiry: Expiry) -> None:
+        """A task expired."""
         self._tasks[task_name] += 1
-        if waited is None:
-            self._born_expired += 1
-            return
-        self._waited += 1
-        self._longest_s = max(self._longest_s, waited)
-        if len(self._waits) < _WAITS_KEPT:
-            self._waits.append(waited)
+        self._causes[expiry.cause] += 1
+        self._causes_in_all[expiry.cause] += 1
+        if expiry.waited_s is not None:
+            self._longest_s = max(self._longest_s, expiry.waited_s)
+            if len(self._waits) < _WAITS_KEPT:
+                self._waits.append(expiry.waited_s)
 
     def drain(self) -> ExpiredBackfillDetected | None:
         """The event where enough tasks expired, else None; starts anew either way."""
-        total = self._waited + self._born_expired
+        total = self._tasks.total()
         event = None
         if total >= THRESHOLD:
             event = ExpiredBackfillDetected(
@@ -86,10 +129,7 @@ class Backfill:
                 tasks=dict(self._tasks.most_common(_TASKS_NAMED)),
                 waited_s_p50=round(statistics.median(self._waits), 3) if self._waits else None,
                 waited_s_max=round(self._longest_s, 3) if self._waits else None,
-                causes=BackfillCauses(
-                    waited_in_queue=self._waited, born_expired=self._born_expired
-                ),
+                causes=BackfillCauses(**self._causes),
             )
-        self._causes_before = self.causes_in_all()
         self._start_anew()
         return event

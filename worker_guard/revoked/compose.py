@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from celery.worker import state
 
 from worker_guard import celery_internals
 from worker_guard.containment import Containment
+from worker_guard.errors import WorkerGuardError
 from worker_guard.events import CleanupCompleted, Event, Trigger
 from worker_guard.reporting import masked
 from worker_guard.revoked.backfill import Backfill
@@ -29,6 +31,9 @@ _ASK_WITHIN_S = 5.0
 #: The longest pause between tries at a mark that fails. Another guard looks for it twice, a grace
 #: apart: it is to be there by then. But a result backend that hangs costs the loop each time.
 _LEAST_MARK_PAUSE_S = 10.0
+
+#: The longest pause between tries at a look-up that fails: until it succeeds no id is cleared.
+_LONGEST_LOOKUP_PAUSE_S = 60.0
 
 _ON = "on"
 
@@ -59,20 +64,31 @@ class Revoked:
         self._settings, self._hasten, self._monotonic = settings, hasten, monotonic
         self.states: dict[str, str] = {}
         self.backfill = Backfill()
-        self._watch = RevokedWatch(backfill=self.backfill, monotonic=monotonic, listener=self)
+        self._queues = celery_internals.EmptyQueues(app)
+        self._watch = RevokedWatch(
+            queues=self._queues, backfill=self.backfill, monotonic=monotonic, listener=self
+        )
         self._watching = Containment(
             "revoked_watch", first_pause_s=settings.interval, report=report
         )
-        self.lookups = Containment("revoked_verify", first_pause_s=settings.interval, report=report)
+        self.lookups = Containment(
+            "revoked_verify",
+            first_pause_s=settings.interval,
+            longest_pause_s=max(settings.interval, _LONGEST_LOOKUP_PAUSE_S),
+            report=report,
+        )
         records = self._open_records(app.backend)
         actor: Actor = DryRun() if settings.dry_run else celery_internals.Discarding(state.revoked)
         self._sweeper = Sweeper(
             interval_s=settings.interval,
             grace_s=settings.revoked_grace,
+            proof_grace_s=settings.revoked_grace,
+            compare=self._watch.compare,
             ledger=self._watch.ledger,
             revoked=state.revoked,
             actor=actor,
-            records=records if settings.revoked_verify else None,
+            marks=records,
+            records=records if self.states["revoked_verify"] == _ON else None,
             lookups=self.lookups,
             backfill=self.backfill,
             totals=totals,
@@ -88,58 +104,75 @@ class Revoked:
                 interval_s=settings.interval,
                 pending=self._pending_marks,
                 held=state.revoked,
+                kept=self._kept,
                 store=records,
+                monotonic=monotonic,
             )
             self.parts.append(self._marker)
         #: For the scheduler, by the part's name.
         self.longest_pauses_s = {Marker.name: max(settings.revoked_grace / 2, _LEAST_MARK_PAUSE_S)}
 
     def _open_records(self, backend: Any) -> Records | None:
-        off: str | None = None
+        off = ""
         records: Records | None = None
         try:
             records = open_records(backend, revoke_expires_s=float(state.revoked.expires))
         except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
             off = masked(str(exc) or repr(exc))
+        self.states["operator_marks"] = off or ("a dry run" if self._settings.dry_run else _ON)
+        off = off or (records.unreadable if records is not None else "")
         self.states["revoked_verify"] = off or _ON
         if not self._settings.revoked_verify:
             self.states["revoked_verify"] = f"{PREFIX}revoked_verify is False"
-        self.states["operator_marks"] = off or ("a dry run" if self._settings.dry_run else _ON)
         return records
 
     # -- the worker's life -----------------------------------------------------------------
 
-    def start(self, worker: Any) -> None:
-        """Begin to watch."""
+    def start(self, worker: Any, *, before_statedb: Collection[str]) -> None:
+        """Begin to watch; :attr:`parts` is empty where that can't be done.
+
+        ``before_statedb`` is what the application put into the set before the statedb was read.
+        """
         try:
-            self._watch.start(worker)
+            self._watch.start(worker, before_statedb=before_statedb)
             self.states["revoked"] = _ON
+            self._queues.start()
         except celery_internals.MissingInternalError as exc:
             # Nothing is known of any id then, and so nothing is cleared or marked.
             off = ("revoked", "revoked_verify", "operator_marks")
             self.states.update(dict.fromkeys(off, str(exc)))
+            self.parts, self._marker = [], None
+
+    @property
+    def watches(self) -> bool:
+        """Whether the set is watched, so that the origins of its ids are known."""
+        return self.states.get("revoked") == _ON
 
     def write_last_marks(self) -> None:
         """Mark all operators' ids once more, for about a second at most."""
         if self._marker is None:
             return
         # The result backend may have lost a mark, and this worker takes what it knows with it.
-        operators = self._watch.ledger.ids(Origin.OPERATOR)
-        self._pending_marks.update(dict.fromkeys(operators, True))
+        self._pending_marks.update(dict.fromkeys(self._watch.ledger.ids(Origin.OPERATOR), True))
         self._run_briefly(self._marker.round())
 
     def sweep_for_the_last_time(self, *, ask: bool) -> None:
-        """Sweep without a grace, for about a second at most; ``ask``: the result backend, too."""
-        sweeper = replace(self._sweeper, grace_s=0.0)
-        self._run_briefly((sweeper if ask else replace(sweeper, records=None)).round())
+        """Sweep what expired here without a grace, for about a second at most.
+
+        Where the result backend holds marks and is not to be asked, nothing may be cleared.
+        """
+        if self.watches and (ask or self._sweeper.marks is None):
+            self._run_briefly(replace(self._sweeper, grace_s=0.0).round())
 
     def unhook(self) -> None:
         """Undo every hook."""
         self._watch.unhook()
+        self._queues.stop()
 
     def note_in_statedb(self, worker: Any) -> None:
-        """Note which ids are an operator's in the statedb, if there is one."""
-        self._watch.note_in_statedb(worker)
+        """Note which ids are not to be cleared in the statedb, if there is one."""
+        unmarked = [task_id for task_id, is_op in self._pending_marks.items() if is_op]
+        self._watch.note_in_statedb(worker, unmarked=unmarked)
 
     def _run_briefly(self, slices: Iterator[None]) -> None:
         until = self._monotonic() + _AT_STOP_S
@@ -153,6 +186,9 @@ class Revoked:
         """Sweep now for one slice, as a dry run where it is a ``preview``.
 
         Returns what came of it, or None and the rest, to be run in slices.
+
+        Raises:
+            WorkerGuardError: the set can't be swept; the message says why.
         """
         done: list[CleanupCompleted] = []
 
@@ -161,22 +197,55 @@ class Revoked:
                 done.append(event)
             report(event)
 
+        if not self.watches:
+            raise WorkerGuardError(f"the revoked set is not swept: {self.states['revoked']}")
         sweeper = self._sweeper.preview(note) if preview else replace(self._sweeper, report=note)
         deadline = self._monotonic() + SLICE_S
         slices = sweeper.round(trigger)
         run_to_end(slices, until=lambda: self._monotonic() >= deadline)
         return (done[0] if done else None), slices
 
-    def describe(self) -> dict[str, int]:
-        """How many ids there are of each origin."""
+    def describe(self, *, compare: bool = True) -> dict[str, int | None]:
+        """How many ids there are of each origin; they add up to the total.
+
+        Where the set is not watched nothing is known of them but their number (None). To
+        ``compare`` the ledger with the set is for the consumer's thread alone; without it the
+        counts are as of the last change that was heard of.
+        """
+        names = ("operator", "expired", "proven", "unproven", "would_clear")
+        counts: dict[str, int | None] = dict.fromkeys(names)
+        if self.watches:
+            with contextlib.suppress(celery_internals.ReplacedSetError):
+                if compare:
+                    self._watch.compare()
+                counts.update(self._counts())
+        return {"total": len(state.revoked), **counts, "stamps": len(state.revoked_stamps)}
+
+    def _counts(self) -> dict[str, int]:
         count = self._watch.ledger.count
         return {
-            "total": len(state.revoked),
             "operator": count(Origin.OPERATOR),
             "expired": count(Origin.EXPIRED),
             "proven": count(Origin.PROVEN),
             "unproven": sum(map(count, UNPROVEN)),
-            "stamps": len(state.revoked_stamps),
+            "would_clear": count(Origin.WOULD_CLEAR),
+        }
+
+    def alarming(self) -> int:
+        """How many ids are no operator's, and not about to be cleared."""
+        if not self.watches:
+            return len(state.revoked)
+        counts = self._counts()
+        # While the result backend fails, nothing is cleared that it is to be asked about.
+        waiting = counts["expired"] + counts["proven"] if self.lookups.consecutive_failures else 0
+        return counts["unproven"] + counts["would_clear"] + waiting
+
+    def _kept(self) -> dict[str, bool]:
+        """What is to be marked, for as long as it is held: and whether it is an operator's."""
+        ids = self._watch.ledger.ids
+        return {
+            **dict.fromkeys(ids(Origin.UNPROVEN), False),
+            **dict.fromkeys(ids(Origin.OPERATOR), True),
         }
 
     # -- what the watch is told by -----------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, KeysView
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -48,6 +48,9 @@ class Origin(Enum):
     EXPIRED = "expired"
     """Put there by an expiry here, confirmed by the signal, and by nothing else."""
 
+    WOULD_CLEAR = "would_clear"
+    """A dry run would have cleared it, and it is still in the set."""
+
 
 class Verdict(Enum):
     """What the result backend says of an id from elsewhere."""
@@ -62,10 +65,19 @@ class Verdict(Enum):
     """Anything else: no record, another state, one that can't be read."""
 
 
+#: Of ids that Celery itself dropped, so many are remembered: as many as its set holds by default.
+_REMEMBERED = 50_000
+
+#: What is remembered of an id that Celery dropped: that it may be an operator's.
+_REMEMBERED_ORIGINS = frozenset({Origin.OPERATOR, Origin.FOREIGN, Origin.UNPROVEN})
+
+
 class _Entry(NamedTuple):
     origin: Origin
     since_mono: float
-    """When it came in last, by any way, by this host's clock."""
+    """From when its grace counts, by this host's clock: an expiry never renews it, so that an id
+    which expires again and again gets free; an arrival from elsewhere does, since a peer that
+    brings an id needs that time to mark it as an operator's."""
 
 
 #: What an id becomes that was not known before.
@@ -80,10 +92,13 @@ _ADDED: dict[Source, dict[Origin | None, Origin]] = {
     Source.OPERATOR: {},
     Source.FOREIGN: {o: o for o in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN)},
     Source.EXPIRY: {
-        **{o: o for o in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN)},
+        **{o: o for o in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN, Origin.EXPIRED)},
         Origin.FOREIGN: Origin.UNPROVEN,
     },
 }
+
+#: The origins whose grace a further expiry does not renew.
+_EXPIRES_AGAIN = frozenset({Origin.EXPIRING, Origin.EXPIRED, Origin.PROVEN})
 
 #: What an id from elsewhere becomes by a verdict.
 _AFTER = {
@@ -98,16 +113,10 @@ class Selection:
     """What a sweep does with the ids that it was shown."""
 
     clear: tuple[str, ...] = ()
-    """Only expiry put them there, and the grace is over."""
+    """Only expiry here put them there, and the grace is over."""
 
     look_up: tuple[str, ...] = ()
     """From elsewhere, and to be asked for: it never was, or it is proven and the grace is over."""
-
-    age_out: tuple[str, ...] = ()
-    """Older than Celery's own ``REVOKE_EXPIRES``, whatever put them there."""
-
-    gone: tuple[str, ...] = ()
-    """No longer in the set: Celery dropped them."""
 
 
 class Ledger:
@@ -116,6 +125,7 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._counts: Counter[Origin] = Counter()
+        self._dropped: dict[str, Origin] = {}
         # Without an event loop, messages with an ETA expire on the timer's thread. Pool children
         # never come here, so that it does not matter how they inherit it.
         self._lock = threading.RLock()
@@ -138,17 +148,20 @@ class Ledger:
         """
         with self._lock:
             known = self._entries.get(task_id)
-            before = known.origin if known else None
+            before = known.origin if known else self._dropped.pop(task_id, None)
             origin = _ADDED[source].get(before, _FIRST[source])
-            self._put(task_id, _Entry(origin, now))
+            since = now
+            if known and source is Source.EXPIRY and before in _EXPIRES_AGAIN:
+                since = known.since_mono
+            self._put(task_id, _Entry(origin, since))
         return origin is Origin.UNPROVEN and before is not Origin.UNPROVEN
 
-    def confirmed_expired(self, task_id: str, now: float) -> None:
+    def confirmed_expired(self, task_id: str) -> None:
         """``task_revoked`` was sent for this id with ``expired=True``."""
         with self._lock:
             known = self._entries.get(task_id)
             if known and known.origin is Origin.EXPIRING:
-                self._put(task_id, _Entry(Origin.EXPIRED, now))
+                self._put(task_id, _Entry(Origin.EXPIRED, known.since_mono))
 
     def record_verdict(self, task_id: str, verdict: Verdict, now: float, grace_s: float) -> bool:
         """The result backend gave its verdict on an id from elsewhere.
@@ -167,13 +180,57 @@ class Ledger:
             self._put(task_id, _Entry(_AFTER[verdict], known.since_mono))
         return verdict is Verdict.EXPIRED and now - known.since_mono >= grace_s
 
-    def forget(self, task_ids: Iterable[str]) -> None:
-        """These ids have left the set (or, in a dry run, would have)."""
+    def record_mark(self, task_id: str, *, operators: bool) -> bool:
+        """The result backend was asked whether an id that expired here bears an operator's mark.
+
+        Returns whether the id may be cleared now, as :meth:`record_verdict` does.
+        """
+        with self._lock:
+            known = self._entries.get(task_id)
+            if known is None or known.origin is not Origin.EXPIRED:
+                return False
+            if operators:
+                self._put(task_id, _Entry(Origin.OPERATOR, known.since_mono))
+        return not operators
+
+    def dropped(self, task_id: str) -> None:
+        """Celery itself dropped this id: the set was full, or the id was old.
+
+        Where it may be an operator's, that is remembered: an expiry that brings the id back does
+        not make it one that only expiry put there.
+        """
+        with self._lock:
+            known = self._entries.pop(task_id, None)
+            if known is None:
+                return
+            self._counts[known.origin] -= 1
+            if known.origin in _REMEMBERED_ORIGINS:
+                self._dropped[task_id] = known.origin
+                while len(self._dropped) > _REMEMBERED:
+                    del self._dropped[next(iter(self._dropped))]
+
+    def cleared(self, task_ids: Iterable[str], held: Container[str]) -> None:
+        """A sweep cleared these ids; what is still ``held`` it would have, but for a dry run."""
         with self._lock:
             for task_id in task_ids:
                 known = self._entries.pop(task_id, None)
-                if known is not None:
-                    self._counts[known.origin] -= 1
+                if known is None:
+                    continue
+                self._counts[known.origin] -= 1
+                if task_id in held:
+                    self._put(task_id, _Entry(Origin.WOULD_CLEAR, known.since_mono))
+
+    def compare(self, held: KeysView[str]) -> list[str]:
+        """Forget what is not ``held`` any more; returns what is, and nobody said why.
+
+        To be given to :meth:`added` as an operator's.
+        """
+        with self._lock:
+            unknown = list(held - self._entries.keys())
+            if len(self._entries) + len(unknown) != len(held):
+                for task_id in self._entries.keys() - held:
+                    self.dropped(task_id)
+        return unknown
 
     # -- what to do with them --------------------------------------------------------------
 
@@ -184,43 +241,27 @@ class Ledger:
         *,
         held: Container[str],
         grace_s: float,
-        max_age_s: float,
+        proof_grace_s: float,
     ) -> Selection:
-        """Decide what becomes of ``task_ids``; changes nothing.
+        """Decide what becomes of ``task_ids``, as far as they are ``held``; changes nothing.
 
-        ``held`` is the set itself. ``max_age_s`` is Celery's ``REVOKE_EXPIRES``; 0 is no limit.
+        ``grace_s`` is that of ids that expired here, ``proof_grace_s`` that of proven ones.
         """
-        with self._lock:
-            return self._select(task_ids, now, held, grace_s, max_age_s)
-
-    def _select(
-        self,
-        task_ids: Iterable[str],
-        now: float,
-        held: Container[str],
-        grace_s: float,
-        max_age_s: float,
-    ) -> Selection:
         clear: list[str] = []
         look_up: list[str] = []
-        age_out: list[str] = []
-        gone: list[str] = []
-        for task_id in task_ids:
-            entry = self._entries.get(task_id)
-            if entry is None:
-                continue
-            age_s = now - entry.since_mono
-            if task_id not in held:
-                gone.append(task_id)
-            elif entry.origin is Origin.EXPIRED and age_s >= grace_s:
-                clear.append(task_id)
-            elif max_age_s and age_s >= max_age_s:
-                age_out.append(task_id)
-            elif entry.origin is Origin.FOREIGN or (
-                entry.origin is Origin.PROVEN and age_s >= grace_s
-            ):
-                look_up.append(task_id)
-        return Selection(tuple(clear), tuple(look_up), tuple(age_out), tuple(gone))
+        with self._lock:
+            for task_id in task_ids:
+                entry = self._entries.get(task_id)
+                if entry is None or task_id not in held:
+                    continue
+                age_s = now - entry.since_mono
+                if entry.origin is Origin.EXPIRED and age_s >= grace_s:
+                    clear.append(task_id)
+                elif entry.origin is Origin.FOREIGN or (
+                    entry.origin is Origin.PROVEN and age_s >= proof_grace_s
+                ):
+                    look_up.append(task_id)
+        return Selection(tuple(clear), tuple(look_up))
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -244,6 +285,7 @@ class Ledger:
         twin = Ledger()
         twin._entries = self._entries.copy()
         twin._counts = self._counts.copy()
+        twin._dropped = self._dropped.copy()
         return twin
 
     def _put(self, task_id: str, entry: _Entry) -> None:

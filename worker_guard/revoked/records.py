@@ -34,16 +34,28 @@ _REVOKED = b"TaskRevokedError"
 REDIS_TIMEOUT_S = 0.4
 
 
-class RecordsUnavailableError(WorkerGuardError):
-    """Ids from elsewhere can't be verified with this result backend; the message says why.
+#: A mark lasts at least this long, and is renewed while a worker holds its id.
+MARK_TTL_S = 7 * 86_400.0
 
-    They stay in the set until Celery's ``REVOKE_EXPIRES``. To have them cleared on proof, use a
-    key-value result backend (Redis) with a serializer other than pickle.
+
+class RecordsUnavailableError(WorkerGuardError):
+    """This result backend can hold no marks, and its records can't be read; the message says why.
+
+    Ids from elsewhere stay in the set, as Celery leaves them. To have them cleared on proof, use a
+    key-value result backend such as Redis.
     """
 
 
 class Records(Protocol):
-    """Looks ids up, and marks them, in the result backend. Errors are the backend's own."""
+    """Looks ids up, and marks them, in the result backend. Errors are the backend's own.
+
+    ``unreadable`` says why records prove nothing here, as where they are pickled; else it is empty.
+    """
+
+    unreadable: str
+
+    def marked(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these ids bear an operator's mark; one round trip."""
 
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         """What the records and marks say of each id; one round trip."""
@@ -63,14 +75,19 @@ class RedisRecords:
         mark_prefix: str,
         decode: Callable[[bytes], Any],
         mark_ttl_s: float,
-        unproven_ttl_s: float,
+        unreadable: str = "",
     ) -> None:
         self._client = client
         self._record_key = record_key
         self._mark_prefix = mark_prefix
         self._decode = decode
         self._mark_ttl_ms = int(mark_ttl_s * 1000)
-        self._unproven_ttl_ms = int(unproven_ttl_s * 1000)
+        self.unreadable = unreadable
+
+    def marked(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these ids bear an operator's mark; one round trip."""
+        marks = self._client.mget([_mark_key(self._mark_prefix, i) for i in task_ids])
+        return _operators(task_ids, marks)
 
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         """What the records and marks say of each id; one round trip."""
@@ -100,9 +117,9 @@ class RedisRecords:
                 key = _mark_key(self._mark_prefix, task_id)
                 pipe.set(key, _OPERATORS, px=self._mark_ttl_ms)
             for task_id in unproven:
-                # Not renewed either, or such an id would feed its own mark.
                 key = _mark_key(self._mark_prefix, task_id)
-                pipe.set(key, _UNPROVEN, px=self._unproven_ttl_ms, nx=True)
+                pipe.set(key, _UNPROVEN, px=self._mark_ttl_ms, nx=True)
+                pipe.pexpire(key, self._mark_ttl_ms)
             pipe.execute()
 
     def _judge(self, payload: Any) -> Verdict:
@@ -114,9 +131,14 @@ class RedisRecords:
 class KeyValueRecords:
     """Records in any other key-value backend, through Celery's own backend class."""
 
-    def __init__(self, backend: Any, *, mark_prefix: str) -> None:
+    def __init__(self, backend: Any, *, mark_prefix: str, unreadable: str = "") -> None:
         self._backend = backend
         self._mark_prefix = mark_prefix
+        self.unreadable = unreadable
+
+    def marked(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these ids bear an operator's mark; one round trip where there is ``mget``."""
+        return _operators(task_ids, self._get([self._mark_key(task_id) for task_id in task_ids]))
 
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         """What the records and marks say of each id; one round trip where there is ``mget``."""
@@ -163,6 +185,11 @@ def _mark_key(prefix: str, task_id: object) -> bytes:
     return f"{prefix}{task_id}".encode("utf-8", "surrogatepass")
 
 
+def _operators(task_ids: Sequence[str], marks: Sequence[Any]) -> set[str]:
+    found = zip(task_ids, marks, strict=True)
+    return {i for i, mark in found if mark and _judge_mark(mark) is Verdict.OPERATOR}
+
+
 def _judge_mark(mark: bytes | str) -> Verdict:
     unproven = mark in (_UNPROVEN, _UNPROVEN.decode())
     return Verdict.UNPROVEN if unproven else Verdict.OPERATOR
@@ -187,18 +214,16 @@ def open_records(backend: Any, *, revoke_expires_s: float) -> Records:
     kind = type(backend).__name__
     if not celery_internals.is_key_value(backend):
         raise RecordsUnavailableError(f"the result backend {kind} is not a key-value store")
-    if "pickle" in str(backend.serializer):
-        raise RecordsUnavailableError("results are pickled, and the guard unpickles nothing")
+    pickled = "pickle" in str(backend.serializer)
+    unreadable = "results are pickled, and the guard unpickles nothing" if pickled else ""
     mark_prefix = celery_internals.key_prefix(backend) + MARK_PREFIX
     if not celery_internals.is_redis(backend):
-        return KeyValueRecords(backend, mark_prefix=mark_prefix)
+        return KeyValueRecords(backend, mark_prefix=mark_prefix, unreadable=unreadable)
     return RedisRecords(
         celery_internals.redis_client(backend, REDIS_TIMEOUT_S),
         record_key=backend.get_key_for_task,
         mark_prefix=mark_prefix,
         decode=backend.decode,
-        # An operator's mark has to outlive the revocation in any worker's set, and is written
-        # anew whenever a peer takes the id over.
-        mark_ttl_s=max(2 * revoke_expires_s, backend.expires or 0, 86_400),
-        unproven_ttl_s=max(revoke_expires_s, 1.0),
+        mark_ttl_s=max(MARK_TTL_S, 2 * revoke_expires_s, backend.expires or 0),
+        unreadable=unreadable,
     )

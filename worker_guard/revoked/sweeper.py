@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar, Protocol
@@ -19,6 +19,12 @@ _CHUNK = 100
 #: Ids looked up or marked in one round trip, which is one slice.
 LOOKUP_BATCH = 50
 
+#: Ids whose marks alone are looked at in one round trip.
+MARKS_BATCH = 250
+
+#: Marks are renewed this often, for as long as their ids are held.
+RENEW_S = 86_400.0
+
 
 #: The origins that the figure "unproven" counts.
 UNPROVEN = (Origin.FOREIGN, Origin.UNPROVEN, Origin.EXPIRING)
@@ -26,8 +32,6 @@ UNPROVEN = (Origin.FOREIGN, Origin.UNPROVEN, Origin.EXPIRING)
 
 class HeldIds(Protocol):
     """The revoked set, to look at."""
-
-    expires: float
 
     def __contains__(self, task_id: object) -> bool: ...
 
@@ -53,7 +57,10 @@ class DryRun:
 
 
 class RecordLookup(Protocol):
-    """Where ids from elsewhere are looked up."""
+    """Where ids are looked up."""
+
+    def marked(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these bear an operator's mark."""
 
     def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
         """One round trip for all."""
@@ -74,7 +81,6 @@ class Totals:
     expired_results_deleted: int = 0
     task_states_cleaned: int = 0
     children_recycled: int = 0
-    revoked_aged_out: int = 0
     sweeps: int = 0
 
 
@@ -82,7 +88,11 @@ class Totals:
 class Sweeper:
     """Takes out of the revoked set what only expiry put there.
 
-    ``records`` is None where ids from elsewhere can't be looked up: they are left to their age.
+    ``grace_s`` is for what expired here, ``proof_grace_s`` for what came from elsewhere: a peer
+    that brings an id needs that time to mark it. ``compare`` brings the ledger in line with the
+    set, and raises where that can't be done.
+    ``marks`` is None where there are none to be had: what expired here is cleared without a look.
+    ``records`` is None where ids from elsewhere can't be looked up: they are left as they are.
     ``on_kept(task_id, operators)`` is called for each id that the result backend does not prove,
     with whether it is an operator's.
     """
@@ -91,9 +101,12 @@ class Sweeper:
 
     interval_s: float
     grace_s: float
+    proof_grace_s: float
+    compare: Callable[[], None]
     ledger: Ledger
     revoked: HeldIds
     actor: Actor
+    marks: RecordLookup | None
     records: RecordLookup | None
     lookups: Containment
     backfill: Backfill
@@ -106,16 +119,11 @@ class Sweeper:
         """Sweep the set once."""
         started = self.monotonic()
         cleared = 0
-        unsure: list[str] = []
-        slices = self._decide(unsure)
+        self.compare()
+        yield
         try:
-            for count in slices:
+            for count in self._sweep():
                 cleared += count
-                yield
-            for batch in _batches(unsure, LOOKUP_BATCH):
-                if self.records is None or not self.lookups.ready(self.monotonic()):
-                    break
-                cleared += self._look_up(self.records, batch)
                 yield
         except GeneratorExit:
             # The worker stops: what was done until then was done.
@@ -139,32 +147,56 @@ class Sweeper:
             report=report,
         )
 
-    def _decide(self, unsure: list[str]) -> Iterator[int]:
-        """Clear what the ledger proves; yields how many, after at most a slice's time each."""
+    def _sweep(self) -> Iterator[int]:
+        """Clear what may leave; yields how many, after each slice."""
+        expired: list[str] = []
+        foreign: list[str] = []
+        yield from self._select(expired, foreign)
+        for batch in _batches(expired, MARKS_BATCH):
+            if not self._may_ask(self.marks):
+                break
+            yield self._clear_expired(batch)
+        for batch in _batches(foreign, LOOKUP_BATCH):
+            if self.records is None or not self._may_ask(self.records):
+                break
+            yield self._look_up(self.records, batch)
+
+    def _select(self, expired: list[str], foreign: list[str]) -> Iterator[int]:
+        """Collect what is due; yields after at most a slice's time each."""
         slice_started = self.monotonic()
-        cleared = 0
         for chunk in _batches(self.ledger.ids(), _CHUNK):
             now = self.monotonic()
             if now - slice_started >= SLICE_S:
-                yield cleared
-                cleared = 0
+                yield 0
                 slice_started = now = self.monotonic()
             selection = self.ledger.select(
                 chunk,
                 now,
                 held=self.revoked,
                 grace_s=self.grace_s,
-                max_age_s=self.revoked.expires,
+                proof_grace_s=self.proof_grace_s,
             )
-            for leaving in (selection.clear, selection.age_out):
-                if leaving:
-                    self.actor.clear(leaving)
-                    self.ledger.forget(leaving)
-            self.ledger.forget(selection.gone)
-            unsure.extend(selection.look_up)
-            cleared += len(selection.clear)
-            self.totals.revoked_aged_out += len(selection.age_out)
-        yield cleared
+            expired.extend(selection.clear)
+            foreign.extend(selection.look_up)
+        yield 0
+
+    def _may_ask(self, records: RecordLookup | None) -> bool:
+        """Whether the result backend may be asked now, if it is to be."""
+        return records is None or self.lookups.ready(self.monotonic())
+
+    def _clear_expired(self, task_ids: Sequence[str]) -> int:
+        """Clear those of these ids that expired here and bear no operator's mark."""
+        marked: set[str] = set()
+        if self.marks is not None:
+            try:
+                marked = self.marks.marked(task_ids)
+            except Exception as exc:  # noqa: BLE001 - contained: reported, and tried again later
+                self.lookups.failed(exc, self.monotonic())
+                return 0
+            self.lookups.succeeded()
+        record = self.ledger.record_mark
+        # Asked again one by one: an operator can have revoked one during the look-up.
+        return self._clear([i for i in task_ids if record(i, operators=i in marked)])
 
     def _look_up(self, records: RecordLookup, task_ids: Sequence[str]) -> int:
         """Clear those that the result backend proves; a backend that fails is left alone."""
@@ -179,17 +211,21 @@ class Sweeper:
             task_id
             for task_id in task_ids
             if self.ledger.record_verdict(
-                task_id, verdicts.get(task_id, Verdict.UNPROVEN), now, self.grace_s
+                task_id, verdicts.get(task_id, Verdict.UNPROVEN), now, self.proof_grace_s
             )
         ]
         for task_id in task_ids:
             origin = self.ledger.origin(task_id)
             if origin in (Origin.OPERATOR, Origin.UNPROVEN):
                 self.on_kept(task_id, origin is Origin.OPERATOR)
-        if proven:
-            self.actor.clear(proven)
-            self.ledger.forget(proven)
-        return len(proven)
+        return self._clear(proven)
+
+    def _clear(self, task_ids: Sequence[str]) -> int:
+        if task_ids:
+            with self.ledger.changing():
+                self.actor.clear(task_ids)
+                self.ledger.cleared(task_ids, self.revoked)
+        return len(task_ids)
 
     def _report(self, trigger: Trigger, cleared: int, duration_s: float) -> None:
         count = self.ledger.count
@@ -210,12 +246,13 @@ class Sweeper:
             self.report(backfill)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Marker:
     """Marks ids beside the results that the guards of other workers are not to clear.
 
     ``pending`` is filled from outside: an id, and whether it is an operator's. An id leaves it when
-    its mark is written, or when it is no longer in the set.
+    its mark is written. An operator's is marked though Celery has dropped it from the set, where it
+    can be the oldest as it is added. ``kept`` returns all that is to be marked, for renewal.
     """
 
     name: ClassVar[str] = "operator_marks"
@@ -223,15 +260,22 @@ class Marker:
     interval_s: float
     pending: dict[str, bool]
     held: Container[str]
+    kept: Callable[[], Mapping[str, bool]]
     store: MarkStore
+    monotonic: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self._renewed_mono = self.monotonic()
 
     def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Write the marks that are still to be written."""
+        if self.monotonic() - self._renewed_mono >= RENEW_S:
+            self.pending.update(self.kept())
+            self._renewed_mono = self.monotonic()
         while batch := list(islice(self.pending.items(), LOOKUP_BATCH)):
-            wanted = [(task_id, is_op) for task_id, is_op in batch if task_id in self.held]
             self.store.mark(
-                [task_id for task_id, is_op in wanted if is_op],
-                [task_id for task_id, is_op in wanted if not is_op],
+                [task_id for task_id, is_op in batch if is_op],
+                [task_id for task_id, is_op in batch if not is_op and task_id in self.held],
             )
             for task_id, is_op in batch:
                 # One that became an operator's meanwhile waits for its other mark.

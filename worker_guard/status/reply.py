@@ -61,13 +61,14 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Revoked:
-    """The ids of the revoked set, by origin. In a dry run ``total`` may be above the sum."""
+    """The ids of the revoked set, by origin: None each where the set is not watched."""
 
     total: int | None
     operator: int | None
     expired: int | None
     proven: int | None
     unproven: int | None
+    would_clear: int | None
     stamps: int | None
 
 
@@ -152,6 +153,7 @@ def _revoked(given: _Object) -> Revoked:
         expired=given.whole("expired"),
         proven=given.whole("proven"),
         unproven=given.whole("unproven"),
+        would_clear=given.whole("would_clear"),
         stamps=given.whole("stamps"),
     )
 
