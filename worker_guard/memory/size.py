@@ -1,4 +1,4 @@
-"""Limits of memory as settings spell them: bytes, ``"512MB"``, ``"400MiB"``, ``"2G"`` or a share."""
+"""Limits of memory as settings spell them: bytes, a size (``"400MiB"``, ``"2G"``), or a share."""
 
 from __future__ import annotations
 
