@@ -188,6 +188,11 @@ def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | Non
     callback=_above_zero,
     help="Delete results older than this; else worker_guard_results_max_age or result_expires.",
 )
+@click.option(
+    "--ignore-ttl",
+    is_flag=True,
+    help="Also delete old results that have a longer TTL of their own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The statistics as one JSON object.")
 @click.option("--purge-queues", is_flag=True, help="Also drop the messages that wait for workers.")
 @click.option("--yes", is_flag=True, help="Answer the question of --purge-queues.")
@@ -196,6 +201,7 @@ def sweep(
     ctx: click.Context,
     dry_run: bool,
     max_age: float | None,
+    ignore_ttl: bool,
     as_json: bool,
     purge_queues: bool,
     yes: bool,
@@ -210,6 +216,7 @@ def sweep(
             ctx.obj.app,
             dry_run=dry_run,
             max_age_hours=max_age,
+            ignore_ttl=ignore_ttl,
             as_json=as_json,
             purge_queues=purge_queues,
             yes=yes,

@@ -37,6 +37,7 @@ from worker_guard.celery_internals.servers import (
     redis_client,
     result_key_prefixes,
     result_lifetime_s,
+    result_lifetimes_s,
     results_client,
     waiting_messages,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "redis_client",
     "result_key_prefixes",
     "result_lifetime_s",
+    "result_lifetimes_s",
     "results_client",
     "shut_down_warmly",
     "statedb",
