@@ -4,11 +4,38 @@ The one line that a worker's configuration needs::
 
     from worker_guard import WorkerGuard
     app.steps["worker"].add(WorkerGuard)
+
+To import it registers the remote commands and the task. Only where Celery itself imports it, as the
+plugin of its command line, does that wait until :class:`WorkerGuard` is asked for: a plugin is
+loaded for every app, also for one that has no guard.
 """
 
-from worker_guard.bootstep import WorkerGuard
+import sys
+from typing import TYPE_CHECKING, Any
+
 from worker_guard.errors import SettingError, WorkerGuardError
+
+if TYPE_CHECKING:
+    from worker_guard.bootstep import WorkerGuard
 
 __all__ = ["SettingError", "WorkerGuard", "WorkerGuardError", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "WorkerGuard":
+        from worker_guard import bootstep  # registers
+
+        return bootstep.WorkerGuard
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _is_loaded_as_a_plugin() -> bool:
+    """Whether ``celery.bin.celery``, which loads the plugins, is being imported just now."""
+    command_line = sys.modules.get("celery.bin.celery")
+    return command_line is not None and not hasattr(command_line, "main")
+
+
+if not _is_loaded_as_a_plugin():
+    from worker_guard.bootstep import WorkerGuard

@@ -11,7 +11,7 @@ from celery.utils.log import get_logger
 from worker_guard import remote as _remote  # noqa: F401 - registers the remote commands
 from worker_guard.errors import SettingError
 from worker_guard.results import task as _task  # noqa: F401 - registers worker_guard.cleanup
-from worker_guard.settings import read_settings
+from worker_guard.settings import check_shares, read_settings
 
 if TYPE_CHECKING:
     from worker_guard.guard import Guard
@@ -51,6 +51,8 @@ class WorkerGuard(bootsteps.StartStopStep):
         if guard_dry_run:
             # For the cleanup task too, which runs in the pool and knows no command line.
             worker.app.conf.worker_guard_dry_run = True
+        if self.enabled:
+            self._check_shares(worker)
         self.guard: Guard | None = None
         # No step has read the statedb yet: what is in the set, the application put there.
         self._before_statedb = frozenset(worker_state.revoked)
@@ -58,6 +60,15 @@ class WorkerGuard(bootsteps.StartStopStep):
         if self.enabled:
             worker.app.steps["consumer"].add(GuardTimer)
             self._prepare_pool(worker)
+
+    def _check_shares(self, worker: Any) -> None:
+        from worker_guard.memory.reader import available_bytes
+
+        try:
+            available = available_bytes()
+        except Exception:  # noqa: BLE001 - the memory part meets the same, is off, and says why
+            return
+        check_shares(worker.app.conf, self.settings, available)
 
     def _prepare_pool(self, worker: Any) -> None:
         """Have the pool, which is not made yet, let its children be asked to leave."""

@@ -1,4 +1,8 @@
-"""What worker_guard adds to the ``celery`` command. Every celery command imports this module."""
+"""What worker_guard adds to the ``celery`` command.
+
+Every celery command imports this module, also for an app that has no guard: nothing that registers
+anything with Celery is imported at its top.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from celery.bin.base import COMMA_SEPARATED_LIST, CeleryOption
-from celery.bin.control import control, inspect
 from celery.bin.worker import worker
-
-from worker_guard.bootstep import WorkerGuard
-from worker_guard.remote import guard as guard_state
-from worker_guard.remote import guard_sweep
 
 if TYPE_CHECKING:
     from worker_guard.audit.finding import Level
@@ -30,8 +29,11 @@ _NO_STEP = (
 
 
 def _needs_the_step(ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
-    if value and WorkerGuard not in ctx.obj.app.steps["worker"]:
-        raise click.UsageError(_NO_STEP, ctx=ctx)
+    if value:
+        from worker_guard.bootstep import WorkerGuard
+
+        if WorkerGuard not in ctx.obj.app.steps["worker"]:
+            raise click.UsageError(_NO_STEP, ctx=ctx)
     return value
 
 
@@ -50,20 +52,7 @@ def _extend_worker() -> None:
         )
 
 
-def _extend_choices(command: Any, name: str) -> None:
-    """Let ``celery inspect`` and ``celery control`` accept a command of ours.
-
-    Celery 5.3 fixes the names that they accept when it is imported; later releases look each up.
-    """
-    for param in command.params:
-        choices = getattr(param.type, "choices", None)
-        if param.name == "action" and choices is not None and name not in choices:
-            param.type = click.Choice([*choices, name])
-
-
 _extend_worker()
-_extend_choices(inspect, guard_state.__name__)
-_extend_choices(control, guard_sweep.__name__)
 
 
 class _Answering(click.Group):
@@ -188,6 +177,11 @@ def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | Non
     callback=_above_zero,
     help="Delete results older than this; else worker_guard_results_max_age or result_expires.",
 )
+@click.option(
+    "--ignore-ttl",
+    is_flag=True,
+    help="Also delete old results that have a longer TTL of their own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The statistics as one JSON object.")
 @click.option("--purge-queues", is_flag=True, help="Also drop the messages that wait for workers.")
 @click.option("--yes", is_flag=True, help="Answer the question of --purge-queues.")
@@ -196,6 +190,7 @@ def sweep(
     ctx: click.Context,
     dry_run: bool,
     max_age: float | None,
+    ignore_ttl: bool,
     as_json: bool,
     purge_queues: bool,
     yes: bool,
@@ -210,6 +205,7 @@ def sweep(
             ctx.obj.app,
             dry_run=dry_run,
             max_age_hours=max_age,
+            ignore_ttl=ignore_ttl,
             as_json=as_json,
             purge_queues=purge_queues,
             yes=yes,

@@ -62,6 +62,7 @@ class CleanupCompleted(Event):
     revoked_tasks_kept: RevokedKept = field(default_factory=RevokedKept)
     keys_scanned: int = 0
     keys_unreadable: int = 0
+    keys_with_longer_ttl: int = 0
     trigger: Trigger = "timer"
     duration_s: float = 0.0
 

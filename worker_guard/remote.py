@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -57,3 +58,22 @@ def _guard(state: Any) -> tuple[Any, str]:
     if not step.enabled:
         return None, "worker_guard_enabled is False"
     return step.guard, "the guard could not start; the worker's log says why"
+
+
+def _extend_choices() -> None:
+    """Let ``celery inspect`` and ``celery control`` accept these commands.
+
+    Celery 5.3 fixes the names that they accept when ``celery.bin.control`` is imported, which on
+    its command line is before the app is; later releases look each name up.
+    """
+    command_line = sys.modules.get("celery.bin.control")
+    if command_line is None:
+        return
+    for command, name in ((command_line.inspect, "guard"), (command_line.control, "guard_sweep")):
+        for param in command.params:
+            choices = getattr(param.type, "choices", None)
+            if param.name == "action" and choices is not None and name not in choices:
+                param.type = click.Choice([*choices, name])
+
+
+_extend_choices()

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from worker_guard.errors import SettingError
-from worker_guard.memory.size import parse_size
+from worker_guard.memory.size import LEAST_BYTES, parse_size, size_bytes, spelt
 
 PREFIX = "worker_guard_"
 LOG_FORMATS = ("json", "console", "inherit")
@@ -233,6 +233,25 @@ def read_settings(
     if dry_run:
         values["dry_run"] = True
     return Settings(**values)
+
+
+def check_shares(conf: Configuration, settings: Settings, available_bytes: int) -> None:
+    """Make sure that each limit of memory is enough where it is a share of so much.
+
+    Raises:
+        SettingError: one comes to less than a limit may be.
+    """
+    names = given_keys(conf)
+    for name in (f.name for f in fields(Settings) if f.metadata["parse"] is parse_size):
+        limit = getattr(settings, name)
+        limit_bytes = size_bytes(limit, available_bytes)
+        if limit_bytes is not None and limit_bytes < LEAST_BYTES:
+            raise SettingError(
+                f"{names.get(name, PREFIX + name)} is {limit!r}, which is "
+                f"{spelt(limit_bytes, None)} of the {spelt(available_bytes, None)} that this "
+                f"worker may use; allowed: {LEAST_BYTES // 1024**2} MiB or more. Correct it in the "
+                "app's configuration."
+            )
 
 
 def given_keys(conf: Configuration) -> Mapping[str, str]:

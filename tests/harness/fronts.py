@@ -1,4 +1,4 @@
-"""Fronts to a Redis server: one refuses what some servers refuse, one acts in mid-sweep."""
+"""Fronts to a Redis server: they refuse as some servers do, act in mid-sweep, lose an answer."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class Front:
         """What to answer instead of the server; empty: let it answer."""
         return b""
 
+    def loses(self, command: bytes) -> bool:
+        """Whether the connection ends before this command, which was run, is answered."""
+        return False
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -38,8 +42,9 @@ class Front:
             contextlib.suppress(OSError),
             client,
             socket.create_connection(("127.0.0.1", self._target)) as server,
+            client.makefile("rb") as requests,
+            server.makefile("rb") as answers,
         ):
-            requests, answers = client.makefile("rb"), server.makefile("rb")
             while raw := _read(requests):
                 parts = raw.split(b"\r\n")
                 of_a_script = parts[2].upper() in (b"EVAL", b"EVALSHA") and parts[6] == b"0"
@@ -49,7 +54,7 @@ class Front:
                     continue
                 server.sendall(raw)
                 answer = _read(answers)
-                if not answer:
+                if not answer or self.loses(parts[2].upper()):
                     return
                 client.sendall(answer)
 
@@ -78,6 +83,20 @@ class UndeclaredKeysRefused(Front):
         """Each time."""
         self.refused += 1
         return self.REFUSAL
+
+
+class AnswerLost(Front):
+    """Ends the connection once, when the server has run the second of these commands."""
+
+    def __init__(self, port: int, *commands: bytes) -> None:
+        self._commands = commands
+        self._run = 0
+        super().__init__(port)
+
+    def loses(self, command: bytes) -> bool:
+        """The second time."""
+        self._run += command in self._commands
+        return command in self._commands and self._run == 2
 
 
 class InMidSweep(Front):

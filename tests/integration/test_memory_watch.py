@@ -188,7 +188,8 @@ def test_the_main_process_shuts_down_warmly_in_every_pool(
 
 def test_a_dry_run_lets_the_main_process_go_on(server: RedisServer, tmp_path: Path) -> None:
     """It says what it would do."""
-    conf: dict[str, Any] = {"worker_guard_parent_memory_limit": "1MB"}
+    conf: dict[str, Any] = {"worker_guard_parent_memory_limit": "20MB"}
+    conf["worker_guard_memory_metric"] = "rss"
     conf["worker_guard_parent_action"] = "shutdown"
     with memory_site(server, tmp_path, **conf) as site:
         worker = site.start("--guard-dry-run", "--loglevel=DEBUG")

@@ -28,15 +28,16 @@ def client() -> Iterator[Any]:
         yield server.client
 
 
-def decided(client: Any, key: bytes, rules: Any) -> tuple[int, int, int]:
-    """The script's counts for this key alone: deleted, given a lifetime, unreadable."""
-    reply = client.eval(scripts.DRY_RUN, 1, key, b"", 0, 10**9, *scripts.arguments(rules))
-    _cursor, scanned, *counts, rest = reply
-    assert (scanned, rest) == (1, [])
+def decided(client: Any, key: bytes, rules: Any) -> tuple[int, int, int, int]:
+    """The script's counts for this key alone: deleted, given a lifetime, unreadable, longer TTL."""
+    limits = (b"", 0, 10**9, rules.now)
+    reply = client.eval(scripts.DRY_RUN, 1, key, *limits, *scripts.arguments(rules))
+    _cursor, scanned, *counts, rest, refused = reply
+    assert (scanned, rest, refused) == (1, [], b"")
     return tuple(map(int, counts))  # type: ignore[return-value]
 
 
-def expected(client: Any, key: bytes, rules: Any) -> tuple[int, int, int]:
+def expected(client: Any, key: bytes, rules: Any) -> tuple[int, int, int, int]:
     """The same by the rules in Python."""
     kind = classify(key, rules)
     of_type = client.type(key)
@@ -50,6 +51,7 @@ def expected(client: Any, key: bytes, rules: Any) -> tuple[int, int, int]:
         int(decision.verdict is Verdict.DELETE),
         int(decision.verdict is Verdict.EXPIRE),
         int(decision.unreadable),
+        int(decision.longer_ttl),
     )
 
 
@@ -137,27 +139,29 @@ def broken(draw: st.DrawFn) -> bytes:
     return value[:start] + junk + value[end:]
 
 
+#: None, another one than the backend's, and what is left of the backend's after two days and one.
+ttls_s = st.sampled_from([None, 1000, DAY_S, 2 * DAY_S, 30 * DAY_S])
 keys = st.sampled_from([b"celery-task-meta-", b"celery-taskset-meta-", b"app-state:", b"other:"])
 
 
 @SETTINGS
-@given(keys, records | broken() | st.binary(max_size=50), st.booleans())
-@example(b"celery-task-meta-", encoded(result="x" * (VALUE_LIMIT_BYTES - 100)), False)
-@example(b"celery-task-meta-", encoded(result="x" * VALUE_LIMIT_BYTES), False)
-@example(b"celery-task-meta-", encoded(result="x" * 3_000_000), False)
-@example(b"celery-task-meta-", encoded(result="\ud800"), False)
-@example(b"celery-task-meta-", encoded(result=float("nan")), False)
-@example(b"celery-task-meta-", encoded(result=1.0).replace(b"1.0", b"1."), False)
-@example(b"celery-task-meta-", encoded(result=1.0).replace(b"1.0", b"-.5e1"), False)
-@example(b"celery-task-meta-", encoded(result="n").replace(b'"n"', b"1" * 5000), True)
-@example(b"celery-task-meta-", encoded(result=[1] * 20_000), True)
-@example(b"celery-task-meta-", encoded(result=json.loads("[" * 300 + "]" * 300)), False)
+@given(keys, records | broken() | st.binary(max_size=50), ttls_s)
+@example(b"celery-task-meta-", encoded(result="x" * (VALUE_LIMIT_BYTES - 100)), None)
+@example(b"celery-task-meta-", encoded(result="x" * VALUE_LIMIT_BYTES), None)
+@example(b"celery-task-meta-", encoded(result="x" * 3_000_000), None)
+@example(b"celery-task-meta-", encoded(result="\ud800"), None)
+@example(b"celery-task-meta-", encoded(result=float("nan")), None)
+@example(b"celery-task-meta-", encoded(result=1.0).replace(b"1.0", b"1."), None)
+@example(b"celery-task-meta-", encoded(result=1.0).replace(b"1.0", b"-.5e1"), None)
+@example(b"celery-task-meta-", encoded(result="n").replace(b'"n"', b"1" * 5000), 1000)
+@example(b"celery-task-meta-", encoded(result=[1] * 20_000), 1000)
+@example(b"celery-task-meta-", encoded(result=json.loads("[" * 300 + "]" * 300)), None)
 def test_the_script_decides_as_the_rules_do(
-    client: Any, prefix: bytes, value: bytes, lasting: bool
+    client: Any, prefix: bytes, value: bytes, ttl_s: int | None
 ) -> None:
     """On records, on broken ones, and on any bytes."""
     key = prefix + b"1"
-    client.set(key, value, ex=1000 if lasting else None)
+    client.set(key, value, ex=ttl_s)
     rules = policy(naive_ahead_s=3600)
     assert decided(client, key, rules) == expected(client, key, rules)
 
@@ -199,12 +203,12 @@ def test_a_pattern_fits_what_it_fits_in_redis(client: Any, pattern: str, name: s
     assert glob.matches(name.encode()) == fits
     rules = policy(state_patterns=(glob,), protected=())
     assert classify(name.encode(), rules) is (Kind.OWN if fits else Kind.FOREIGN)
-    assert decided(client, name.encode(), rules) == (0, int(fits), 0)
+    assert decided(client, name.encode(), rules) == (0, int(fits), 0, 0)
     if not name:
         return
     rules = policy(state_patterns=(Glob(literal(name)),), protected=(glob,))
     assert classify(name.encode(), rules) is (Kind.FOREIGN if fits else Kind.OWN)
-    assert decided(client, name.encode(), rules) == (0, int(not fits), 0)
+    assert decided(client, name.encode(), rules) == (0, int(not fits), 0, 0)
 
 
 @SETTINGS
@@ -216,4 +220,4 @@ def test_a_literal_fits_itself_alone(client: Any, text: str, other: str) -> None
         assert Glob(literal(text)).matches(key) == (name == text)
         client.set(key, b"1")
         rules = policy(state_patterns=(Glob(literal(text)),), protected=())
-        assert decided(client, key, rules) == (0, int(name == text), 0)
+        assert decided(client, key, rules) == (0, int(name == text), 0, 0)

@@ -144,7 +144,7 @@ class Target:
         self._client, self._way = client, way
 
     def check(self) -> None:
-        refuse_cluster(self._client)
+        refuse_cluster(self._client, "worker-guard-")
 
     def begin(self, *, max_age_s: float, actor: Any, pace: Any) -> Sweep:
         return Sweep(self._client, policy(), actor=actor, pace=pace, first_way=self._way)
@@ -291,7 +291,7 @@ def test_the_duration_of_a_cleanup_is_that_of_its_sweep(server: RedisServer, cli
 
 def at_the_harness_time(target: Any) -> Any:
     """The target with the policy of the harness, whose moment is fixed."""
-    object.__setattr__(target, "_policy", lambda _now, _age: policy())
+    object.__setattr__(target, "_policy", lambda _now, _age, **_more: policy())
     return target
 
 

@@ -184,7 +184,7 @@ def test_scripts_refused_watch_is_taken(client: Any) -> None:
     check_filled(client)
 
 
-@pytest.mark.parametrize("refused", ["unlink", "getrange|get|strlen", "scan"])
+@pytest.mark.parametrize("refused", ["getrange|get|strlen", "scan"])
 def test_a_command_refused_is_an_error_and_never_a_guess(client: Any, refused: str) -> None:
     """What may not be read is not taken for unreadable."""
     fill(client)
@@ -247,10 +247,10 @@ def test_a_cluster_is_refused_before_anything_is_changed() -> None:
     """With a line that says why."""
     with cluster_node() as node:
         with pytest.raises(SweepImpossibleError, match="Cluster"):
-            refuse_cluster(node.client)
+            refuse_cluster(node.client, "worker-guard-")
         told = pytest.raises(SweepImpossibleError, match="it can't be told")
         with blind_client(node) as blind, told:
-            refuse_cluster(blind)
+            refuse_cluster(blind, "worker-guard-")
 
 
 def blind_client(server: RedisServer) -> redis.Redis:
@@ -263,7 +263,7 @@ def blind_client(server: RedisServer) -> redis.Redis:
 def test_a_single_server_is_swept_where_info_is_refused() -> None:
     """It answers for two keys at once, which no node of a cluster does."""
     with RedisServer() as server, blind_client(server) as blind:
-        refuse_cluster(blind)
+        refuse_cluster(blind, "worker-guard-")
 
 
 def test_the_server_killed_in_mid_sweep_is_an_error(client: Any) -> None:

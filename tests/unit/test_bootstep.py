@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import ImproperlyConfigured
 from celery.worker import WorkController
 
 from worker_guard import WorkerGuard
@@ -34,3 +35,14 @@ def test_the_pool_is_made_as_ever_unless_children_may_be_recycled(
     worker = WorkController(app=app, concurrency=1, **options)
     assert bool(worker.pool_restarts) is with_sentinels
     assert bool(worker.pool.options["allow_restart"]) is with_sentinels
+
+
+def test_a_share_that_comes_to_too_little_here_stops_the_worker() -> None:
+    """What it comes to is known where the worker starts; a guard that is off asks for nothing."""
+    app = Celery("unit", set_as_current=False, broker="memory://")
+    app.conf.worker_guard_child_memory_limit = "0.000001%"
+    app.steps["worker"].add(WorkerGuard)
+    with pytest.raises(ImproperlyConfigured, match=r"worker_guard_child_memory_limit is '1e-06%'"):
+        WorkController(app=app, concurrency=1)
+    app.conf.worker_guard_enabled = False
+    WorkController(app=app, concurrency=1)

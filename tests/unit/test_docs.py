@@ -32,6 +32,7 @@ from worker_guard.events import Event, Level
 from worker_guard.guard import Guard
 from worker_guard.metrics.catalogue import FAMILIES
 from worker_guard.metrics.compose import METRICS
+from worker_guard.remote import guard, guard_sweep
 from worker_guard.reporting import Reporter
 from worker_guard.results import task
 from worker_guard.settings import PREFIX, Settings, read_settings
@@ -317,6 +318,7 @@ def test_each_command_of_the_table_exists() -> None:
     for row in table:
         checked_celery(code(row[0]))
     ours = {name for name, function in Panel.data.items() if "worker_guard" in function.__module__}
+    assert ours == {guard.__name__, guard_sweep.__name__}
     assert {name for name in ours if not any(name in row[0] for row in table)} == set()
 
 

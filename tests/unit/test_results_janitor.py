@@ -38,6 +38,7 @@ class FakeSweep:
     fails_at: int = -1
     way: str = "scan-script"
     tally: Tally = field(default_factory=Tally)
+    refused: Exception | None = None
 
     @property
     def finished(self) -> bool:

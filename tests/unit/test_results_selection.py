@@ -65,6 +65,7 @@ def test_a_list_of_messages_is_the_brokers_whatever_its_name() -> None:
 
 
 DELETE, KEEP = Decision(Verdict.DELETE), Decision(Verdict.KEEP)
+LONGER = Decision(Verdict.KEEP, longer_ttl=True)
 EXPIRE, UNREADABLE = Decision(Verdict.EXPIRE), Decision(Verdict.EXPIRE, unreadable=True)
 
 
@@ -109,13 +110,55 @@ def test_a_result_is_deleted_only_when_it_is_ready_and_old(
 ) -> None:
     """What has no date, or can't be read, gets a lifetime where it has none, and no more."""
     assert judge(Kind.RESULT, value, -1, policy()) == decision
-    lasting = Decision(
-        Verdict.KEEP if decision.verdict is Verdict.EXPIRE else decision.verdict,
-        decision.unreadable,
-    )
+    deletes = decision.verdict is Verdict.DELETE
+    lasting = Decision(Verdict.KEEP, decision.unreadable, longer_ttl=deletes)
     assert judge(Kind.RESULT, value, 5_000, policy()) == lasting
+    by_age_alone = DELETE if deletes else lasting
+    assert judge(Kind.RESULT, value, 5_000, policy(ignore_ttl=True)) == by_age_alone
     assert judge(Kind.RESULT, value, -2, policy()) == Decision(Verdict.GONE)
     assert judge(Kind.FOREIGN, value, -1, policy()) == KEEP
+
+
+HOUR_S = 3600
+
+
+@pytest.mark.parametrize(
+    ("age_s", "left_s", "backend_ttls_s", "deletes"),
+    [
+        # result_expires is a day, the age an hour: that is what the age was set for.
+        (2 * HOUR_S, 22 * HOUR_S, [DAY_S], True),
+        (23 * HOUR_S, HOUR_S, [DAY_S], True),
+        (2 * HOUR_S, 22 * HOUR_S + 200, [DAY_S], True),
+        (2 * HOUR_S, 22 * HOUR_S - 200, [DAY_S], True),
+        # Another one, longer or shorter than the backend's, at its begin and at its end.
+        (2 * HOUR_S, 30 * DAY_S, [DAY_S], False),
+        (29 * DAY_S, DAY_S, [DAY_S], False),
+        (2 * HOUR_S, 22 * HOUR_S + 400, [DAY_S], False),
+        (2 * HOUR_S, 4 * HOUR_S, [DAY_S], False),
+        (2 * HOUR_S, 1, [DAY_S], False),
+        # Celery 5.7 keeps failures and chords for longer, where it is told to.
+        (2 * HOUR_S, 46 * HOUR_S, [DAY_S, 2 * DAY_S], True),
+        (2 * HOUR_S, 10 * HOUR_S, [DAY_S, 2 * DAY_S], False),
+        # The age is the backend's: what is older and still there was given another one.
+        (2 * HOUR_S, 1, [HOUR_S], False),
+        (2 * HOUR_S, 1, [], False),
+    ],
+)
+def test_a_ttl_of_its_own_keeps_an_old_result(
+    age_s: float, left_s: float, backend_ttls_s: list[int], deletes: bool
+) -> None:
+    """One that is not the backend's; without any TTL, or by hand, the age decides alone."""
+    bands = tuple((ttl_s - 300, ttl_s + 300) for ttl_s in backend_ttls_s if ttl_s > HOUR_S)
+    rules = policy(done_before=NOW - HOUR_S, backend_ttls_s=bands)
+    value, left_ms = encoded(age_s=age_s), int(left_s * 1000)
+    assert judge(Kind.RESULT, value, left_ms, rules) == (DELETE if deletes else LONGER)
+    # A sweep that takes its time sees the same of it.
+    later = judge(Kind.RESULT, value, left_ms - 900, rules, elapsed_s=1)
+    assert later == (DELETE if deletes else LONGER)
+    assert judge(Kind.RESULT, value, NO_TTL, rules) == DELETE
+    by_hand = policy(done_before=NOW - HOUR_S, ignore_ttl=True)
+    assert judge(Kind.RESULT, value, left_ms, by_hand) == DELETE
+    assert judge(Kind.RESULT, encoded(age_s=60), left_ms, rules) == KEEP
 
 
 def test_a_state_key_gets_a_lifetime_once() -> None:

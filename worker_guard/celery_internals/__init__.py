@@ -43,6 +43,7 @@ from worker_guard.celery_internals.servers import (
     redis_client,
     result_key_prefixes,
     result_lifetime_s,
+    result_lifetimes_s,
     results_client,
     waiting_messages,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "redis_client",
     "result_key_prefixes",
     "result_lifetime_s",
+    "result_lifetimes_s",
     "results_client",
     "shut_down_warmly",
     "statedb",

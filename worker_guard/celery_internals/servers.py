@@ -43,15 +43,22 @@ def redis_client(backend: Any, timeout_s: float) -> Any:
     return client
 
 
-def results_client(backend: Any, timeout_s: float) -> Any:
+def results_client(backend: Any, timeout_s: float, *, again: bool = True) -> Any:
     """A client for the server of this result backend that returns bytes, whatever its URL says.
+
+    Without ``again`` it sends nothing twice where a connection ended before the answer.
 
     Relies on what :func:`redis_client` relies on, and on ``ConnectionPool.connection_kwargs`` and
     ``max_connections``.
     """
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
     client = redis_client(backend, timeout_s)
     pool = client.connection_pool
     pool.connection_kwargs["decode_responses"] = False
+    if not again:
+        pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
     # ``redis_max_connections`` is meant for the backend's pool. In this one a second connection
     # reads what the first one watches.
     pool.max_connections = max(pool.max_connections, 2)
@@ -98,9 +105,21 @@ def result_lifetime_s(backend: Any) -> float | None:
     and ``chord_expires``, which can each be longer. None and 0 both mean "for ever", for one of
     them as for all: what is meant to stay is not told from the rest.
     """
-    names = ("expires", "failure_expires", "chord_expires")
-    lifetimes = [getattr(backend, name, backend.expires) for name in names]
+    lifetimes = _lifetimes(backend)
     return float(max(lifetimes)) if all(lifetimes) and min(lifetimes) > 0 else None
+
+
+def result_lifetimes_s(backend: Any) -> tuple[float, ...]:
+    """Each of the lifetimes in seconds that this backend gives to what it stores.
+
+    Relies on what :func:`result_lifetime_s` relies on.
+    """
+    return tuple(sorted({float(lifetime) for lifetime in _lifetimes(backend) if lifetime}))
+
+
+def _lifetimes(backend: Any) -> list[Any]:
+    names = ("expires", "failure_expires", "chord_expires")
+    return [getattr(backend, name, backend.expires) for name in names]
 
 
 def naive_date_ahead_s(app: Any) -> int:

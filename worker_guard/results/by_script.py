@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from hashlib import sha1
 from typing import Any
 
 from worker_guard.results import scripts
 from worker_guard.results.selection import Policy
-from worker_guard.results.way import Actor, Cursor, Pace, Tally, scan
+from worker_guard.results.way import Actor, Cursor, Pace, Tally, changing, is_refusal, scan
 
 
 class _Script:
     """A script that is sent once, and known by its digest from then on."""
 
-    def __init__(self, client: Any, source: str, arguments: Sequence[bytes | int]) -> None:
-        self._client, self._source = client, source
-        self._digest = sha1(source.encode()).hexdigest()  # noqa: S324 - what EVALSHA goes by
+    def __init__(self, client: Any, actor: Actor, arguments: Sequence[bytes | int]) -> None:
+        self._client, self._actor, self._source = client, actor, actor.script
+        self._digest = sha1(self._source.encode()).hexdigest()  # noqa: S324 - what EVALSHA goes by
         self._arguments = arguments
 
     def call(
@@ -27,15 +28,18 @@ class _Script:
 
         given = (*own, *self._arguments, len(undeclared), *undeclared)
         try:
-            return self._client.evalsha(self._digest, 0, *given)
+            with changing(self._actor):
+                return self._client.evalsha(self._digest, 0, *given)
         except NoScriptError:
             yield Tally()
-            return self._client.eval(self._source, 0, *given)
+            with changing(self._actor):
+                return self._client.eval(self._source, 0, *given)
 
     def send(self, keys: Sequence[bytes], *own: bytes | int) -> Generator[Tally, None, Any]:
         """Call it for a server that has just said that it does not know it."""
         yield Tally()
-        return self._client.eval(self._source, len(keys), *keys, *own, *self._arguments)
+        with changing(self._actor):
+            return self._client.eval(self._source, len(keys), *keys, *own, *self._arguments)
 
     def queue(self, pipe: Any, keys: Sequence[bytes], *own: bytes | int) -> None:
         """Have a pipeline call it."""
@@ -43,15 +47,31 @@ class _Script:
 
 
 class _ByScript:
-    def __init__(self, client: Any, policy: Policy, actor: Actor, pace: Pace) -> None:
-        self._client, self._pace = client, pace
-        self._script = _Script(client, actor.script, scripts.arguments(policy))
-        self._budget_us = int(pace.budget_s * 1e6)
+    def __init__(self, client: Any, changer: Any, policy: Policy, actor: Actor, pace: Pace) -> None:
+        self._client, self._changer, self._actor, self._pace = client, changer, actor, pace
+        self._script = _Script(changer, actor, scripts.arguments(policy))
+        self._begun_at, self._begun_mono = policy.now, time.monotonic()
+
+    def _limits(self) -> tuple[int, int]:
+        """What a call goes by: the time that it may take (µs), and the moment (epoch, s)."""
+        elapsed_s = int(time.monotonic() - self._begun_mono)
+        return int(self._pace.budget_s * 1e6), self._begun_at + elapsed_s
 
     def _taken(self, reply: Any, cursor: Cursor) -> Tally:
-        _cursor, scanned, deleted, cleaned, unreadable, rest = reply
+        """What a script's call came to, also where the server refused a part of it."""
+        from redis.exceptions import NoPermissionError, ResponseError
+
+        _cursor, *counts, rest, refused = reply
         cursor.pending = list(rest)
-        return Tally(int(scanned), int(deleted), int(cleaned), int(unreadable))
+        text = refused.decode("utf-8", "replace")
+        done = Tally(*map(int, counts))
+        if is_refusal(text):
+            cursor.refused = cursor.refused or NoPermissionError(text)
+        elif text:
+            cursor.failed = ResponseError(text)
+            if not (done.expired_results_deleted or done.task_states_cleaned):
+                return Tally()
+        return done
 
 
 class ScanScript(_ByScript):
@@ -61,7 +81,7 @@ class ScanScript(_ByScript):
         at, count = (cursor.at, self._pace.page_keys) if not cursor.pending else (b"", 0)
         assert at is not None
         # Not declared: an ACL that leaves others' keys out would refuse the whole call for one.
-        reply = yield from self._script.call(at, count, self._budget_us, undeclared=cursor.pending)
+        reply = yield from self._script.call(at, count, *self._limits(), undeclared=cursor.pending)
         if at:
             cursor.moved(reply[0])
         yield self._taken(reply, cursor)
@@ -79,18 +99,22 @@ class PageScript(_ByScript):
             yield from scan(self._client, cursor, page_keys)
             if not cursor.pending:
                 return
-        with self._client.pipeline(transaction=False) as pipe:
-            self._script.queue(pipe, cursor.pending, b"", 0, self._budget_us)
+        with self._changer.pipeline(transaction=False) as pipe:
+            self._script.queue(pipe, cursor.pending, b"", 0, *self._limits())
             if cursor.at is not None and len(cursor.pending) <= page_keys:
                 pipe.scan(int(cursor.at), count=page_keys)
-            reply, *pages = pipe.execute(raise_on_error=False)
+            with changing(self._actor):
+                reply, *pages = pipe.execute(raise_on_error=False)
         if isinstance(reply, NoScriptError):
-            reply = yield from self._script.send(cursor.pending, b"", 0, self._budget_us)
-        for answer in (reply, *pages):
-            if isinstance(answer, Exception):
-                raise answer
+            reply = yield from self._script.send(cursor.pending, b"", 0, *self._limits())
+        if isinstance(reply, Exception):
+            raise reply
         done = self._taken(reply, cursor)
-        for at, keys in pages:
+        for page in pages:
+            if isinstance(page, Exception):
+                cursor.failed = cursor.failed or page
+                break
+            at, keys = page
             cursor.moved(at)
             cursor.pending += keys
         yield done

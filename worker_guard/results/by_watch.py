@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from worker_guard.results.selection import (
@@ -17,7 +17,7 @@ from worker_guard.results.selection import (
     classify,
     judge,
 )
-from worker_guard.results.way import Actor, Cursor, Pace, Tally, scan
+from worker_guard.results.way import Actor, Cursor, Pace, Tally, changing, scan
 
 #: Values that are read and parsed between two pauses, together.
 READ_BYTES = VALUE_LIMIT_BYTES
@@ -25,9 +25,12 @@ READ_BYTES = VALUE_LIMIT_BYTES
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was read of a key: PTTL, without how much of a lifetime is left, and what counts."""
+    """What was read of a key: its PTTL, and what counts of its value.
 
-    pttl_ms: int
+    Two readings are the same however much of a TTL is left; what that means is judged each time.
+    """
+
+    pttl_ms: int = field(compare=False)
     value: bytes | None = None
     first_item: bytes | None = None
 
@@ -37,8 +40,10 @@ class Watched:
 
     name = "watch"
 
-    def __init__(self, client: Any, policy: Policy, actor: Actor, pace: Pace) -> None:
-        self._client, self._policy, self._actor, self._pace = client, policy, actor, pace
+    def __init__(self, client: Any, changer: Any, policy: Policy, actor: Actor, pace: Pace) -> None:
+        self._client, self._changer, self._policy = client, changer, policy
+        self._actor, self._pace = actor, pace
+        self._begun_mono = time.monotonic()
         # What the scripts do within a page's time on the server takes longer here.
         self._read_keys = max(1, pace.page_keys // 4)
 
@@ -49,24 +54,32 @@ class Watched:
                 return
         keys = cursor.pending[: self._read_keys]
         seen = yield from self._look(keys)
-        decisions = {
-            key: judge(
-                classify(key, self._policy),
-                it.value,
-                it.pttl_ms,
-                self._policy,
-                first_item=it.first_item,
-            )
-            for key, it in seen.items()
-        }
-        changing = (Verdict.DELETE, Verdict.EXPIRE)
-        due = {key: it for key, it in decisions.items() if it.verdict in changing}
+        decisions = {key: self._judge(key, it) for key, it in seen.items()}
         done = Tally()
-        if due:
-            done = yield from self._change(due, seen)
+        # Each by itself: a user may be allowed the one and not the other.
+        for verdict in (Verdict.DELETE, Verdict.EXPIRE):
+            due = {key: it for key, it in decisions.items() if it.verdict is verdict}
+            if due:
+                # Counted before anything else can fail.
+                if done != Tally():
+                    yield done
+                done = yield from self._change_allowed(due, seen, cursor)
         cursor.pending = cursor.pending[len(seen) :]
-        unreadable = sum(decision.unreadable for decision in decisions.values())
-        yield done + Tally(keys_scanned=len(seen), keys_unreadable=unreadable)
+        yield done + Tally(
+            keys_scanned=len(seen),
+            keys_unreadable=sum(it.unreadable for it in decisions.values()),
+            keys_with_longer_ttl=sum(it.longer_ttl for it in decisions.values()),
+        )
+
+    def _judge(self, key: bytes, seen: _Seen) -> Decision:
+        return judge(
+            classify(key, self._policy),
+            seen.value,
+            seen.pttl_ms,
+            self._policy,
+            elapsed_s=int(time.monotonic() - self._begun_mono),
+            first_item=seen.first_item,
+        )
 
     def _look(self, keys: Sequence[bytes]) -> Generator[Tally, None, dict[bytes, _Seen]]:
         """What these keys hold now: of the first of them, as many as can be read at once."""
@@ -86,7 +99,7 @@ class Watched:
             if kind is Kind.FOREIGN:
                 seen[key] = _Seen(NO_KEY)
                 continue
-            pttl_ms = min(next(answers), 0)
+            pttl_ms = next(answers)
             length = next(answers) if kind is Kind.RESULT else None
             if length is not None and 0 < length <= VALUE_LIMIT_BYTES:
                 total_bytes += length
@@ -115,35 +128,77 @@ class Watched:
                     pipe.lindex(key, 0)
             yield from zip(reading, _answers(pipe), strict=True)
 
+    def _change_allowed(
+        self, due: dict[bytes, Decision], seen: dict[bytes, _Seen], cursor: Cursor
+    ) -> Generator[Tally, None, Tally]:
+        from redis.exceptions import NoPermissionError
+
+        try:
+            return (yield from self._change(due, seen, cursor))
+        except NoPermissionError as exc:
+            cursor.refused = cursor.refused or exc
+            return Tally()
+
     def _change(
-        self, due: dict[bytes, Decision], seen: dict[bytes, _Seen]
+        self, due: dict[bytes, Decision], seen: dict[bytes, _Seen], cursor: Cursor
     ) -> Generator[Tally, None, Tally]:
         """Change these keys as one, but for those that were written to since they were read."""
         from redis.exceptions import WatchError
 
         yield Tally()
-        with self._client.pipeline() as pipe:
+        with self._changer.pipeline() as pipe:
             pipe.watch(*due)
             yield Tally()
             # Read again, by another connection, now that every write would be noticed.
             now = yield from self._look(list(due))
-            same = {key: it for key, it in due.items() if now.get(key) == seen[key]}
+            same = {
+                key: it
+                for key, it in due.items()
+                if key in now and now[key] == seen[key] and self._judge(key, now[key]) == it
+            }
             yield Tally()
             pipe.multi()
             for key, decision in same.items():
                 self._actor.queue(pipe, key, decision, self._policy)
-            with contextlib.suppress(WatchError):
-                pipe.execute()
-                return _counted(same)
+            try:
+                with changing(self._actor):
+                    answers = _executed(pipe)
+            except WatchError:
+                answers = None
+        if answers is not None:
+            errors = [answer for answer in answers if isinstance(answer, Exception)]
+            cursor.failed = cursor.failed or next(iter(errors), None)
+            return _counted(same, answers if self._actor.changes else [1] * len(same))
         # Somebody wrote to one of them: each by itself.
-        done = Tally()
         for key in same if len(due) > 1 else ():
-            done += yield from self._change({key: due[key]}, seen)
-        return done
+            yield (yield from self._change({key: due[key]}, seen, cursor))
+        return Tally()
 
 
-def _counted(changed: dict[bytes, Decision]) -> Tally:
-    verdicts = [decision.verdict for decision in changed.values()]
+def _executed(pipe: Any) -> list[Any]:
+    """What the commands of the transaction answer; an error for one that failed.
+
+    Raises:
+        redis.exceptions.WatchError: a key was written to, and nothing was changed.
+        redis.exceptions.ConnectionError: the answer is lost. redis-py makes a WatchError of it.
+    """
+    from redis import exceptions as redis
+
+    try:
+        return list(pipe.execute(raise_on_error=False))
+    except redis.WatchError as exc:
+        if isinstance(exc.__context__, redis.ConnectionError | redis.TimeoutError):
+            raise exc.__context__ from None
+        raise
+
+
+def _counted(changed: dict[bytes, Decision], answers: Sequence[Any]) -> Tally:
+    """How many of these were changed; one whose TTL was just over answers with 0."""
+    verdicts = [
+        it.verdict
+        for it, answer in zip(changed.values(), answers, strict=True)
+        if answer and not isinstance(answer, Exception)
+    ]
     return Tally(
         expired_results_deleted=verdicts.count(Verdict.DELETE),
         task_states_cleaned=verdicts.count(Verdict.EXPIRE),

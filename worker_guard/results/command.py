@@ -32,6 +32,7 @@ def run_sweep(
     as_json: bool,
     purge_queues: bool,
     yes: bool,
+    ignore_ttl: bool = False,
 ) -> int:
     """Sweep, say what came of it, and return the exit code."""
     try:
@@ -43,6 +44,7 @@ def run_sweep(
             dry_run=settings.dry_run,
             by=this_process(),
             trigger="cli",
+            ignore_ttl=ignore_ttl,
         )
         ask = purge_queues and not yes and not settings.dry_run
         if ask and not _confirmed(app):
@@ -56,11 +58,18 @@ def run_sweep(
         purged, code = _purged(app, dry_run=settings.dry_run)
     outcome = job.outcome()
     # One that failed before it came to anything has said so, and has nothing to tell.
-    if outcome is not None and (outcome.complete or outcome.tally != Tally()):
+    if outcome is not None and _came_to_something(outcome, job.refused):
         _show(outcome, purged, as_json=as_json)
         if not settings.dry_run:
             _remember(target, outcome)
     return code
+
+
+def _came_to_something(outcome: Outcome, refused: Exception | None) -> bool:
+    tally = outcome.tally
+    if refused is not None:
+        return bool(tally.expired_results_deleted or tally.task_states_cleaned)
+    return outcome.complete or tally != Tally()
 
 
 def run_history(app: Any, *, as_json: bool) -> int:
@@ -95,7 +104,7 @@ def _swept(job: Cleanup, target: Target, *, quiet: bool) -> int:
     if stopped or outcome is None or not outcome.complete:
         say("Stopped; the counts are those up to here.")
         return EX_TROUBLE
-    return EX_OK
+    return EX_OK if job.refused is None else failed(job.refused)
 
 
 @contextmanager
@@ -176,6 +185,11 @@ def _show(outcome: Outcome, purged: int | None, *, as_json: bool) -> None:
         f"{tally.task_states_cleaned} keys {would}given a lifetime",
         f"{tally.keys_unreadable} results can't be read, and were not deleted",
     ]
+    if tally.keys_with_longer_ttl:
+        lines.append(
+            f"{tally.keys_with_longer_ttl} old results have a longer TTL of their own, and were "
+            "left alone; --ignore-ttl deletes them"
+        )
     if purged is not None:
         lines.append(f"{purged} waiting messages {would}dropped")
     click.echo("\n".join(lines))
@@ -189,6 +203,7 @@ _COLUMNS = (
     ("deleted", lambda e: e.get("expired_results_deleted", "?")),
     ("lifetimes", lambda e: e.get("task_states_cleaned", "?")),
     ("unreadable", lambda e: e.get("keys_unreadable", "?")),
+    ("longer ttl", lambda e: e.get("keys_with_longer_ttl", "?")),
     ("seconds", lambda e: _rounded(e.get("duration_s"))),
     ("way", lambda e: e.get("way", "?")),
     ("to the end", lambda e: "yes" if e.get("complete") else "no"),
@@ -196,7 +211,7 @@ _COLUMNS = (
 
 
 #: What a narrow terminal has no room for.
-_WIDE_ONLY = ("by", "unreadable", "way")
+_WIDE_ONLY = ("by", "unreadable", "longer ttl", "way")
 
 
 def _table(entries: list[dict[str, Any]], columns: int | None) -> list[str]:

@@ -111,15 +111,19 @@ class Janitor:
         if not self.lease.held:
             return
         yield
+        refused: Exception | None = None
         # Again, now that nobody else can be sweeping: another may just have been.
         if (yield from self._due()):
             yield
-            yield from self._sweep()
+            refused = yield from self._sweep()
             yield
             yield from self._due()
         yield
         # Where something failed the lease ages out: a Redis that hangs shall not be asked twice.
         yield from self.lease.release()
+        if refused is not None:
+            # Not before: it is no reason to sweep again before the schedule says so.
+            raise refused
 
     def give_back(self) -> None:
         """The worker stops: let another sweep."""
@@ -137,7 +141,8 @@ class Janitor:
         self._wait_s = min(max(wait_s, _SHORTEST_WAIT_S), self.longest_wait_s)
         return due
 
-    def _sweep(self) -> Iterator[None]:
+    def _sweep(self) -> Generator[None, None, Exception | None]:
+        """Sweep to the end; the first change that was refused meanwhile, where there was one."""
         at, started = self.now(), self.monotonic()
         sweep = self.target.begin(max_age_s=self.max_age_s, actor=self.actor, pace=self.pace)
         yield
@@ -169,6 +174,7 @@ class Janitor:
         self.history.ran(at)
         yield
         self.history.add(outcome)
+        return sweep.refused
 
     def _rest(self, slice_started: float) -> Iterator[None]:
         """Give the event loop its share for the slice that began at this moment."""

@@ -101,6 +101,7 @@ class Cleanup:
         dry_run: bool,
         by: str,
         trigger: Trigger,
+        ignore_ttl: bool = False,
     ) -> None:
         age = target.configured_max_age_s if max_age_s is None else max_age_s
         if age is None:
@@ -109,7 +110,7 @@ class Cleanup:
                 "result_expires are both unset or 0"
             )
         self._target, self._max_age_s, self._dry_run = target, age, dry_run
-        self._by, self._trigger = by, trigger
+        self._by, self._trigger, self._ignore_ttl = by, trigger, ignore_ttl
         self._at = time.time()
         self._duration_s = 0.0
         self._stopping = False
@@ -128,7 +129,10 @@ class Cleanup:
             self._target.check()
             actor = actor_for(dry_run=self._dry_run)
             self._sweep = sweep = self._target.begin(
-                max_age_s=self._max_age_s, actor=actor, pace=FULL_SPEED
+                max_age_s=self._max_age_s,
+                actor=actor,
+                pace=FULL_SPEED,
+                ignore_ttl=self._ignore_ttl,
             )
             while not sweep.finished and not self._stopping:
                 before = sweep.tally.keys_scanned
@@ -140,6 +144,11 @@ class Cleanup:
     def stop(self) -> None:
         """End the sweep after the call that is under way, so that what it does is counted."""
         self._stopping = True
+
+    @property
+    def refused(self) -> Exception | None:
+        """The first change that the server's user may not make; all others were made."""
+        return None if self._sweep is None else self._sweep.refused
 
     def outcome(self) -> Outcome | None:
         """What it came to by now; None where it never began."""

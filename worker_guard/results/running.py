@@ -15,7 +15,12 @@ from worker_guard.settings import read_settings
 def run_task(
     app: Any, *, by: str | None, max_age_hours: float | None, dry_run: bool
 ) -> dict[str, Any]:
-    """One cleanup under the lease; logs ``cleanup_completed`` and returns the statistics."""
+    """One cleanup under the lease; logs ``cleanup_completed`` and returns the statistics.
+
+    Raises:
+        redis.exceptions.RedisError: the server is away, or refused a change. What was done is
+            logged all the same.
+    """
     settings = read_settings(
         app.conf, dry_run=dry_run, structlog_configured=structlog_is_configured()
     )
@@ -44,6 +49,8 @@ def run_task(
         close()
     assert outcome is not None
     open_history(target, dry_run=settings.dry_run).add(outcome)
+    if job.refused is not None:
+        raise job.refused
     return outcome.statistics()
 
 

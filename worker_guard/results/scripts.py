@@ -13,10 +13,11 @@ from __future__ import annotations
 from worker_guard.results.selection import VALUE_LIMIT_BYTES, Policy
 
 _DECIDE = r"""
-local budget_us = tonumber(ARGV[3])
-local done_before, ttl_ms = tonumber(ARGV[4]), ARGV[5]
-local naive_ahead_s, limit = tonumber(ARGV[6]), tonumber(ARGV[7])
-local task_prefix, task_prefix_length = ARGV[8], #ARGV[8]
+local budget_us, now = tonumber(ARGV[3]), tonumber(ARGV[4])
+local done_before, ttl_ms = tonumber(ARGV[5]), ARGV[6]
+local naive_ahead_s, limit = tonumber(ARGV[7]), tonumber(ARGV[8])
+local ignore_ttl = ARGV[9] == '1'
+local task_prefix, task_prefix_length = ARGV[10], #ARGV[10]
 local call, pcall_redis = redis.call, redis.pcall
 local sub, find, match, byte = string.sub, string.find, string.match, string.byte
 local floor = math.floor
@@ -27,7 +28,7 @@ local decode = own.decode
 -- Replicates what the script did, not the script; a server where that is the only way says true.
 if redis.replicate_commands then redis.replicate_commands() end
 
-local at = 9
+local at = 11
 local function list()
     local items = {}
     for i = 1, tonumber(ARGV[at]) do items[i] = ARGV[at + i] end
@@ -47,6 +48,9 @@ end
 local protected, state_prefixes, state_patterns = patterns(), list(), patterns()
 local ready = {}
 for _, state in ipairs(list()) do ready[state] = true end
+-- Two numbers for each: from, and to.
+local backend_ttls_s = list()
+for i = 1, #backend_ttls_s do backend_ttls_s[i] = tonumber(backend_ttls_s[i]) end
 
 -- The processor's time where the server has it (there, TIME stands still within a script).
 local has_clock, clock = pcall(function() return os.clock end)
@@ -137,7 +141,8 @@ local function moment(date)
     return sign == '+' and t - offset or t + offset
 end
 
--- 'delete', 'fresh', 'forgotten' (a lifetime where it has none), or 'unreadable' (the same).
+-- 'delete' with its date, 'fresh', 'forgotten' (a lifetime where it has none), or 'unreadable' (the
+-- same).
 local function judge(value)
     if find(value, '\0', 1, true) then return 'unreadable' end
     local ok, record = pcall(decode, value)
@@ -147,23 +152,40 @@ local function judge(value)
     if not ready[record.status] then return 'forgotten' end
     local done_at = type(record.date_done) == 'string' and moment(record.date_done)
     if not done_at then return 'unreadable' end
-    return done_at < done_before and 'delete' or 'fresh'
+    if done_at < done_before then return 'delete', done_at end
+    return 'fresh'
 end
 
-local unreadable, old, forgotten = 0, {}, {}
+-- Whether a result that is old enough has a TTL, and another one than the backend gives.
+local function has_its_own_ttl(key, done_at)
+    if ignore_ttl then return false end
+    local pttl = call('PTTL', key)
+    if pttl < 0 then return false end
+    local given_s = now - done_at + pttl / 1000
+    for i = 1, #backend_ttls_s, 2 do
+        if backend_ttls_s[i] <= given_s and given_s <= backend_ttls_s[i + 1] then return false end
+    end
+    return true
+end
+
+local unreadable, longer, old, forgotten = 0, 0, {}, {}
 local weight = 0
 local function look(key)
     if sub(key, 1, task_prefix_length) == task_prefix then
-        local verdict = 'unreadable'
+        local verdict, done_at = 'unreadable', nil
         local length = of_type('STRLEN', key)
         if length and length > 0 and length <= limit then
-            verdict = judge(call('GET', key))
+            verdict, done_at = judge(call('GET', key))
             weight = weight + length
         elseif not length and holds_messages(key) then
             return
         end
         if verdict == 'delete' then
-            old[#old + 1] = key
+            if has_its_own_ttl(key, done_at) then
+                longer = longer + 1
+            else
+                old[#old + 1] = key
+            end
         elseif verdict ~= 'fresh' then
             local pttl = call('PTTL', key)
             if pttl == -1 then forgotten[#forgotten + 1] = key end
@@ -180,11 +202,25 @@ end
 """
 
 _ACT = r"""
+-- How many keys a command changed, and what the server said where it refused to. An error that is
+-- raised would take the counts of what was done before it along.
+local function change(command, ...)
+    local answer = pcall_redis(command, ...)
+    if type(answer) == 'table' and answer.err then
+        return 0, "'" .. string.lower(command) .. "': " .. answer.err
+    end
+    return answer
+end
+
 local function act()
-    local deleted, cleaned = 0, 0
-    if #old > 0 then deleted = call('UNLINK', unpack(old)) end
-    for i = 1, #forgotten do cleaned = cleaned + call('PEXPIRE', forgotten[i], ttl_ms) end
-    return deleted, cleaned
+    local deleted, cleaned, refused = 0, 0, nil
+    if #old > 0 then deleted, refused = change('UNLINK', unpack(old)) end
+    for i = 1, #forgotten do
+        local done, why_not = change('PEXPIRE', forgotten[i], ttl_ms)
+        cleaned, refused = cleaned + done, refused or why_not
+        if why_not then break end
+    end
+    return deleted, cleaned, refused
 end
 """
 
@@ -214,8 +250,8 @@ for i = 1, n do
         end
     end
 end
-local deleted, cleaned = act()
-return {cursor, n, deleted, cleaned, unreadable, rest}
+local deleted, cleaned, refused = act()
+return {cursor, n, deleted, cleaned, unreadable, longer, rest, refused or ''}
 """
 
 #: Deletes and gives lifetimes.
@@ -226,18 +262,20 @@ DRY_RUN = _DECIDE + _COUNT_ONLY + _SWEEP
 
 
 def arguments(policy: Policy) -> list[bytes | int]:
-    """A policy as the scripts take it, from their fourth argument on."""
+    """A policy as the scripts take it, from their fifth argument on."""
     lists: list[list[bytes]] = [
         [glob.lua for glob in policy.protected],
         list(policy.state_prefixes),
         [glob.lua for glob in policy.state_patterns],
         [state.encode() for state in sorted(policy.ready_states)],
+        [b"%d" % bound for band in policy.backend_ttls_s for bound in band],
     ]
     given: list[bytes | int] = [
         policy.done_before,
         policy.ttl_ms,
         policy.naive_ahead_s,
         VALUE_LIMIT_BYTES,
+        int(policy.ignore_ttl),
         policy.task_prefix,
     ]
     for items in lists:

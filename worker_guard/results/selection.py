@@ -66,19 +66,25 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict, and whether it fell on a result that can't be read."""
+    """A verdict; whether it fell on a result that can't be read, or whose own TTL kept it."""
 
     verdict: Verdict
     unreadable: bool = False
+    longer_ttl: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """What one sweep goes by.
 
-    ``done_before`` (epoch, s) is the age limit as a moment; ``ttl_ms`` the lifetime for a key
-    that has none. A ``date_done`` without a UTC offset may mean up to ``naive_ahead_s`` later
-    than it says. What fits ``protected`` is never touched, whatever else it fits.
+    ``now`` (epoch, s) is its begin, and ``done_before`` the age limit as a moment; ``ttl_ms`` is
+    the lifetime for a key that has none. A ``date_done`` without a UTC offset may mean up to
+    ``naive_ahead_s`` later than it says. What fits ``protected`` is never touched, whatever else
+    it fits.
+
+    A result with a TTL is deleted only where the TTL that it was given lies in one of
+    ``backend_ttls_s`` (from, to): those that the backend gives to every result, and that are
+    longer than the age. ``ignore_ttl`` goes by the age alone.
     """
 
     task_prefix: bytes
@@ -86,9 +92,12 @@ class Policy:
     state_patterns: tuple[Glob, ...]
     protected: tuple[Glob, ...]
     ready_states: frozenset[str]
+    now: int
     done_before: int
     ttl_ms: int
     naive_ahead_s: int = 0
+    backend_ttls_s: tuple[tuple[int, int], ...] = ()
+    ignore_ttl: bool = False
 
 
 def classify(key: bytes, policy: Policy) -> Kind:
@@ -110,13 +119,14 @@ def judge(
     pttl_ms: int,
     policy: Policy,
     *,
+    elapsed_s: int = 0,
     first_item: bytes | None = None,
 ) -> Decision:
     """Decide on one key.
 
     ``value`` is a result's content, None where that is longer than :data:`VALUE_LIMIT_BYTES` or
     the key is no string; ``first_item`` is a list's, None where the key is no list. ``pttl_ms`` is
-    as Redis's PTTL returns it.
+    as Redis's PTTL returned it ``elapsed_s`` after the sweep's begin.
     """
     if kind is Kind.FOREIGN or (first_item is not None and is_message(first_item)):
         return Decision(Verdict.KEEP)
@@ -131,8 +141,21 @@ def judge(
     done_at = read_date(record.get("date_done"), policy.naive_ahead_s) if record else None
     if done_at is None:
         return Decision(forgotten, unreadable=True)
-    # A result that is not yet old stays as it is: its date will delete it, no lifetime has to.
-    return Decision(Verdict.DELETE if done_at < policy.done_before else Verdict.KEEP)
+    return _judge_done(done_at, pttl_ms, policy, elapsed_s)
+
+
+def _judge_done(done_at: int, pttl_ms: int, policy: Policy, elapsed_s: int) -> Decision:
+    if done_at >= policy.done_before:
+        # It stays as it is: its date will delete it, no lifetime has to.
+        return Decision(Verdict.KEEP)
+    # The TTL that it was given, which is longer than the age: it is older than that, and there.
+    given_s = policy.now + elapsed_s - done_at + pttl_ms / 1000
+    by_age_alone = (
+        pttl_ms < 0
+        or policy.ignore_ttl
+        or any(least <= given_s <= most for least, most in policy.backend_ttls_s)
+    )
+    return Decision(Verdict.DELETE) if by_age_alone else Decision(Verdict.KEEP, longer_ttl=True)
 
 
 def is_message(item: bytes) -> bool:

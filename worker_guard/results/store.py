@@ -60,7 +60,9 @@ class Sweep:
 
     Each step is one round trip.
 
-    ``first_way`` leaves out the ways before it.
+    ``changer`` is the client for what changes keys: one that sends nothing twice, or the count of
+    a call whose answer was lost would be that of the second. ``first_way`` leaves out the ways
+    before it.
     """
 
     def __init__(
@@ -70,10 +72,12 @@ class Sweep:
         *,
         actor: Actor,
         pace: Pace,
+        changer: Any = None,
         first_way: str = WAYS[0],
     ) -> None:
         ways = _WAYS[WAYS.index(first_way) :]
-        self._ways: list[Way] = [way(client, policy, actor, pace) for way in ways]
+        changer = client if changer is None else changer
+        self._ways: list[Way] = [way(client, changer, policy, actor, pace) for way in ways]
         self._cursor = Cursor()
         self._turn: Iterator[Tally] | None = None
         self.tally = Tally()
@@ -87,6 +91,11 @@ class Sweep:
     def finished(self) -> bool:
         """Whether every key was looked at."""
         return self._cursor.finished
+
+    @property
+    def refused(self) -> Exception | None:
+        """The first change that this user may not make, where there was one. All else was done."""
+        return self._cursor.refused
 
     def step(self) -> None:
         """Do what takes one more round trip.
@@ -110,6 +119,9 @@ class Sweep:
             # The cursor is the same whoever scans: the next way goes on where this one stood.
             del self._ways[0]
             self._turn = None
+            return
+        if self._cursor.failed is not None:
+            raise self._cursor.failed
 
     def _next(self) -> Tally:
         while True:
@@ -133,8 +145,10 @@ _PERHAPS_A_CLUSTER = (
 )
 
 
-def refuse_cluster(client: Any) -> None:
+def refuse_cluster(client: Any, own_prefix: str) -> None:
     """Make sure, before anything is changed, that the server holds all of the keys.
+
+    ``own_prefix`` is that of the guard's keys, which this user may read.
 
     Raises:
         SweepImpossibleError: it is a node of a cluster.
@@ -148,7 +162,7 @@ def refuse_cluster(client: Any) -> None:
             raise
         # A node of a cluster answers for no two keys of two slots.
         try:
-            client.exists("{worker-guard-a}", "{worker-guard-b}")
+            client.exists(*(f"{own_prefix}{{slot-{number}}}" for number in (1, 2)))
         except ResponseError as refused:
             raise SweepImpossibleError(_PERHAPS_A_CLUSTER) from refused
         return

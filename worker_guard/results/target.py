@@ -19,6 +19,9 @@ from worker_guard.results.store import Sweep, refuse_cluster, server_time
 from worker_guard.results.way import Actor, Pace
 from worker_guard.settings import Settings
 
+#: A TTL that differs from the backend's by no more was given by a host with another clock.
+_CLOCKS_APART_S = 300.0
+
 #: The shortest lifetime that an age given by hand can come to where none is configured.
 _DAY_S = 86_400.0
 
@@ -52,6 +55,7 @@ class Target:
     """One result backend. ``configured_max_age_s`` is None where results are meant to stay."""
 
     client: Any
+    changer: Any
     own_prefix: str
     task_prefix: bytes
     state_prefixes: tuple[bytes, ...]
@@ -59,6 +63,7 @@ class Target:
     protected: tuple[Glob, ...]
     naive_ahead_s: int
     configured_max_age_s: float | None
+    backend_ttls_s: tuple[float, ...]
 
     def check(self) -> None:
         """Make sure that this server can be swept at all, before anything is written to it.
@@ -67,22 +72,28 @@ class Target:
             SweepImpossibleError: it is a node of a cluster.
             redis.exceptions.RedisError: it is away.
         """
-        refuse_cluster(self.client)
+        refuse_cluster(self.client, self.own_prefix)
 
-    def begin(self, *, max_age_s: float, actor: Actor, pace: Pace) -> Sweep:
+    def begin(
+        self, *, max_age_s: float, actor: Actor, pace: Pace, ignore_ttl: bool = False
+    ) -> Sweep:
         """A sweep that goes by this age, of a server that was checked. Changes nothing yet.
 
         Raises:
             redis.exceptions.RedisError: the server is away.
         """
+        now = int(server_time(self.client, time.time))
+        # A connection of the last sweep can be stale, and nothing is sent twice over this one.
+        self.changer.connection_pool.disconnect()
         return Sweep(
             self.client,
-            self._policy(int(server_time(self.client, time.time)), max_age_s),
+            self._policy(now, max_age_s, ignore_ttl=ignore_ttl),
             actor=actor,
             pace=pace,
+            changer=self.changer,
         )
 
-    def _policy(self, now: int, max_age_s: float) -> Policy:
+    def _policy(self, now: int, max_age_s: float, *, ignore_ttl: bool = False) -> Policy:
         # An age for one cleanup says which results are old, not how soon a state may be lost.
         lifetime_s = max(max_age_s, self.configured_max_age_s or _DAY_S)
         return Policy(
@@ -91,10 +102,20 @@ class Target:
             state_patterns=self.state_patterns,
             protected=self.protected,
             ready_states=frozenset(states.READY_STATES),
+            now=now,
             done_before=now - ceil(max_age_s),
             ttl_ms=max(1, ceil(lifetime_s * 1000)),
             naive_ahead_s=self.naive_ahead_s,
+            backend_ttls_s=tuple(
+                self._about(ttl_s) for ttl_s in self.backend_ttls_s if ttl_s > max_age_s
+            ),
+            ignore_ttl=ignore_ttl,
         )
+
+    def _about(self, ttl_s: float) -> tuple[int, int]:
+        """Between what a TTL of the backend's can seem to have been, by a date and what is left."""
+        apart_s = min(_CLOCKS_APART_S, ttl_s / 10)
+        return int(ttl_s - apart_s - self.naive_ahead_s) - 2, ceil(ttl_s + apart_s) + 2
 
 
 def open_target(app: Any, settings: Settings, *, timeout_s: float) -> Target:
@@ -118,6 +139,7 @@ def open_target(app: Any, settings: Settings, *, timeout_s: float) -> Target:
     task_prefix, *state_prefixes = prefixes
     return Target(
         client=celery_internals.results_client(backend, timeout_s),
+        changer=celery_internals.results_client(backend, timeout_s, again=False),
         own_prefix=own_prefix,
         task_prefix=task_prefix,
         state_prefixes=tuple(state_prefixes),
@@ -132,6 +154,7 @@ def open_target(app: Any, settings: Settings, *, timeout_s: float) -> Target:
         ),
         naive_ahead_s=celery_internals.naive_date_ahead_s(app),
         configured_max_age_s=_max_age_s(settings.results_max_age, backend),
+        backend_ttls_s=celery_internals.result_lifetimes_s(backend),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ class Tally:
     expired_results_deleted: int = 0
     task_states_cleaned: int = 0
     keys_unreadable: int = 0
+    keys_with_longer_ttl: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -25,6 +27,7 @@ class Tally:
             self.expired_results_deleted + other.expired_results_deleted,
             self.task_states_cleaned + other.task_states_cleaned,
             self.keys_unreadable + other.keys_unreadable,
+            self.keys_with_longer_ttl + other.keys_with_longer_ttl,
         )
 
 
@@ -34,6 +37,7 @@ class Actor:
 
     script: str
     queue: Callable[[Any, bytes, Decision, Policy], None]
+    changes: bool
 
 
 def _queue_change(pipe: Any, key: bytes, decision: Decision, policy: Policy) -> None:
@@ -47,8 +51,8 @@ def _queue_nothing(_pipe: Any, _key: bytes, _decision: Decision, _policy: Policy
     """Send no command: a dry run."""
 
 
-REAL = Actor(script=scripts.REAL, queue=_queue_change)
-DRY_RUN = Actor(script=scripts.DRY_RUN, queue=_queue_nothing)
+REAL = Actor(script=scripts.REAL, queue=_queue_change, changes=True)
+DRY_RUN = Actor(script=scripts.DRY_RUN, queue=_queue_nothing, changes=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +71,21 @@ IN_WORKER = Pace(page_keys=200, budget_s=0.001)
 
 
 class Cursor:
-    """Where the scan stands, and the keys of its last page that are still to be looked at."""
+    """Where the scan stands, and the keys of its last page that are still to be looked at.
+
+    ``refused`` is the first change that the user may not make; the sweep goes on without it.
+    ``failed`` ends the sweep, once what the same call did is counted.
+    """
 
     def __init__(self) -> None:
         self.at: bytes | None = b"0"
         self.pending: list[bytes] = []
+        self.refused: Exception | None = None
+        self.failed: Exception | None = None
 
     @property
     def finished(self) -> bool:
-        return self.at is None and not self.pending
+        return self.at is None and not self.pending and self.failed is None
 
     def moved(self, at: Any) -> None:
         """Take over what SCAN returned; 0 is its end."""
@@ -98,3 +108,28 @@ def scan(client: Any, cursor: Cursor, page_keys: int) -> Iterator[Tally]:
     at, cursor.pending = client.scan(int(cursor.at), count=page_keys)
     cursor.moved(at)
     yield Tally()
+
+
+@contextmanager
+def changing(actor: Actor) -> Iterator[None]:
+    """Around a call that changes keys: have an error that lost its answer say so."""
+    from redis import exceptions as redis
+
+    try:
+        yield
+    except (redis.AuthenticationError, redis.BusyLoadingError):
+        raise  # an answer: nothing was done
+    except (redis.ConnectionError, redis.TimeoutError) as exc:
+        if not actor.changes:
+            raise
+        raise type(exc)(
+            f"{exc} The answer is lost: what this last call changed, if anything, is not counted."
+        ) from exc
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a server's error says that this user may not run the command on these keys.
+
+    Redis 7 and Valkey begin it with NOPERM; within a script Redis 6 says it in a sentence.
+    """
+    return "NOPERM" in text or "The user executing the script can't" in text
