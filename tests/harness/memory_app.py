@@ -38,6 +38,8 @@ AT_WAKE = "WORKER_GUARD_TEST_AT_WAKE"
 HALF_READ = "WORKER_GUARD_TEST_HALF_READ"
 #: Have a child that ends wait in its ``worker_process_shutdown`` until :data:`END` is set.
 SLOW_END = "WORKER_GUARD_TEST_SLOW_END"
+#: The same for so many seconds.
+SLOW_END_S = "WORKER_GUARD_TEST_SLOW_END_S"
 #: Have the start of the memory parts fail, after their first hook.
 FAIL_AT_START = "WORKER_GUARD_TEST_FAIL_AT_START"
 
@@ -106,6 +108,14 @@ def spike(megabytes: int) -> int:
     """Use much, and give it back."""
     bytearray(b"x") * (megabytes * _MB)
     return os.getpid()
+
+
+@app.task(name="harness.grow")
+def grow(megabytes: int) -> float:
+    """Leak so much; returns when it began."""
+    began_at = time.time()
+    hold(megabytes)
+    return began_at
 
 
 @app.task(name="harness.wait")
@@ -261,6 +271,11 @@ if AT_WAKE in os.environ:
 
 if SLOW_END in os.environ:
     signals.worker_process_shutdown.connect(end_slowly, weak=False)
+
+if SLOW_END_S in os.environ:
+    signals.worker_process_shutdown.connect(
+        lambda **_: time.sleep(float(os.environ[SLOW_END_S])), weak=False
+    )
 
 if FAIL_AT_START in os.environ:
     fail_at_start()
