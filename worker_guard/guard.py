@@ -187,7 +187,7 @@ class Guard:
             for part in memory.parts:
                 self._scheduler.drop(part.name)
             self.parts["memory"] = self.parts["recycling"] = masked(str(exc) or repr(exc))
-            self._attempt("memory", lambda: memory.stop(cold=True))
+            self._attempt("memory", memory.stop)
 
     def abandon(self) -> None:
         """Leave the worker as it was found, after a start that failed."""
@@ -195,7 +195,7 @@ class Guard:
             steps.callback(self._close_log)
             steps.callback(self._metrics.stop)
             if self._memory is not None:
-                steps.callback(self._memory.stop, cold=True)
+                steps.callback(self._memory.stop)
             steps.callback(self._revoked.unhook)
 
     def arm(self, consumer: Any) -> None:
@@ -233,7 +233,7 @@ class Guard:
             self._attempt("operator_marks", self._revoked.write_last_marks)
         self._attempt("last_sweep", lambda: self._revoked.sweep_for_the_last_time(ask=not cold))
         if (memory := self._memory) is not None:
-            self._attempt("memory", lambda: memory.stop(cold=cold))
+            self._attempt("memory", memory.stop)
         self._attempt(METRICS, self._metrics.stop)
         self._revoked.unhook()
         self._attempt("statedb", lambda: self._revoked.note_in_statedb(self._worker))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from tests.bench import memory, results, start, sweep, throughput
+from tests.bench import leaving, memory, results, start, sweep, throughput
 from tests.bench.figure import Figure
 
 
@@ -26,6 +26,7 @@ BENCHES: dict[str, Callable[[], None]] = {
     "sweep": _printing(sweep.run),
     "throughput": _printing(throughput.run),
     "memory": _memory,
+    "leaving": leaving.main,
     "results": results.main,
 }
 

@@ -9,16 +9,15 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import billiard.pool
 import psutil
 import redis
-from celery import bootsteps
+from celery import bootsteps, signals
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker.control import control_command, inspect_command
 from celery.worker.request import Request
 
 from tests.harness.app import app
-from worker_guard.celery_internals import PoolChildren, empty_jobs
+from worker_guard.celery_internals import PoolChildren
 
 __all__ = ["app"]
 
@@ -35,11 +34,17 @@ OPTIMIZATION = "WORKER_GUARD_TEST_OPTIMIZATION"
 
 #: What is to happen when an idle child was woken: a name of :data:`ACTS`.
 AT_WAKE = "WORKER_GUARD_TEST_AT_WAKE"
+#: With ``replace``: half of the nudge was read.
+HALF_READ = "WORKER_GUARD_TEST_HALF_READ"
+#: Have a child that ends wait in its ``worker_process_shutdown`` until :data:`END` is set.
+SLOW_END = "WORKER_GUARD_TEST_SLOW_END"
+#: The same for so many seconds.
+SLOW_END_S = "WORKER_GUARD_TEST_SLOW_END_S"
 #: Have the start of the memory parts fail, after their first hook.
 FAIL_AT_START = "WORKER_GUARD_TEST_FAIL_AT_START"
 
 STARTED, FINISHED, FREE = "ledger:started", "ledger:finished", "ledger:free"
-GROW, COUNTING = "ledger:grow", "ledger:counting"
+GROW, ENDING, END = "ledger:grow", "ledger:ending", "ledger:end"
 
 _MB = 1_000_000
 
@@ -48,7 +53,7 @@ KEPT = 20
 
 preloaded = bytearray(os.urandom(4096)) * (int(os.environ.get(PRELOAD, "0")) * _MB // 4096)
 held: list[bytearray] = []
-disconnected: set[int] = set()
+replaced: set[int] = set()
 
 
 @cache
@@ -105,6 +110,14 @@ def spike(megabytes: int) -> int:
     return os.getpid()
 
 
+@app.task(name="harness.grow")
+def grow(megabytes: int) -> float:
+    """Leak so much; returns when it began."""
+    began_at = time.time()
+    hold(megabytes)
+    return began_at
+
+
 @app.task(name="harness.wait")
 def wait(megabytes: int) -> int:
     """Leak so much, then run until the test lets it go on; leak more where the test says so."""
@@ -126,6 +139,13 @@ def stamp(megabytes: int, seconds: float) -> tuple[int, float, float]:
     return os.getpid(), began_at, time.time()
 
 
+def end_slowly(**_: Any) -> None:
+    """What flushes telemetry, or closes connections, and takes its time."""
+    ledger().hset(ENDING, os.getpid(), 1)
+    while not ledger().exists(END):
+        time.sleep(0.02)
+
+
 @control_command(args=[("megabytes", int)])
 def grow_parent(state: Any, megabytes: int) -> dict[str, str]:
     """Let the main process hold so much more."""
@@ -134,21 +154,22 @@ def grow_parent(state: Any, megabytes: int) -> dict[str, str]:
 
 
 def at_wake(act: Callable[[PoolChildren, int], None]) -> None:
-    """Do this right after an idle child was woken, before the event loop reads anything."""
-    wake = PoolChildren.wake
+    """Do this right after an idle child was asked, and so woken, before the loop reads anything."""
+    ask_to_leave = PoolChildren.ask_to_leave
 
-    def wake_and_act(self: PoolChildren, pid: int) -> None:
-        was_busy = self.is_busy(pid)
-        held = act in (stop_while_read, stop_when_replaced) and not was_busy
+    def ask_and_act(self: PoolChildren, pid: int) -> bool:
+        idle = not self.is_busy(pid)
+        held = idle and act in (stop_while_read, replace)
         if held:
             hold_still(pid)
-        wake(self, pid)
-        if not was_busy and self.is_busy(pid):
+        asked = ask_to_leave(self, pid)
+        if asked and idle:
             act(self, pid)
         elif held:
             os.kill(pid, signal.SIGCONT)
+        return asked
 
-    PoolChildren.wake = wake_and_act  # type: ignore[method-assign]
+    PoolChildren.ask_to_leave = ask_and_act  # type: ignore[method-assign]
 
 
 def say_woken(pid: int) -> None:
@@ -169,81 +190,27 @@ def hold_still(pid: int) -> None:
 
 
 def stop_while_read(children: PoolChildren, pid: int) -> None:
-    """Shut down warmly after the child was killed that has read the first bytes of its job."""
+    """Shut down warmly after the child was killed that has read the first bytes of its nudge."""
     say_woken(pid)
     os.read(children._process(pid).inq._reader.fileno(), 4)  # in its stead: it was held still
     os.kill(pid, signal.SIGKILL)
     raise WorkerShutdown(0)
 
 
-def stop_while_accepted(children: PoolChildren, pid: int) -> None:
-    """Shut down warmly after the child was killed that has begun with its empty job."""
-    pool = children._task_pool._pool
+def replace(children: PoolChildren, pid: int) -> None:
+    """Have the child replaced, for once, before it has read its nudge, or after half of it."""
+    if replaced:
+        os.kill(pid, signal.SIGCONT)
+        return
+    replaced.add(pid)
     process = children._process(pid)
-    while not process.outq._reader.poll(0.01):
-        if not process._is_alive():
-            return  # it was on its way out when it was woken; the next one then
-    say_woken(pid)
-    pool.handle_result_event(process.outqR_fd)  # one message: that it has accepted the job
-    assert [job.accepted() for job in pool._cache.values()] == [True]
-    os.kill(pid, signal.SIGKILL)
-    raise WorkerShutdown(0)
-
-
-def stop_when_replaced(children: PoolChildren, pid: int) -> None:
-    """Shut down warmly when the child left without reading its empty job, and was replaced."""
-    process = children._process(pid)
-    say_woken(pid)
-    # It was held still: one that is killed when it has answered can hold its counter's lock, for
-    # which the pool would wait for ever.
+    if HALF_READ in os.environ:
+        os.read(process.inq._reader.fileno(), 4)  # in its stead: it was held still
     os.kill(pid, signal.SIGKILL)
     while process._is_alive():
         time.sleep(0.01)
     children.maintain()
-    waits_for_answer = empty_jobs._waits_for_answer
-
-    def say_whether_it_waits(pool: Any, job: Any) -> bool:
-        waits = waits_for_answer(pool, job)
-        print(f"waits: {waits}", flush=True)
-        return waits
-
-    empty_jobs._waits_for_answer = say_whether_it_waits
-    raise WorkerShutdown(0)
-
-
-def stop_while_counting(children: PoolChildren, pid: int) -> None:
-    """Shut down warmly; the child dies with its counter's lock while its answer is read."""
-    process = children._process(pid)
-    while not ledger().exists(COUNTING):
-        if not process._is_alive():
-            return  # it was on its way out when it was woken; the next one then
-        time.sleep(0.01)
     say_woken(pid)
-    waits_for_answer, looks = empty_jobs._waits_for_answer, []
-
-    def die_when_looked_at_again(pool: Any, job: Any) -> bool:
-        waits = waits_for_answer(pool, job)
-        looks.append(waits)
-        if len(looks) == 2:
-            os.kill(pid, signal.SIGKILL)
-        return waits
-
-    empty_jobs._waits_for_answer = die_when_looked_at_again
-    raise WorkerShutdown(0)
-
-
-def hold_the_counter() -> None:
-    """Have a woken child stay where it looks whether its answer was read."""
-    ensure = billiard.pool.Worker._ensure_messages_consumed
-
-    def ensure_or_hold(self: Any, completed: int) -> Any:
-        if completed < 2:  # one that was woken has done its task and an empty job
-            return ensure(self, completed)
-        self.on_ready_counter.get_lock().acquire()
-        ledger().set(COUNTING, os.getpid())
-        return time.sleep(600)
-
-    billiard.pool.Worker._ensure_messages_consumed = ensure_or_hold
 
 
 def terminate(children: PoolChildren, pid: int) -> None:
@@ -252,11 +219,7 @@ def terminate(children: PoolChildren, pid: int) -> None:
 
 
 def disconnect(children: PoolChildren, pid: int) -> None:
-    """Once for each child: after a reconnect it is woken anew."""
     say_woken(pid)
-    if pid in disconnected:
-        return
-    disconnected.add(pid)
     with redis.Redis.from_url(app.conf.broker_url) as broker:
         for kind in ("normal", "pubsub"):
             broker.client_kill_filter(_type=kind, skipme=True)
@@ -267,10 +230,8 @@ ACTS = {
     for act in (
         terminate,
         disconnect,
-        stop_when_replaced,
+        replace,
         stop_while_read,
-        stop_while_accepted,
-        stop_while_counting,
     )
 }
 
@@ -299,27 +260,22 @@ class Optimized(bootsteps.Step):
         pool.optimization = os.environ[OPTIMIZATION]
 
 
-def wait_for_ever() -> None:
-    """Have a child wait without end for its answer to be read, where billiard's waits 30 s.
-
-    So that a shutdown that waits for such a child is told from a slow one.
-    """
-    billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10**6
-
-
 if OPTIMIZATION in os.environ:
     app.steps["worker"].add(Optimized)
-
-if {STOP_AT_WAKE, AT_WAKE} & os.environ.keys():
-    wait_for_ever()
 
 if STOP_AT_WAKE in os.environ:
     at_wake(stop)
 
 if AT_WAKE in os.environ:
     at_wake(ACTS[os.environ[AT_WAKE]])
-    if os.environ[AT_WAKE] == stop_while_counting.__name__:
-        hold_the_counter()
+
+if SLOW_END in os.environ:
+    signals.worker_process_shutdown.connect(end_slowly, weak=False)
+
+if SLOW_END_S in os.environ:
+    signals.worker_process_shutdown.connect(
+        lambda **_: time.sleep(float(os.environ[SLOW_END_S])), weak=False
+    )
 
 if FAIL_AT_START in os.environ:
     fail_at_start()

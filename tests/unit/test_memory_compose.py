@@ -16,8 +16,8 @@ from worker_guard.settings import Settings
 #: What the guard needs of billiard's pool, and takes for granted that it works.
 POOL = (
     *("_pool", "_cache", "_processes", "_poolctrl", "_putlock", "apply_async"),
-    *("_all_inqueues", "_busy_workers", "_active_writes", "_waiting_to_start"),
-    *("_result_handler", "_on_ready_counters", "outbound_buffer"),
+    *("_all_inqueues", "_busy_workers", "_active_writes", "_fileno_to_inq"),
+    *("_waiting_to_start", "_result_handler"),
 )
 
 

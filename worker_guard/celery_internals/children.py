@@ -9,6 +9,7 @@ from typing import Any
 from billiard.pool import EX_OK, EX_RECYCLE
 from celery.worker import state
 
+from worker_guard.celery_internals import inboxes
 from worker_guard.celery_internals.empty_jobs import EmptyJobs
 from worker_guard.celery_internals.hooks import Hook, MissingInternalError
 from worker_guard.celery_internals.host import pool_name
@@ -39,31 +40,26 @@ class PoolChildren:
     """The children of a prefork pool, and how one of them leaves without losing its work.
 
     A child leaves by its sentinel: an event that it looks at before it waits for its next job.
-    An idle child is past that look already, so it is given an empty job, as Celery's own
-    ``TaskPool.restart`` does, and looks again after it. No signal is sent at any time: whatever
-    the pool has written to the child is run by it, or was never begun and is put back by the pool.
+    An idle child is past that look already, and is made to look again: with an event loop by a
+    nudge in its inbox, without one by an empty job. No signal is sent at any time: whatever the
+    pool has written to the child is run by it, or was never begun and is put back by the pool.
+
+    With an event loop the pool gives no further job to a child that was asked (see
+    :mod:`~worker_guard.celery_internals.inboxes`). All that this takes is done as it is asked: such
+    a child leaves though the guard never looks at it again, and no slot is left unused.
 
     Relies on ``TaskPool._pool`` (None after stop), ``Pool._pool``, ``_cache``, ``_poolctrl``,
-    ``_processes``, ``_putlock`` and the processes' ``index`` and ``exitcode``; with an event loop
-    also on ``AsynPool._all_inqueues``, ``_busy_workers``, ``_active_writes``,
-    ``_waiting_to_start``, ``outbound_buffer``, ``handle_result_event``, ``_on_ready_counters``,
-    ``inq``, ``inqW_fd``, ``outq``, ``outqR_fd`` and the ``consolidate_callback`` of
-    ``worker.hub``. Run on billiard 4.2.0 and 4.3.2.
+    ``_processes`` and the processes' ``index`` and ``exitcode``; with an event loop also on
+    ``AsynPool._waiting_to_start``, ``_result_handler`` and what
+    :mod:`~worker_guard.celery_internals.inboxes` names, else on what :class:`EmptyJobs` does. Run
+    on billiard 4.2.0 and 4.3.2.
 
     Raises:
         MissingInternalError: the pool has no children, or lacks one of these.
     """
 
-    _NEEDED = ("_pool", "_cache", "_processes", "_poolctrl", "_putlock", "apply_async")
-    _NEEDED_BY_LOOP = (
-        "_all_inqueues",
-        "_busy_workers",
-        "_active_writes",
-        "_on_ready_counters",
-        "_waiting_to_start",
-        "_result_handler",
-        "outbound_buffer",
-    )
+    _NEEDED = ("_pool", "_cache", "_processes", "_poolctrl")
+    _NEEDED_BY_LOOP = ("_waiting_to_start", "_result_handler", *inboxes.NEEDED)
 
     def __init__(self, worker: Any) -> None:
         from celery.concurrency.prefork import TaskPool
@@ -74,12 +70,12 @@ class PoolChildren:
         pool = worker.pool._pool
         #: Whether the pool is driven by the event loop; else by threads of its own.
         self.has_event_loop = not getattr(pool, "threads", True)
-        needed = self._NEEDED + (self._NEEDED_BY_LOOP if self.has_event_loop else ())
+        needed = self._NEEDED + (self._NEEDED_BY_LOOP if self.has_event_loop else EmptyJobs.NEEDED)
         missing = [name for name in needed if not hasattr(pool, name)]
         if missing:
             raise MissingInternalError(f"this release's pool has no {', '.join(missing)}")
         self._asked: dict[int, Any] = {}
-        self._empty_jobs = EmptyJobs(worker, has_event_loop=self.has_event_loop)
+        self._empty_jobs = EmptyJobs()
 
     def why_not_to_recycle(self) -> str:
         """Why the children can't be asked to leave; empty: they can."""
@@ -130,17 +126,23 @@ class PoolChildren:
     def is_busy(self, pid: int) -> bool:
         """Whether a job was given to this child and isn't known to be finished."""
         process = self._process(pid)
-        return process is not None and self._has_job(self._task_pool._pool, process)
+        return process is not None and bool(self._jobs(self._task_pool._pool, process))
 
     def ask_to_leave(self, pid: int) -> bool:
-        """Set the child's sentinel; False: not now, try again.
+        """Set the child's sentinel, and have it given no further job; False: not now, try again.
+
+        Not before it is up, and not while its first job is on its way to it: where the connection
+        to the broker is lost just then, Celery forgets that job, and a child that leaves without
+        reading it would hand it on to its replacement, beside the one that the broker sends again.
 
         The event's lock is only tried: a child that was killed while it held it holds it for ever.
         """
         process = self._process(pid)
         pool = self._task_pool._pool
         sentinel = None if process is None else pool._poolctrl.get(pid)
-        if sentinel is None or not sentinel._cond.acquire(False):
+        if sentinel is None or (self.has_event_loop and not self._has_settled(pool, process)):
+            return False
+        if not sentinel._cond.acquire(False):
             return False
         try:
             # What Event.set does, less the notifying: nobody waits for it.
@@ -149,23 +151,27 @@ class PoolChildren:
         finally:
             sentinel._cond.release()
         self._asked[pid] = process
+        if self.has_event_loop:
+            inboxes.close(pool, process)
         return True
 
     def wake(self, pid: int) -> None:
-        """Give the child an empty job where it is idle, so that it looks at its sentinel."""
+        """Without an event loop: have the child look at its sentinel where it is idle.
+
+        With one that was done when it was asked.
+        """
         process = self._process(pid)
         pool = self._task_pool._pool
-        if process is not None and not self._has_job(pool, process):
-            self._empty_jobs.give(pool, process)
+        if process is not None and not self.has_event_loop and not self._jobs(pool, process):
+            self._empty_jobs.give(pool)
 
-    def hear_woken(self) -> None:
-        """Read what the children that were just woken answer; for a warm shutdown.
-
-        To be called after the consumer has closed and before the pool does.
-        """
+    def let_stay(self) -> None:
+        """Leave the pool as it was found: whoever has not left yet is given jobs again."""
         pool = self._task_pool._pool
-        if pool is not None:
-            self._empty_jobs.hear(pool)
+        if pool is not None and self.has_event_loop:
+            for process in self._asked.values():
+                if process in pool._pool:
+                    inboxes.reopen(pool, process, busy=bool(self._jobs(pool, process)))
 
     def has_left(self, pid: int) -> bool:
         """Whether a child that was asked to leave is no more in the pool."""
@@ -215,12 +221,22 @@ class PoolChildren:
         processes = () if pool is None else list(pool._pool)
         return next((process for process in processes if process.pid == pid), None)
 
+    @classmethod
+    def _has_settled(cls, pool: Any, process: Any) -> bool:
+        """Whether the child is up, and has begun with a job where it was given any."""
+        jobs = cls._jobs(pool, process)
+        return inboxes.is_known(pool, process) and (not jobs or any(job.accepted() for job in jobs))
+
     @staticmethod
-    def _has_job(pool: Any, process: Any) -> bool:
-        return any(
-            process.pid in job.worker_pids()
-            or job._write_to is process
-            or job._scheduled_for is process
+    def _jobs(pool: Any, process: Any) -> list[Any]:
+        """The jobs that this child was given and that aren't known to be finished."""
+        return [
+            job
             for job in list(pool._cache.values())
             if not job.ready()
-        )
+            and (
+                process.pid in job.worker_pids()
+                or job._write_to is process
+                or job._scheduled_for is process
+            )
+        ]

@@ -125,12 +125,12 @@ class Memory:
         if self._recycler is not None and not self._pool.has_event_loop:
             self._hooks.callback(celery_internals.keep_replacements_alive())
 
-    def stop(self, *, cold: bool) -> None:
-        """Undo every hook; a ``cold`` shutdown waits for no child."""
+    def stop(self) -> None:
+        """Undo every hook, and leave the pool as it was found."""
         try:
-            if self._pool is not None and not cold:
-                self._pool.hear_woken()
-        except Exception as exc:  # noqa: BLE001 - reported; the pool then waits for that child
+            if self._pool is not None:
+                self._pool.let_stay()
+        except Exception as exc:  # noqa: BLE001 - reported; those children leave all the same
             self._on_error(exc)
         # Each one, though another raises.
         self._hooks.close()

@@ -19,8 +19,7 @@ FOLLOW_S = 0.05
 IDLE_S = 5.0
 
 #: How long a child is given to leave by itself before it is woken: one that has handed in its last
-#: result can still be about to look at its sentinel, on a busy machine for a tenth of a second. A
-#: job that is written to it meanwhile is put back by the pool, and costs its pipes.
+#: result can still be about to look at its sentinel, on a busy machine for a tenth of a second.
 LOOK_S = 0.1
 
 #: The same for one that was busy when it was asked. It leaves after its task, for which it waits
