@@ -94,6 +94,25 @@ def test_runs_that_wait_expire(
     assert len(worker.revoked()) == (sent if lost else 0)
 
 
+@pytest.mark.parametrize("expires", [None, 1], ids=["none", "interval"])
+def test_runs_pile_up(
+    make_fleet: MakeFleet, redis_server: RedisServer, expires: float | None
+) -> None:
+    """Without an expires all that waited run again; with one interval none that is stale does."""
+    fleet = make_fleet()
+    options = {"every_s": 1} if expires is None else {"every_s": 1, "expires": expires}
+    with beat(fleet, options):
+        wait_for(lambda: waiting(redis_server) >= 4, "four runs in the queue")
+        piled = waiting(redis_server)
+        # A worker takes longer than the interval to start.
+        worker = start(fleet, redis_server)
+        wait_for(lambda: "] succeeded in " in worker.text(), "a run")
+        wait_for(lambda: waiting(redis_server) == 0, "the queue to be empty")
+    ran = worker.text().count("] succeeded in ")
+    discarded = worker.text().count("Discarding revoked task: harness.add")
+    assert ran >= piled if expires is None else discarded >= piled
+
+
 def test_beat_does_not_catch_up(make_fleet: MakeFleet, redis_server: RedisServer) -> None:
     """After an outage it sends an overdue entry once, with an expiry counted from then."""
     fleet = make_fleet()
