@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
-from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import redis
 
 from tests.harness.app import app
+from tests.harness.audit_entry import ENTRY, given_schedule
 
-__all__ = ["app"]
+__all__ = ["ENTRY", "app"]
 
-#: The entry that Beat sends each half second (or ``every_s``), as JSON: its options. ``expires``
-#: can be an object:
-#: ``{"at": seconds from import, "naive": bool}`` or ``{"timedelta": seconds}``; so can
-#: ``countdown``. ``entry`` holds keys of the entry itself, to add to it or put in place of its own.
-ENTRY = "WORKER_GUARD_TEST_ENTRY"
 COUNTS = "WORKER_GUARD_TEST_COUNTS"
 #: Have an entry added when the app is finalized, and say so on stdout.
 PERIODIC = "WORKER_GUARD_TEST_PERIODIC"
 
 
-def _time(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if "timedelta" in value:
-        return timedelta(seconds=value["timedelta"])
-    now = datetime.now() if value.get("naive") else datetime.now(timezone.utc)  # noqa: DTZ005
-    return now + timedelta(seconds=value["at"])
-
-
-if ENTRY in os.environ:
-    options = json.loads(os.environ[ENTRY])
-    options |= {key: _time(options[key]) for key in ("expires", "countdown") if key in options}
-    given = options.pop("entry", {})
-    every_s = options.pop("every_s", 0.5)
-    entry = {"task": "harness.add", "args": (1, 2), "schedule": every_s, "options": options}
-    app.conf.beat_schedule = {"entry": {**entry, **given}}
+schedule = given_schedule()
+if schedule is not None:
+    app.conf.beat_schedule = schedule
 
 
 def _count(key: str) -> int:
@@ -79,4 +60,4 @@ if PERIODIC in os.environ:
     @app.on_after_finalize.connect
     def add_entries(sender: Any, **kwargs: Any) -> None:
         print("finalized")
-        sender.add_periodic_task(60, count.s(), name="late", expires=60)
+        sender.add_periodic_task(60, count.s(), name="late", expires=30)

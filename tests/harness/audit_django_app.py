@@ -1,9 +1,12 @@
-"""The app of a Django project with django-celery-beat. Run as a program it makes the database."""
+"""The app of a Django project with django-celery-beat. Run as a program it fills the database."""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from datetime import datetime, timezone
+from typing import Any
 
 from celery import Celery
 
@@ -21,13 +24,14 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+@app.task(name="harness.fleeting", expires=30)
+def fleeting(x: int, y: int) -> int:
+    """A task with an expiry of its own."""
+    return x + y
+
+
 def make_database() -> None:
     """Entries good and bad, one that is switched off, and Celery's own."""
-    import django
-    from django.core.management import call_command
-
-    django.setup()
-    call_command("migrate", verbosity=0)
     from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
     minute = IntervalSchedule.objects.create(every=1, period=IntervalSchedule.MINUTES)
@@ -42,5 +46,32 @@ def make_database() -> None:
     make(name=cleanup, task=cleanup, crontab=daily, expire_seconds=12 * 3600)
 
 
+def add_row(name: str, **columns: Any) -> None:
+    """An entry that runs each second."""
+    from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+    second, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
+    PeriodicTask.objects.create(name=name, task="harness.add", interval=second, **columns)
+
+
+def read_anew() -> None:
+    """Have a Beat that runs read the database again, as any change of an entry does."""
+    from django_celery_beat.models import PeriodicTasks
+
+    PeriodicTasks.update_changed()
+
+
 if __name__ == "__main__":
-    make_database()
+    import django
+    from django.core.management import call_command
+
+    django.setup()
+    what, *arguments = sys.argv[1:] or ["example"]
+    if what == "row":
+        add_row(**json.loads(arguments[0]))
+    elif what == "read-anew":
+        read_anew()
+    else:
+        call_command("migrate", verbosity=0)
+    if what == "example":
+        make_database()

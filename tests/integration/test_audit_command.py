@@ -19,6 +19,8 @@ from celery import Celery
 
 from tests.harness.app import CONFIGURATION, UNGUARDED
 from tests.harness.audit_app import ENTRY, PERIODIC
+from tests.harness.audit_django_settings import CONFIGURATION as DJANGO
+from tests.harness.audit_django_settings import DATABASE
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.workers import ROOT
 from worker_guard.audit.rules import IDS
@@ -97,8 +99,8 @@ def test_celerys_defaults_are_fine() -> None:
         ((), {UNGUARDED: "1"}, 0),
         (("--fail-on", "note"), {UNGUARDED: "1"}, 1),
         (("--fail-on", "note"), {}, 0),
-        ((), {ENTRY: '{"expires": 30}'}, 1),
-        (("--fail-on", "error"), {ENTRY: '{"expires": 30}'}, 0),
+        ((), {ENTRY: '{"expires": 0.2}'}, 1),
+        (("--fail-on", "error"), {ENTRY: '{"expires": 0.2}'}, 0),
         (("--fail-on", "error"), {ENTRY: '{"expires": -30}'}, 1),
         (("--fail-on", "fatal"), {}, 2),
         (("--loud",), {}, 2),
@@ -240,6 +242,24 @@ def test_settings_under_a_namespace() -> None:
         ("acks-late-without-reject", "task_acks_late"): "warning",
         ("guard-settings-rejected", "worker_guard settings"): "error",
     }
+    assert "change   CELERY_TASK_REJECT_ON_WORKER_LOST = True\n" in audit(app=app, conf=conf).stdout
+
+
+def test_the_line_to_change_in_a_django_project(tmp_path: Path) -> None:
+    """As its settings have it, and where a task is, as Django's applications have those."""
+    entry = {"expires": 3600, "entry": {"schedule": {"crontab": "*/10"}}}
+    conf = {"task_acks_late": True, "beat_scheduler": "celery.beat:PersistentScheduler"}
+    environ = {DATABASE: str(tmp_path / "none"), DJANGO: json.dumps(conf), ENTRY: json.dumps(entry)}
+    module = "tests.harness.audit_django_app"
+    done = audit(app=module, **environ)
+    assert 'CELERY_BEAT_SCHEDULE["entry"]["options"]["expires"] = 600\n' in done.stdout
+    assert "schedule <crontab: */10 * * * * (m/h/dM/MY/d)>, interval 10 min," in done.stdout
+    assert "CELERY_TASK_REJECT_ON_WORKER_LOST = True\n" in done.stdout
+    conf = {"beat_scheduler": "django", "task_reject_on_worker_lost": True}
+    environ |= {DJANGO: json.dumps(conf), ENTRY: json.dumps({"time_limit": 9, "expire_seconds": 1})}
+    done = audit(app=module, **environ)
+    assert "CELERY_TASK_ACKS_LATE = True" in done.stdout
+    assert "@shared_task(time_limit=…)" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -265,7 +285,7 @@ def test_what_was_computed_at_import(entry: dict[str, Any], expected: dict[str, 
 def test_entries_that_are_added_when_the_app_is_ready() -> None:
     """``add_periodic_task`` in a handler of ``on_after_finalize``."""
     assert findings(app="tests.harness.audit_app", **{PERIODIC: "1"}) == {
-        ("expires-under-an-hour", "Beat entry late"): "warning",
+        ("expires-shorter-than-interval", "Beat entry late"): "warning",
         **PREFETCH,
     }
 
@@ -324,7 +344,12 @@ def test_redbeat_that_no_setting_names(
 ) -> None:
     """Beat's command line can: it falls back on the broker. Where that is down nothing is said."""
     conf = {"broker_url": redbeat_conf["redbeat_redis_url"]}
-    assert ("expires-shorter-than-interval", "Beat entry bad") in findings(conf=conf)
+    found = findings(conf=conf)
+    assert ("expires-shorter-than-interval", "Beat entry bad") in found
+    assert found["stored-entries-not-run", "entries of redbeat"] == "note"
+    # With another one chosen its entries are those of nobody.
+    found = findings(conf={**conf, "beat_scheduler": "celery.beat:PersistentScheduler"})
+    assert found == {("stored-entries-not-run", "entries of redbeat"): "note"}
     redis_server.kill()
     done = audit(conf=conf)
     assert (done.returncode, done.stderr) == (0, "")
@@ -368,6 +393,10 @@ def test_django_celery_beat(tmp_path: Path) -> None:
     made = [sys.executable, "-m", module]
     subprocess.run(made, cwd=ROOT, env=environment({}, **environ), check=True, timeout=60)
     before = database.read_bytes()
+    short = audit("--json", app=module, **environ).stdout
+    schedules = {one["evidence"].get("schedule") for one in json.loads(short)["findings"]}
+    # Its crontabs print themselves on three lines.
+    assert "<crontab: 0 4 * * * (m/h/d/dM/MY), UTC>" in schedules
     assert findings(app=module, **environ) == {
         ("expires-shorter-than-interval", "Beat entry short"): "warning",
         ("expires-under-a-day", "Beat entry celery.backend_cleanup"): "note",

@@ -94,6 +94,28 @@ def test_runs_that_wait_expire(
     assert len(worker.revoked()) == (sent if lost else 0)
 
 
+@pytest.mark.parametrize("expires", [None, 1], ids=["none", "interval"])
+def test_runs_pile_up(
+    make_fleet: MakeFleet, redis_server: RedisServer, expires: float | None
+) -> None:
+    """Without an expires all that waited run; with one interval they don't, and the next does."""
+    fleet = make_fleet()
+    options = {"every_s": 1} if expires is None else {"every_s": 1, "expires": expires}
+    with beat(fleet, options):
+        wait_for(lambda: waiting(redis_server) >= 4, "four runs in the queue")
+    queued = redis_server.client.lrange("work", 0, -1)
+    piled = [json.loads(raw)["headers"]["expires"] for raw in queued]
+    last = datetime.fromisoformat(max(filter(None, piled), default="2000-01-01T00:00:00+00:00"))
+    wait_for(lambda: datetime.now(timezone.utc) > last, "the youngest run to have expired")
+    worker = start(fleet, redis_server)
+    ran, discarded = "] succeeded in ", "Discarding revoked task: harness.add"
+    said, never = (ran, discarded) if expires is None else (discarded, ran)
+    wait_for(lambda: worker.text().count(said) == len(piled), f"{len(piled)} times {said!r}")
+    assert never not in worker.text()
+    with beat(fleet, options):
+        wait_for(lambda: worker.text().count(ran) >= (expires is None) * len(piled) + 1, "a run")
+
+
 def test_beat_does_not_catch_up(make_fleet: MakeFleet, redis_server: RedisServer) -> None:
     """After an outage it sends an overdue entry once, with an expiry counted from then."""
     fleet = make_fleet()

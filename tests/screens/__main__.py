@@ -10,6 +10,7 @@ from tests.harness.memory import LIMIT, Site, memory_site
 from tests.harness.memory_app import LEDGER, PRELOAD
 from tests.harness.redis_server import RedisServer
 from tests.harness.workers import bare_worker, wait_for
+from tests.screens.audit import AUDIT_SCREEN, audit_screen
 from tests.screens.draw import SCREENS, keep, recorded, screens
 from worker_guard.status.asking import Workers
 from worker_guard.status.view import Answers, document, read_fleet
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> int:
         return 2
     for name, text in screens(recorded()).items():
         (SCREENS / name).write_text(text)
+    (SCREENS / AUDIT_SCREEN).write_text(audit_screen())
     return 0
 
 

@@ -10,8 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from celery.app.defaults import DEFAULTS
 
+from tests.screens.audit import AUDIT_SCREEN, audit_screen
+from tests.screens.draw import SCREENS
 from tests.unit.test_docs import DOCS, ROOT, sections
+from worker_guard.audit.expiry import A_FEW
 from worker_guard.audit.facts import (
     BeatEntry,
     Delivery,
@@ -22,6 +26,7 @@ from worker_guard.audit.facts import (
     Moment,
     Odd,
     Results,
+    StoredEntries,
     TaskFacts,
     Unreadable,
     When,
@@ -30,7 +35,7 @@ from worker_guard.audit.finding import LEVELS, Finding, judge, reaches
 from worker_guard.audit.gaps import Gaps
 from worker_guard.audit.render import Report, show
 from worker_guard.audit.rules import IDS, RULES
-from worker_guard.audit.spelling import megabytes, names, plain, seconds
+from worker_guard.audit.spelling import Spelling, megabytes, names, on_one_line, plain, seconds
 
 MINUTE, HOUR, DAY, WEEK = 60.0, 3600.0, 86400.0, 7 * 86400.0
 
@@ -46,12 +51,25 @@ def every(gap_s: float, expires: When = None, **more: Any) -> Facts:
     entry = BeatEntry(
         name="entry",
         task=more.pop("task", "proj.task"),
-        schedule="every so often",
+        schedule=more.pop("schedule", "every so often"),
         gaps=more.pop("gaps", gaps),
         expires=expires,
         **more,
     )
     return Facts(entries=(entry,))
+
+
+def ignored(gap_s: float, name: str, value: When, **more: Any) -> Facts:
+    """The same with an expiry from which DatabaseScheduler takes none."""
+    given = {"expires_option": "expire_seconds", "ignored_expires": (name, value), **more}
+    facts = every(gap_s, given.pop("expires", None), **given)
+    return replace(facts, scheduler="django-celery-beat's DatabaseScheduler")
+
+
+def stored(*, assumed: bool) -> StoredEntries:
+    """Entries of django-celery-beat where no setting names its scheduler."""
+    named = "celery.beat:PersistentScheduler"
+    return StoredEntries("django-celery-beat", 3, "proj.beat:Scheduler", named, assumed)
 
 
 def tasks(*given: TaskFacts, **delivery: Any) -> Facts:
@@ -97,6 +115,7 @@ REDIS_MEMORY = frozenset({"worker_guard_alert_redis_memory"})
 BAD: list[tuple[str, str, Facts]] = [
     ("entry-not-loadable", "error", every(DAY, flaw=Flaw("ends-beat", "TypeError: no expires"))),
     ("entry-not-loadable", "error", every(DAY, flaw=Flaw("no-task", "the task is None"))),
+    ("entry-not-loadable", "error", every(DAY, flaw=Flaw("left-out", "expires can't be 5"))),
     ("entry-not-loadable", "error", every(DAY, flaw=Flaw("never-sent", "the options are 5"))),
     (
         "setting-not-readable",
@@ -107,9 +126,28 @@ BAD: list[tuple[str, str, Facts]] = [
     ("expires-shorter-than-interval", "warning", every(6 * HOUR, 2 * HOUR)),
     ("expires-shorter-than-interval", "warning", every(HOUR, HOUR - 1)),
     ("expires-shorter-than-interval", "note", every(WEEK, DAY)),
-    ("expires-under-an-hour", "warning", every(10.0, 10.0)),
-    ("expires-under-an-hour", "warning", every(5 * MINUTE, 10 * MINUTE)),
-    ("expires-under-an-hour", "warning", every(MINUTE, HOUR - 1, expires_of_task=True)),
+    # It may begin a second before it expires.
+    ("expires-shorter-than-interval", "warning", every(MINUTE, MINUTE, countdown_s=59.0)),
+    ("runs-pile-up", "note", every(10.0)),
+    ("runs-pile-up", "note", every(59 * MINUTE)),
+    ("runs-pile-up", "note", every(10.0, HOUR)),
+    ("runs-pile-up", "note", every(10.0, 10 * MINUTE)),
+    ("runs-pile-up", "note", every(MINUTE, HOUR - 1, expires_of_task=True)),
+    ("runs-pile-up", "note", every(MINUTE, AHEAD, ends_at_expires=True)),
+    ("expires-ignored-by-scheduler", "warning", ignored(DAY, "expires", HOUR)),
+    ("expires-ignored-by-scheduler", "warning", ignored(MINUTE, "expires", PAST)),
+    ("expires-ignored-by-scheduler", "warning", ignored(MINUTE, "expires", Odd("'soon'"))),
+    ("expires-ignored-by-scheduler", "warning", ignored(MINUTE, "expire_seconds", 0.0)),
+    (
+        "expires-ignored-by-scheduler",
+        "warning",
+        ignored(MINUTE, "expires", HOUR, expires=MINUTE, expires_of_task=True),
+    ),
+    ("options-ignored-by-scheduler", "warning", every(DAY, ignored_options=("task_id",))),
+    ("interval-rounded-down", "error", every(0.0, gaps=None, interval_s=0.5)),
+    ("interval-rounded-down", "warning", every(1.0, 1.0, interval_s=1.5)),
+    ("stored-entries-not-run", "note", Facts(stored=(stored(assumed=True),))),
+    ("stored-entries-not-run", "note", Facts(stored=(stored(assumed=False),))),
     ("expires-under-a-day", "warning", every(DAY, HOUR)),
     ("expires-under-a-day", "warning", every(DAY, 12 * HOUR, source="django-celery-beat")),
     ("expires-under-a-day", "warning", every(WEEK, HOUR, source="redbeat")),
@@ -243,17 +281,23 @@ BAD: list[tuple[str, str, Facts]] = [
 #: Rules, and facts in which they find nothing at all.
 GOOD: list[tuple[str, Facts]] = [
     ("all", Facts()),
-    ("all", every(MINUTE, HOUR)),
-    ("all", every(10.0, 2 * HOUR)),
+    ("all", every(10.0, 10.0)),
+    ("all", every(10.0, 50.0)),
+    ("all", every(MINUTE, 2 * MINUTE)),
+    # An hour's outage leaves one run.
+    ("all", every(HOUR)),
+    ("all", every(DAY)),
     ("all", every(HOUR, HOUR)),
+    ("all", every(HOUR, DAY)),
     ("all", every(6 * HOUR, 6 * HOUR)),
     ("all", every(DAY, DAY)),
     ("all", every(WEEK, WEEK)),
     # Weekdays only: the shortest gap counts, not the weekend.
     ("all", every(DAY, DAY, longest_s=3 * DAY)),
-    ("all", every(5 * MINUTE, HOUR, longest_s=15 * HOUR)),
-    ("all", every(MINUTE)),
-    ("all", every(MINUTE, HOUR, countdown_s=MINUTE)),
+    ("all", every(5 * MINUTE, 5 * MINUTE, longest_s=15 * HOUR)),
+    ("all", every(MINUTE, HOUR, countdown_s=HOUR - MINUTE)),
+    # Both spellings: the one that counts is there.
+    ("all", ignored(MINUTE, "expires", HOUR, expires=MINUTE)),
     # Its lifetime can't be judged where nobody knows when it runs.
     ("all", every(0.0, HOUR, gaps=None)),
     # Where it ends a schedule, a fixed time is what is meant.
@@ -335,9 +379,9 @@ GOOD: list[tuple[str, Facts]] = [
     ("all", with_entry(every(DAY, countdown_s=HOUR), visibility_timeout_s=HOUR)),
     ("all", with_entry(every(DAY, countdown_s=2 * HOUR))),
     ("all", with_entry(every(DAY, DAY, eta=PAST), visibility_timeout_s=HOUR)),
-    ("all", with_entry(every(MINUTE, HOUR), prefetch_multiplier=1)),
-    ("all", with_entry(every(MINUTE, HOUR), prefetch_multiplier=0, prefetch_disabled=True)),
-    ("all", with_entry(every(MINUTE, HOUR), prefetch_multiplier=16)),
+    ("all", with_entry(every(MINUTE, MINUTE), prefetch_multiplier=1)),
+    ("all", with_entry(every(MINUTE, MINUTE), prefetch_multiplier=0, prefetch_disabled=True)),
+    ("all", with_entry(every(HOUR, HOUR), prefetch_multiplier=16)),
     ("all", tasks(prefetch_multiplier=0)),
     ("all", guard(statedb="worker.state")),
     ("all", guard(given=MAX_AGE, results=redis_results())),
@@ -395,7 +439,7 @@ def test_each_rule_has_rows() -> None:
 
 def test_each_expiry_is_said_once() -> None:
     """The three rules of a lifetime never name the same entry twice."""
-    lifetimes = {"expires-shorter-than-interval", "expires-under-an-hour", "expires-under-a-day"}
+    lifetimes = {"expires-shorter-than-interval", "runs-pile-up", "expires-under-a-day"}
     for gap in (10.0, MINUTE, HOUR, 5 * HOUR, DAY, WEEK):
         for expires in (1.0, 30.0, MINUTE, HOUR, DAY, WEEK):
             assert len(lifetimes & found(every(gap, expires)).keys()) <= 1, (gap, expires)
@@ -429,14 +473,44 @@ def test_what_a_fixed_expires_does() -> None:
     assert ahead.startswith(f"From {AHEAD.written} on")
 
 
-@pytest.mark.parametrize("gap", [10.0, MINUTE, HOUR, 5 * HOUR, DAY, WEEK])
-@pytest.mark.parametrize("expires", [1.0, MINUTE, HOUR, DAY])
-def test_the_line_to_change_is_a_cure(gap: float, expires: float) -> None:
-    """With the lifetime that it names, nothing is found any more."""
-    for finding in judge(every(gap, expires), RULES):
-        if finding.rule.startswith("expires"):
+@pytest.mark.parametrize("gap", [0.25, 10.0, MINUTE, HOUR, 5 * HOUR, DAY - 120, DAY, WEEK])
+@pytest.mark.parametrize(
+    "expires",
+    [None, -1.0, 1.0, MINUTE, 10 * MINUTE, HOUR, DAY, PAST, AHEAD, YEAR_3600, Odd("'soon'")],
+    ids=str,
+)
+@pytest.mark.parametrize("countdown_s", [None, 30.0, 2 * HOUR])
+def test_the_line_to_change_is_a_cure(gap: float, expires: When, countdown_s: float | None) -> None:
+    """With the lifetime that it names, nothing is found any more, and few runs pile up."""
+    facts = every(gap, expires, countdown_s=countdown_s)
+    for finding in judge(facts, RULES):
+        if finding.rule not in ("prefetch-outlasts-expires", "expires-naive"):
             wanted = float(finding.change.rpartition("= ")[2])
-            assert not judge(every(gap, wanted), RULES)
+            assert not judge(every(gap, wanted, countdown_s=countdown_s), RULES)
+            assert min(wanted - (countdown_s or 0), HOUR) / gap <= A_FEW
+
+
+@pytest.mark.parametrize(
+    ("gap", "expires", "waiting"),
+    [(10.0, None, 360), (10.0, HOUR, 360), (10.0, DAY, 360), (10.0, 600.0, 60), (1800.0, None, 2)],
+)
+def test_how_many_runs_pile_up(gap: float, expires: When, waiting: int) -> None:
+    """As many as were sent in an hour and have not expired."""
+    finding = found(every(gap, expires))["runs-pile-up"]
+    assert finding.evidence["runs_after_an_hour"] == waiting
+    assert f"after an hour there are {waiting}," in finding.happens
+
+
+def test_where_nobody_knows_how_often_it_runs_no_number_is_made_up() -> None:
+    """Any would be a pile for an entry that is frequent enough."""
+    for facts in (
+        every(0.0, PAST, gaps=None),
+        tasks(task(expires=PAST)),
+        tasks(task(expires=NAIVE)),
+    ):
+        for finding in judge(facts, RULES):
+            if finding.rule.startswith("expires"):
+                assert "expires=…" in finding.change or '["expires"] = …' in finding.change
 
 
 @pytest.mark.parametrize("kib", [200.0, 20_000.0, 50_000.0, 200_000_000.0])
@@ -449,14 +523,19 @@ def test_the_limit_to_change_is_a_cure(kib: float) -> None:
 
 @pytest.mark.parametrize("countdown_s", [2 * HOUR, 5 * DAY])
 def test_the_visibility_timeout_to_change_is_a_cure(countdown_s: float) -> None:
-    """With the one that it names nothing is found any more; the other options stay."""
+    """With the one that it names nothing is found any more; other options stay."""
     entry = every(DAY, countdown_s=countdown_s)
     short = with_entry(entry, transport="redis", visibility_timeout_s=HOUR)
     change = found(short)["visibility-timeout-short"].change
     before, _, wanted = change.partition('"visibility_timeout": ')
-    assert before == ("app.conf.broker_transport_options = {**app.conf.broker_transport_options, ")
+    assert before == "app.conf.broker_transport_options = {"
     cured = with_entry(entry, transport="redis", visibility_timeout_s=float(wanted.rstrip("}")))
     assert "visibility-timeout-short" not in found(cured)
+    spelling = Spelling(given=frozenset({"broker_transport_options"}))
+    change = found(replace(short, spelling=spelling))["visibility-timeout-short"].change
+    assert change == (
+        f'app.conf.broker_transport_options["visibility_timeout"] = {wanted.rstrip("}")}'
+    )
 
 
 def test_the_worst_come_first() -> None:
@@ -492,12 +571,65 @@ def test_where_the_line_stands() -> None:
     """The line names the place where this entry's expires is kept."""
 
     def change(**more: Any) -> str:
-        return found(every(MINUTE, MINUTE, **more))["expires-under-an-hour"].change
+        return found(every(MINUTE, 1.0, **more))["expires-shorter-than-interval"].change
 
-    assert change() == 'app.conf.beat_schedule["entry"]["options"]["expires"] = 3600'
-    assert change(expires_of_task=True) == '@app.task(name="proj.task", expires=3600)'
-    assert change(source="redbeat") == ('RedBeatSchedulerEntry "entry": options["expires"] = 3600')
-    assert change(source="django-celery-beat") == 'PeriodicTask "entry": expire_seconds = 3600'
+    assert change() == 'app.conf.beat_schedule["entry"]["options"]["expires"] = 60'
+    assert change(has_options=False) == (
+        'app.conf.beat_schedule["entry"]["options"] = {"expires": 60}'
+    )
+    assert change(expires_option="expire_seconds") == (
+        'app.conf.beat_schedule["entry"]["options"]["expire_seconds"] = 60'
+    )
+    assert change(expires_of_task=True) == '@app.task(name="proj.task", expires=60)'
+    assert change(source="redbeat") == 'RedBeatSchedulerEntry "entry": options["expires"] = 60'
+    assert change(source="django-celery-beat") == 'PeriodicTask "entry": expire_seconds = 60'
+
+
+def test_what_a_scheduler_ignores_is_kept_where_it_is_good() -> None:
+    """The lifetime that was meant, unless a rule would say something of it."""
+
+    def change(gap_s: float, expires_s: float) -> str:
+        facts = ignored(gap_s, "expires", expires_s)
+        return found(facts)["expires-ignored-by-scheduler"].change.rpartition("= ")[2]
+
+    assert change(MINUTE, 2 * MINUTE) == "120"
+    assert change(MINUTE, HOUR) == "60"
+    assert change(MINUTE, 1.0) == "60"
+    assert change(DAY, HOUR) == "86400"
+
+
+#: How Django's settings write what Celery has in lower case.
+DJANGO = Spelling(
+    in_source={setting: f"CELERY_{setting.upper()}" for setting in DEFAULTS},
+    namespace="CELERY_",
+    decorator="@shared_task",
+)
+
+
+@pytest.mark.parametrize(("rule", "level", "facts"), BAD)
+def test_every_line_is_in_djangos_spelling(rule: str, level: str, facts: Facts) -> None:
+    """Each rule's line, without an exception."""
+    change = found(replace(facts, spelling=DJANGO))[rule].change
+    assert "app.conf" not in change
+    assert "@app.task" not in change
+    if "app.conf." in (plain := found(facts)[rule].change):
+        setting = plain.partition("app.conf.")[2].split(" ")[0].partition("[")[0].strip(",")
+        assert f"CELERY_{setting.upper()}" in change
+
+
+def test_how_a_setting_is_spelt() -> None:
+    """On the app, in a module, in Django's settings; the guard's own too."""
+    assert Spelling().line("task_acks_late", "True") == "app.conf.task_acks_late = True"
+    module = Spelling(in_source={"task_acks_late": "task_acks_late"})
+    assert module.line("task_acks_late", "True") == "task_acks_late = True"
+    assert module.name("worker_guard_interval") == "worker_guard_interval"
+    old = Spelling(in_source={"task_acks_late": "CELERY_ACKS_LATE"})
+    assert old.line("task_acks_late", "True") == "CELERY_ACKS_LATE = True"
+    assert DJANGO.line("task_acks_late", "True") == "CELERY_TASK_ACKS_LATE = True"
+    assert DJANGO.name("worker_guard_interval") == "CELERY_WORKER_GUARD_INTERVAL"
+    # What is set on the app outweighs the settings.
+    on_app = replace(DJANGO, on_app=frozenset({"task_acks_late"}))
+    assert on_app.name("task_acks_late") == "app.conf.task_acks_late"
 
 
 def test_how_values_are_spelt() -> None:
@@ -509,6 +641,7 @@ def test_how_values_are_spelt() -> None:
     assert plain(419_430_400.0) == "419430400"
     assert megabytes(1_234_567_890) == "1,235 MB"
     assert names(["a", "b"]) == "a, b"
+    assert on_one_line("<crontab: 0 4\n         * * *\n>\n") == "<crontab: 0 4 * * * >"
     assert names([str(n) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
 
 
@@ -528,27 +661,25 @@ def test_each_rule_has_its_section() -> None:
         assert named <= known, rule
 
 
-def report() -> Report:
-    """A fixed report with findings of each level."""
-    facts = replace(
-        every(MINUTE, 30.0, task_id="nightly"),
-        delivery=Delivery(acks_late=True),
-        memory=Memory(child_limit_kib=200.0),
-        results=redis_results(expires_s=None),
-        guard=GuardFacts(dry_run=True),
-    )
-    return Report(
-        findings=judge(facts, RULES), unread=(), rules=len(RULES), beat_entries=1, tasks=0
-    )
-
-
 def test_the_screen_in_the_documentation() -> None:
     """It is what the command prints of such facts on 80 columns."""
-    out = io.StringIO()
-    show(report(), color=False, file=out, width=80)
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    assert max(map(len, lines)) <= 80
-    assert "\n".join(lines) + "\n" == (DOCS / "screens" / "audit-80.txt").read_text()
+    drawn = audit_screen()
+    assert max(map(len, drawn.splitlines())) <= 80
+    assert drawn == (SCREENS / AUDIT_SCREEN).read_text()
+
+
+@pytest.mark.parametrize("columns", [64, 70, 80, 90, 100, 140])
+def test_a_crontab_is_printed_on_one_line(columns: int) -> None:
+    """Whatever stands before it, where a line is wide enough."""
+    crontab = "<crontab: 0,15,30,45 4 * * * (m/h/dM/MY/d)>"
+    for longer in range(0, 40, 7):
+        name = "proj." + "x" * longer
+        findings = judge(every(10.0, task=name, schedule=crontab), RULES)
+        out = io.StringIO()
+        report = Report(findings=findings, unread=(), rules=1, beat_entries=1, tasks=0)
+        show(report, color=False, file=out, width=columns)
+        assert crontab in out.getvalue()
+        assert max(map(len, out.getvalue().splitlines())) <= columns
 
 
 def test_the_audit_is_loaded_by_nobody_else() -> None:

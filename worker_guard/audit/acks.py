@@ -9,6 +9,7 @@ from worker_guard.audit.finding import Finding
 from worker_guard.audit.spelling import names
 
 _LATE, _REJECT = "task_acks_late", "task_reject_on_worker_lost"
+_BOTH = "acks_late=True, reject_on_worker_lost=True"
 
 
 def acks_late_without_reject(facts: Facts) -> Iterator[Finding]:
@@ -25,9 +26,9 @@ def acks_late_without_reject(facts: Facts) -> Iterator[Finding]:
             happens="A task whose child is killed (out of memory, a signal) is acknowledged as "
             "FAILURE and does not run again; only the loss of the whole worker brings it back.",
             evidence=_evidence(facts, tasks),
-            change=f"app.conf.{_REJECT} = True"
+            change=facts.spelling.line(_REJECT, "True")
             if everywhere
-            else "@app.task(acks_late=True, reject_on_worker_lost=True)",
+            else facts.spelling.task(_BOTH),
         )
 
 
@@ -45,9 +46,9 @@ def reject_false_does_not_requeue(facts: Facts) -> Iterator[Finding]:
             happens="False is not what requeues: with it a task whose child is killed is "
             "acknowledged as FAILURE, and True brings it back to the queue.",
             evidence=_evidence(facts, tasks),
-            change=f"app.conf.{_REJECT} = True"
+            change=facts.spelling.line(_REJECT, "True")
             if everywhere
-            else "@app.task(acks_late=True, reject_on_worker_lost=True)",
+            else facts.spelling.task(_BOTH),
         )
 
 
@@ -66,9 +67,9 @@ def reject_without_acks_late(facts: Facts) -> Iterator[Finding]:
             happens="It has no effect: the message is acknowledged when the task begins, so that "
             "a task whose child is killed is lost.",
             evidence=_evidence(facts, tasks),
-            change=f"app.conf.{_LATE} = True  # for tasks that may run twice"
+            change=facts.spelling.line(_LATE, "True  # for tasks that may run twice")
             if everywhere
-            else "@app.task(acks_late=True, reject_on_worker_lost=True)",
+            else facts.spelling.task(_BOTH),
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from worker_guard.audit.gaps import Gaps
+from worker_guard.audit.spelling import Spelling
 
 #: By alias, and by module where that differs.
 _CHILDLESS = {"solo", "threads", "thread", "gevent", "eventlet"}
@@ -44,7 +45,7 @@ When = float | Moment | Odd | None
 class Flaw:
     """What keeps Beat from running an entry: what comes of it, and what there is to say."""
 
-    kind: Literal["ends-beat", "no-task", "never-sent"]
+    kind: Literal["ends-beat", "left-out", "no-task", "never-sent"]
     says: str
 
 
@@ -60,7 +61,18 @@ class BeatEntry:
     schedule: str
     #: None where nobody can say when it runs, or it runs once.
     gaps: Gaps | None
+    #: What counts, by the rules of the scheduler that runs the entry.
     expires: When = None
+    #: The option from which this scheduler takes an expiry.
+    expires_option: str = "expires"
+    #: An expiry from which it takes none, by its name and as it is written.
+    ignored_expires: tuple[str, When] | None = None
+    #: Further options that it drops.
+    ignored_options: tuple[str, ...] = ()
+    #: What it makes whole seconds of, where that is another number.
+    interval_s: float | None = None
+    #: Whether the entry has ``options``, to which a line can add.
+    has_options: bool = True
     #: The entry has no ``expires``; it is the task's own.
     expires_of_task: bool = False
     #: The scheduler stops sending it at ``expires``, so that a fixed time is meant.
@@ -152,6 +164,21 @@ class GuardFacts:
 
 
 @dataclass(frozen=True)
+class StoredEntries:
+    """Entries in a store that only one scheduler reads, and that no setting names."""
+
+    #: ``redbeat`` or ``django-celery-beat``.
+    source: str
+    count: int
+    #: What ``beat_scheduler`` would be.
+    scheduler: str
+    #: ``beat_scheduler`` as it is.
+    named: str
+    #: Nothing is named, so that Beat's command line may name it, and the audit takes it for that.
+    assumed: bool
+
+
+@dataclass(frozen=True)
 class Unreadable:
     """A setting that could not be read, and what reading it raises."""
 
@@ -164,6 +191,10 @@ class Facts:
     """All of them."""
 
     entries: tuple[BeatEntry, ...] = ()
+    #: The scheduler that the rules go by, in words.
+    scheduler: str = "Celery's own scheduler"
+    stored: tuple[StoredEntries, ...] = ()
+    spelling: Spelling = field(default_factory=Spelling)
     tasks: tuple[TaskFacts, ...] = ()
     delivery: Delivery = field(default_factory=Delivery)
     memory: Memory = field(default_factory=Memory)

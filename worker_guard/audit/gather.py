@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from celery.app.defaults import DEFAULTS
+
 from worker_guard import celery_internals
 from worker_guard.audit.facts import (
-    BeatEntry,
     Delivery,
     Facts,
     GuardFacts,
@@ -24,7 +25,9 @@ from worker_guard.audit.facts import (
     TaskFacts,
 )
 from worker_guard.audit.reading import Reading
-from worker_guard.audit.schedules import read_entries, when
+from worker_guard.audit.schedules import when
+from worker_guard.audit.spelling import Spelling
+from worker_guard.audit.stores import Schedule, read_schedule
 from worker_guard.bootstep import WorkerGuard
 from worker_guard.errors import SettingError
 from worker_guard.memory.reader import MemoryReader, available_bytes
@@ -55,12 +58,14 @@ def gather(app: Any) -> tuple[Facts, list[str]]:
     app.finalize(auto=True)
     memory_bytes = _own_rss_bytes()
     reading = Reading()
-    nothing: tuple[list[BeatEntry], list[str]] = ([], [])
-    entries, unread = reading.of("beat_schedule", lambda: read_entries(app), nothing)
+    schedule = reading.of("beat_schedule", lambda: read_schedule(app), Schedule())
     settings, rejected = _settings(app)
     results = _results(app, reading)
     facts = Facts(
-        entries=tuple(entries),
+        entries=tuple(schedule.entries),
+        scheduler=schedule.scheduler,
+        stored=schedule.stored,
+        spelling=_spelling(app),
         tasks=tuple(_tasks(app, reading)),
         delivery=_delivery(app, reading),
         memory=_memory(app, settings, memory_bytes),
@@ -70,7 +75,26 @@ def gather(app: Any) -> tuple[Facts, list[str]]:
         statedb=str(app.conf.worker_state_db) if app.conf.worker_state_db else None,
     )
     facts = replace(facts, unreadable=tuple(reading.unreadable))
-    return facts, unread
+    return facts, schedule.unread
+
+
+def _spelling(app: Any) -> Spelling:
+    conf = app.conf
+    names = (*DEFAULTS, *(PREFIX + field.name for field in fields(Settings)))
+    on_app = {name for name in names if celery_internals.is_set_on_app(conf, name)}
+    given = {name for name in names if celery_internals.is_given(conf, name)}
+    if conf.beat_schedule and "beat_schedule" not in given:
+        # Celery put the entries there: add_periodic_task.
+        on_app.add("beat_schedule")
+    # As Celery's own fixup knows a Django project, whose tasks are shared ones.
+    in_django = bool(conf.prefix and os.environ.get("DJANGO_SETTINGS_MODULE"))
+    return Spelling(
+        in_source=celery_internals.names_in_source(conf),
+        on_app=frozenset(on_app),
+        given=frozenset(given),
+        namespace=conf.prefix or "",
+        decorator="@shared_task" if in_django else "@app.task",
+    )
 
 
 def _is_users(name: str) -> bool:

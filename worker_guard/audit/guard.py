@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from worker_guard.audit.facts import Facts, GuardFacts
+from worker_guard.audit.facts import Facts
 from worker_guard.audit.finding import Finding
 from worker_guard.audit.spelling import names
 
@@ -42,7 +42,7 @@ def statedb_without_guard(facts: Facts) -> Iterator[Finding]:
             "worker_state_db": facts.statedb,
             "WorkerGuard": "disabled" if guard.installed else "not in the app's steps",
         },
-        change="app.conf.worker_guard_enabled = True" if guard.installed else _ADD,
+        change=facts.spelling.line("worker_guard_enabled", "True") if guard.installed else _ADD,
     )
 
 
@@ -91,13 +91,13 @@ def guard_changes_nothing(facts: Facts) -> Iterator[Finding]:
         if guard.enabled
         else "The guard is there, and does nothing.",
         evidence={setting: not value},
-        change=f"app.conf.{setting} = {value}",
+        change=facts.spelling.line(setting, str(value)),
     )
 
 
 def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
     """A setting of a part that this app does not have."""
-    guard = facts.guard
+    guard, spelling = facts.guard, facts.spelling
     if not guard.installed:
         return
     of_results = sorted(guard.given & _OF_RESULTS)
@@ -106,7 +106,7 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             of_results,
             "the results part is off, because it needs a Redis result backend",
             {"result_backend": facts.results.backend},
-            'app.conf.result_backend = "redis://…"',
+            spelling.line("result_backend", '"redis://…"'),
         )
     of_redis_memory = sorted(guard.given & _OF_REDIS_MEMORY)
     if of_redis_memory and not facts.results.is_redis:
@@ -114,7 +114,7 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             of_redis_memory,
             "the alert is off, because it looks at the Redis of the result backend",
             {"result_backend": facts.results.backend},
-            "app.conf.worker_guard_alert_redis_memory = None",
+            spelling.line("worker_guard_alert_redis_memory", "None"),
         )
     of_children = sorted(guard.given & _OF_CHILDREN)
     if of_children and not facts.has_children:
@@ -122,7 +122,8 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             of_children,
             f"the pool {facts.pool} has no children to recycle",
             {"worker_pool": facts.pool},
-            'app.conf.worker_pool = "prefork", or worker_guard_parent_memory_limit',
+            spelling.line("worker_pool", '"prefork"')
+            + f", or {spelling.name('worker_guard_parent_memory_limit')}",
         )
     of_recycling = sorted(guard.given & _OF_RECYCLING)
     if of_recycling and facts.has_children and _CHILD_LIMIT not in guard.given:
@@ -130,26 +131,27 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             of_recycling,
             "without a limit no child is recycled",
             {_CHILD_LIMIT: None},
-            f'app.conf.{_CHILD_LIMIT} = "400MB"',
+            spelling.line(_CHILD_LIMIT, '"400MB"'),
         )
-    yield from _metrics_without_effect(guard)
+    yield from _metrics_without_effect(facts)
     if guard.parent_action != "log" and not guard.parent_limit:
         yield _idle(
             ["worker_guard_parent_action"],
             "the main process has no limit that could be reached",
             {"worker_guard_parent_memory_limit": None},
-            'app.conf.worker_guard_parent_memory_limit = "1GB"',
+            spelling.line("worker_guard_parent_memory_limit", '"1GB"'),
         )
 
 
-def _metrics_without_effect(guard: GuardFacts) -> Iterator[Finding]:
+def _metrics_without_effect(facts: Facts) -> Iterator[Finding]:
+    guard = facts.guard
     if _METRICS_PORT not in guard.given:
         if "worker_guard_metrics_host" in guard.given:
             yield _idle(
                 ["worker_guard_metrics_host"],
                 "without a port nothing listens",
                 {_METRICS_PORT: None},
-                f"app.conf.{_METRICS_PORT} = 9808",
+                facts.spelling.line(_METRICS_PORT, "9808"),
             )
     elif not guard.has_prometheus:
         yield _idle(

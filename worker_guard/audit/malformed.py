@@ -9,14 +9,17 @@ from worker_guard.audit.finding import Finding
 
 _HAPPENS = {
     "ends-beat": "Beat ends at its start over this entry, and sends none of the others either.",
+    "left-out": "Beat logs an error at its start, and leaves this entry out.",
     "no-task": "Beat sends messages that name no task, and workers discard them.",
     "never-sent": "Beat logs an error at each run and sends nothing.",
 }
 _CHANGE = {
     "ends-beat": '{{"task": …, "schedule": seconds, timedelta or crontab, "args": …, "kwargs": …, '
-    '"options": {{"expires": …}}}}',
-    "no-task": 'app.conf.beat_schedule["{name}"]["task"] = "the task\'s full name"',
-    "never-sent": 'app.conf.beat_schedule["{name}"]["options"] = {{}}',
+    '"options": {{"{expires}": …}}}}',
+    "left-out": '{{"task": …, "schedule": seconds, timedelta or crontab, "args": …, "kwargs": …, '
+    '"options": {{"{expires}": …}}}}',
+    "no-task": '{schedule}["{name}"]["task"] = "the task\'s full name"',
+    "never-sent": '{schedule}["{name}"]["options"] = {{}}',
 }
 
 
@@ -30,7 +33,11 @@ def entry_not_loadable(facts: Facts) -> Iterator[Finding]:
             subject=f"Beat entry {entry.name}",
             happens=_HAPPENS[entry.flaw.kind],
             evidence={"beat_says": entry.flaw.says},
-            change=_CHANGE[entry.flaw.kind].format(name=entry.name),
+            change=_CHANGE[entry.flaw.kind].format(
+                name=entry.name,
+                schedule=facts.spelling.name("beat_schedule"),
+                expires=entry.expires_option,
+            ),
         )
 
 
@@ -42,5 +49,11 @@ def setting_not_readable(facts: Facts) -> Iterator[Finding]:
             subject=one.setting,
             happens="Celery can't read it either, and what depends on it was not audited.",
             evidence={"reading_it_raises": one.says},
-            change=f"correct {one.setting}, or remove it to get its default",
+            change=f"correct {_written(facts, one.setting)}, or remove it to get its default",
         )
+
+
+def _written(facts: Facts, settings: str) -> str:
+    if settings.startswith("task "):
+        return settings
+    return ", ".join(facts.spelling.name(setting) for setting in settings.split(", "))

@@ -28,7 +28,7 @@ def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
             subject=_SETTING,
             happens="Each child dies after its first task: Celery needs a number to compare with.",
             evidence={_SETTING: memory.child_limit_odd},
-            change=f"app.conf.{_SETTING} = 400_000  # KiB, a plain number: 410 MB",
+            change=facts.spelling.line(_SETTING, "400_000  # KiB, a plain number: 410 MB"),
         )
         return
     limit_kib = memory.child_limit_kib
@@ -45,7 +45,7 @@ def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
             subject=_SETTING,
             happens="The limit is never reached: the number is in KiB, and looks like bytes.",
             evidence=evidence,
-            change=f"app.conf.{_SETTING} = {limit_kib / _KIB:.0f}  # KiB",
+            change=facts.spelling.line(_SETTING, f"{limit_kib / _KIB:.0f}  # KiB"),
         )
     else:
         yield Finding(
@@ -54,7 +54,7 @@ def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
             happens="Every child is replaced after every task: the number is in KiB, and looks "
             "like megabytes.",
             evidence=evidence,
-            change=f"app.conf.{_SETTING} = {limit_kib * 1000:.0f}  # KiB",
+            change=facts.spelling.line(_SETTING, f"{limit_kib * 1000:.0f}  # KiB"),
         )
 
 
@@ -76,8 +76,9 @@ def memory_limit_below_newborn(facts: Facts) -> Iterator[Finding]:
                 "newborn_estimate": f"{megabytes(memory.newborn_bytes)}, the RSS of this process, "
                 "which has loaded the app as a worker does",
             },
-            change=f"app.conf.{_SETTING} = {wanted_kib:.0f}  # KiB; or "
-            "worker_guard_child_memory_limit, which counts a child's own memory",
+            change=facts.spelling.line(_SETTING, f"{wanted_kib:.0f}  # KiB; or ")
+            + facts.spelling.name("worker_guard_child_memory_limit")
+            + ", which counts a child's own memory",
         )
 
 
@@ -102,7 +103,7 @@ def memory_limit_beside_guard(facts: Facts) -> Iterator[Finding]:
             _SETTING: megabytes(limit_kib * _KIB),
             "worker_guard_child_memory_limit": megabytes(guard_bytes),
         },
-        change=f"app.conf.{_SETTING} = None",
+        change=facts.spelling.line(_SETTING, "None"),
     )
 
 

@@ -13,6 +13,8 @@ from worker_guard.audit.finding import LEVELS, Finding
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _PLAIN_WIDTH = 100
+#: The level, or a label, and what stands between it and the text.
+_LABEL_COLUMNS = len("warning") + 2
 
 
 @dataclass(frozen=True)
@@ -67,28 +69,40 @@ def show(
         console.width = _PLAIN_WIDTH
     with console.capture() as captured:
         for finding in report.findings:
-            console.print(_block(finding))
+            console.print(_block(finding, console.width))
         console.print(Text(_summary(report)))
     text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
     click.echo(text, file=file, nl=False, color=True)
 
 
-def _block(finding: Finding) -> Any:
+def _packed(items: Sequence[str], columns: int) -> str:
+    """The items, as many on a line as fit; one that fits on a line is not broken."""
+    lines: list[str] = []
+    for position, item in enumerate(items, start=1):
+        text = item if position == len(items) else f"{item},"
+        if lines and len(lines[-1]) + 1 + len(text) <= columns:
+            lines[-1] += f" {text}"
+        else:
+            lines.append(text)
+    return "\n".join(lines)
+
+
+def _block(finding: Finding, width: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
     block = Table.grid(padding=(0, 2, 0, 0), expand=False)
-    block.add_column(no_wrap=True, min_width=len("warning"))
+    block.add_column(no_wrap=True, min_width=_LABEL_COLUMNS - 2)
     block.add_column(overflow="fold")
     # Text, so that nothing in a name is taken for markup.
     block.add_row(
         Text(finding.level, style=_STYLES[finding.level]), Text(finding.rule, style="bold")
     )
-    found = ", ".join(f"{name} {value}" for name, value in finding.evidence.items())
+    found = [f"{name} {value}" for name, value in finding.evidence.items()]
     for label, text in (
         ("where", finding.subject),
         ("", finding.happens),
-        ("found", found),
+        ("found", _packed(found, width - _LABEL_COLUMNS)),
         ("change", finding.change),
     ):
         if text:

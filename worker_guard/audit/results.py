@@ -20,5 +20,5 @@ def result_expires_never(facts: Facts) -> Iterator[Finding]:
         subject="result_expires",
         happens="No result ever leaves Redis, so that its memory grows with each task.",
         evidence={"result_expires": results.expires_s, "result_backend": results.backend},
-        change="app.conf.result_expires = 86400  # seconds; Celery's default",
+        change=facts.spelling.line("result_expires", "86400  # seconds; Celery's default"),
     )

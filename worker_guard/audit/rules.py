@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from worker_guard.audit import acks, delivery, expiry, guard, malformed, memory, results
+from worker_guard.audit import acks, delivery, expiry, guard, malformed, memory, results, stored
 from worker_guard.audit.finding import Check, rule_id
 
 RULES: tuple[Check, ...] = (
     malformed.entry_not_loadable,
     malformed.setting_not_readable,
     expiry.expires_shorter_than_interval,
-    expiry.expires_under_an_hour,
+    expiry.runs_pile_up,
     expiry.expires_under_a_day,
+    expiry.expires_ignored_by_scheduler,
+    expiry.options_ignored_by_scheduler,
+    expiry.interval_rounded_down,
     expiry.expires_absolute,
     expiry.expires_before_start,
     expiry.expires_not_a_time,
     expiry.expires_naive,
     expiry.fixed_task_id,
+    stored.stored_entries_not_run,
     acks.acks_late_without_reject,
     acks.reject_false_does_not_requeue,
     acks.reject_without_acks_late,

@@ -10,6 +10,11 @@ from worker_guard.celery_internals.children import (
     PoolChildren,
     RunningTask,
 )
+from worker_guard.celery_internals.configuration import (
+    is_given,
+    is_set_on_app,
+    names_in_source,
+)
 from worker_guard.celery_internals.hooks import (
     Hook,
     MissingInternalError,
@@ -63,11 +68,14 @@ __all__ = [
     "has_just_arrived",
     "held_ids",
     "ids_of_statedb",
+    "is_given",
     "is_key_value",
     "is_redis",
+    "is_set_on_app",
     "keep_replacements_alive",
     "key_prefix",
     "naive_date_ahead_s",
+    "names_in_source",
     "outlive_the_forking_thread",
     "pool_name",
     "redis_client",
