@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -12,13 +14,14 @@ from typing import Any
 import billiard.pool
 import psutil
 import redis
-from celery import bootsteps
+from celery import bootsteps, signals
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.worker.control import control_command, inspect_command
 from celery.worker.request import Request
 
 from tests.harness.app import app
 from worker_guard.celery_internals import PoolChildren, empty_jobs
+from worker_guard.memory import recycler, suspension
 
 __all__ = ["app"]
 
@@ -38,8 +41,17 @@ AT_WAKE = "WORKER_GUARD_TEST_AT_WAKE"
 #: Have the start of the memory parts fail, after their first hook.
 FAIL_AT_START = "WORKER_GUARD_TEST_FAIL_AT_START"
 
+#: Have each child sleep before it is up for as many seconds as :data:`START_S` holds.
+SLOW_STARTS = "WORKER_GUARD_TEST_SLOW_STARTS"
+#: Never take a replacement that holds as much again for one that gained nothing.
+ALWAYS_GAINS = "WORKER_GUARD_TEST_ALWAYS_GAINS"
+#: A number by which the times are divided after which a suspension is tried again, and others no
+#: longer wait for a child that waits for its task.
+HASTE = "WORKER_GUARD_TEST_HASTE"
+
 STARTED, FINISHED, FREE = "ledger:started", "ledger:finished", "ledger:free"
 GROW, COUNTING = "ledger:grow", "ledger:counting"
+START_S, MODEL_LOADS = "ledger:start_s", "ledger:model_loads"
 
 _MB = 1_000_000
 
@@ -48,6 +60,8 @@ KEPT = 20
 
 preloaded = bytearray(os.urandom(4096)) * (int(os.environ.get(PRELOAD, "0")) * _MB // 4096)
 held: list[bytearray] = []
+models: dict[str, bytearray] = {}
+helpers: list[subprocess.Popen[bytes]] = []
 disconnected: set[int] = set()
 
 
@@ -114,6 +128,35 @@ def wait(megabytes: int) -> int:
         hold(int(ledger().getdel(GROW) or 0))
         time.sleep(0.02)
     return os.getpid()
+
+
+@app.task(name="harness.infer")
+def infer(megabytes: int, name: str = "model") -> int:
+    """Load a model once in each process, and use it."""
+    if name not in models:
+        ledger().incr(MODEL_LOADS)
+        models[name] = bytearray(b"x") * (megabytes * _MB)
+    return os.getpid()
+
+
+@app.task(name="harness.helper")
+def helper(megabytes: int, forked: bool = False) -> tuple[int, int]:
+    """Start a process that holds so much; ``forked``: it shares what this one holds."""
+    if forked:
+        hold(megabytes)
+        pid = os.fork()
+        if not pid:
+            time.sleep(600)
+            os._exit(0)
+        return os.getpid(), pid
+    code = f"import time; held = bytearray(b'x') * {megabytes * _MB}; print(flush=True); "
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "time.sleep(600)"], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    helpers.append(process)
+    return os.getpid(), process.pid
 
 
 @app.task(name="harness.stamp")
@@ -306,6 +349,21 @@ def wait_for_ever() -> None:
     """
     billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10**6
 
+
+def start_slowly(**_: Any) -> None:
+    time.sleep(float(ledger().get(START_S) or 0))
+
+
+# Who waits for a child to be woken fills one after the other until that happens.
+if {STOP_AT_WAKE, AT_WAKE, ALWAYS_GAINS} & os.environ.keys():
+    suspension.REGROWN_IN_A_ROW = 10**6
+
+if SLOW_STARTS in os.environ:
+    signals.worker_process_init.connect(start_slowly, weak=False)
+
+if HASTE in os.environ:
+    suspension.RETRY_S /= float(os.environ[HASTE])
+    recycler.WAITING_S /= float(os.environ[HASTE])
 
 if OPTIMIZATION in os.environ:
     app.steps["worker"].add(Optimized)

@@ -40,6 +40,7 @@ from worker_guard.celery_internals.servers import (
     results_client,
     waiting_messages,
 )
+from worker_guard.celery_internals.starts import PoolStarts
 
 __all__ = [
     "STATEDB_KEY",
@@ -48,6 +49,7 @@ __all__ = [
     "MissingInternalError",
     "PoolChild",
     "PoolChildren",
+    "PoolStarts",
     "RevokedSet",
     "RunningTask",
     "allow_recycling",
