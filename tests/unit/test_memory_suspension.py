@@ -107,9 +107,18 @@ def test_starts_near_the_timeout_suspend_it_and_a_try_that_is_fast_ends_that(
 def test_a_replacement_that_was_never_up(in_time: bool, setting: str | None) -> None:
     """The setting is named where it is that which killed it."""
     gains = Gains(LIMIT, start_timeout_s=4.0)
-    gains.ended_before_it_was_up(3.0, in_time=in_time)
+    gains.ended_before_it_was_up(1, 3.0, in_time=in_time)
     assert gains.current is not None
     assert (gains.current.reason, gains.current.setting) == ("replacement_not_up", setting)
+
+
+def test_no_place_is_emptied_beside_one_that_is_not_filled() -> None:
+    """However often it was time to try."""
+    gains = Gains(LIMIT)
+    gains.ended_before_it_was_up(1, 0.0, in_time=True)
+    assert gains.allowed(5, RETRY_S) == 0
+    gains.filled(1)
+    assert gains.allowed(5, RETRY_S) == 1
 
 
 def test_a_worker_that_could_lose_its_children_is_told_of_in_any_case() -> None:

@@ -495,24 +495,31 @@ def test_a_child_that_may_have_worked_is_no_newborn(
     ("looks", "start"),
     [
         ([], Start(at_least_s=0.0, at_most_s=10.0)),
-        ([99.0], Start(at_least_s=0.0, at_most_s=10.0)),
-        ([99.0, 99.5], Start(at_least_s=9.0, at_most_s=10.0)),
-        ([50.0, 99.0, 99.5], Start(at_least_s=9.0, at_most_s=10.0)),
-        ([80.0, 99.5], Start(at_least_s=0.0, at_most_s=10.0)),
+        ([(91.0, False)], Start(at_least_s=1.0, at_most_s=10.0)),
+        ([(91.0, False), (98.0, False)], Start(at_least_s=8.0, at_most_s=10.0)),
+        ([(92.0, True), (98.0, True)], Start(at_least_s=0.0, at_most_s=2.0)),
+        ([(91.0, False), (92.0, True)], Start(at_least_s=1.0, at_most_s=2.0)),
     ],
 )
-def test_a_start_took_long_where_nothing_was_heard_although_the_loop_turned(
-    setup: Setup, looks: list[float], start: Start
+def test_a_start_took_as_long_as_looks_found_the_child_silent(
+    setup: Setup, looks: list[tuple[float, bool]], start: Start
 ) -> None:
-    """Forked at 90, heard at 100. What was there at one look was heard by the next."""
-    roster = setup.roster
+    """Forked at 90, heard at 100, when the event loop turned; it may have been up long before."""
+    roster, machine = setup.roster, setup.machine
     assert roster.policy is not None
-    for look in looks:
-        roster.looked(look)
-    setup.machine.fork(10, 0, 100)
-    setup.machine.ages_s[10] = 10.0
+    machine.fork(10, 0, 100)
+    part = StartWatch(
+        children=machine, said_more=machine.is_busy, roster=roster, monotonic=machine.monotonic
+    )
+    for now, spoke in looks:
+        machine.now = now
+        machine.busy = {10} if spoke else set()
+        run_to_end(part.round())
+    machine.ages_s[10] = 10.0
     roster.up(10, 100.0)
     assert roster.policy.gains.newest_start == start
+    assert not roster.silent_mono
+    assert not roster.spoke_mono
 
 
 def test_where_births_are_heard_the_first_reading_makes_no_newborn(setup: Setup) -> None:
@@ -527,12 +534,11 @@ def test_where_births_are_heard_the_first_reading_makes_no_newborn(setup: Setup)
 def test_looks_are_close_while_a_child_starts(setup: Setup) -> None:
     """So that the start is known well."""
     machine, roster = setup.machine, setup.roster
-    part = StartWatch(children=machine, roster=roster, monotonic=machine.monotonic)
+    part = StartWatch(
+        children=machine, said_more=machine.is_busy, roster=roster, monotonic=machine.monotonic
+    )
     machine.fork(10, 0, 100)
-    machine.now = 7.0
-    run_to_end(part.round())
     assert part.interval_s == STARTING_S
-    assert list(roster.looks_mono) == [7.0]
     roster.up(10, 8.0)
     assert part.interval_s == STARTS_IDLE_S
 

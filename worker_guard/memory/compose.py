@@ -115,9 +115,14 @@ class Memory:
         self.parts: list[Part] = [self._watchdog]
         if self._recycler is not None:
             self.parts.append(self._recycler)
-        if self._pool is not None and self._pool.has_event_loop:
+        if self._pool is not None and self._starts is not None and self._pool.has_event_loop:
             self.parts.append(
-                StartWatch(children=self._pool, roster=self._roster, monotonic=monotonic)
+                StartWatch(
+                    children=self._pool,
+                    said_more=self._starts.said_more,
+                    roster=self._roster,
+                    monotonic=monotonic,
+                )
             )
 
     def start(self) -> None:
@@ -138,7 +143,7 @@ class Memory:
             self._hooks.callback(self._starts.watch_forks(self._hasten_starts))
             self._hooks.callback(self._starts.restore)
             self._roster.hears_births, self._roster.has_work = True, self._has_work
-            if self._roster.policy is not None:
+            if self._roster.policy is not None and self._roster.policy.concurrency:
                 self._roster.policy.gains.start_timeout_s = self._starts.configured_s
         if self._recycler is not None and not self._pool.has_event_loop:
             self._hooks.callback(celery_internals.keep_replacements_alive())

@@ -15,6 +15,10 @@ from worker_guard.memory.policy import Reading, Relative
 _SAME_START_S = 2.0
 
 
+#: Of the directory that holds one for each thread.
+_LINKS_OF_ONE_THREAD = 3
+
+
 class MemoryReader:
     """Reads processes of this machine by ``worker_guard_memory_metric``.
 
@@ -188,9 +192,12 @@ class MemoryReader:
             return list(self._children.get(pid, ()))
         found: list[int] = []
         with suppress(OSError):  # it has ended
-            for task in os.listdir(f"/proc/{pid}/task"):
+            tasks = f"/proc/{pid}/task"
+            # Its links tell how many threads there are, in a fraction of the time of a list.
+            alone = os.stat(tasks).st_nlink == _LINKS_OF_ONE_THREAD
+            for task in (pid,) if alone else os.listdir(tasks):
                 with suppress(OSError):
-                    found += map(int, _content(f"/proc/{pid}/task/{task}/children").split())
+                    found += map(int, _content(f"{tasks}/{task}/children").split())
         return found
 
 

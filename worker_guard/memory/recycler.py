@@ -149,7 +149,6 @@ class Recycler:
 
     def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Look once after each child that is on its way out."""
-        self.roster.looked(self.monotonic())
         for position, leaving in enumerate(list(self.leaving.values())):
             if position:
                 yield
@@ -289,8 +288,8 @@ class Recycler:
             return
         timeout_s = starting.timeout_s
         in_time = timeout_s is None or now - starting.since_mono < timeout_s / 2
-        policy.gains.ended_before_it_was_up(now, in_time=in_time)
-        policy.gone(leaving.child.pid)  # its place is free for others
+        policy.gains.ended_before_it_was_up(leaving.child.pid, now, in_time=in_time)
+        policy.gone(leaving.child.pid)  # it no longer counts for recycle_concurrency
         self.roster.tell_changes()
 
     # -- what is told
@@ -307,6 +306,8 @@ class Recycler:
 
     def _drop(self, pid: int) -> None:
         self.leaving.pop(pid, None)
+        if self.roster.policy is not None:
+            self.roster.policy.gains.filled(pid)
         if not any(other.left for other in self.leaving.values()):
             self.starts.restore()  # for the next ones it is as it was configured
 

@@ -55,6 +55,8 @@ class Roster:
     ``began`` takes each task that a child begins (``knows_runs``: somebody fills it);
     ``hears_births``: somebody calls :meth:`up`, and ``has_work`` says then whether that child has
     begun a task already. ``emptied`` holds, for each place, the last child that was recycled there.
+    ``silent_mono`` and ``spoke_mono`` are when a child that starts was last seen not to be up, and
+    first seen to be.
     ``failures`` are those of following a child on its way out, ``unreadable`` those of reading.
     """
 
@@ -70,7 +72,8 @@ class Roster:
     heard_up: set[int] = field(default_factory=set)
     emptied: dict[int, int] = field(default_factory=dict)
     disconnected_mono: float | None = None
-    looks_mono: deque[float] = field(default_factory=lambda: deque(maxlen=2))
+    silent_mono: dict[int, float] = field(default_factory=dict)
+    spoke_mono: dict[int, float] = field(default_factory=dict)
     recycles: Counter[int] = field(default_factory=Counter)
     readings: dict[int, Reading] = field(default_factory=dict)
     failures: dict[int, Containment] = field(default_factory=dict)
@@ -85,24 +88,30 @@ class Roster:
         """Forget the children that are not among these, but for those that are followed."""
         followed = self.policy.leaving() if self.policy is not None else set()
         known = self.born_mono.keys() | self.suspects.children() | self.unreadable.keys()
-        known |= self.heard_up
+        known |= self.heard_up | self.silent_mono.keys() | self.spoke_mono.keys()
         for pid in known - pids - followed:
             self.gone(pid)
 
-    def looked(self, now: float) -> None:
-        """The event loop turns: a child that was up before the last look was heard before this."""
-        self.looks_mono.append(now)
+    def starts(self, pid: int, now: float, *, spoke: bool) -> None:
+        """A child was looked at that is not heard yet; ``spoke``: it said that it is up."""
+        if spoke:
+            self.spoke_mono.setdefault(pid, now)
+        else:
+            self.silent_mono[pid] = now
 
     def up(self, pid: int, now: float, *, slot: int | None = None) -> None:
         """A child says that it is up. What one uses without a task is the least that any will use.
 
         It can be heard late, where the event loop did not turn: it may have worked meanwhile.
         """
+        age_s = self.reader.age_s(pid)
+        start = self._start(pid, age_s, now)
         self.gone(pid)
         self.heard_up.add(pid)
         self._seen(pid, now, slot)
-        age_s = self.reader.age_s(pid)
-        self._started(age_s, now)
+        if self.policy is not None:
+            self.policy.gains.started(start, now)
+            self.tell_changes()
         reading = self.reader.read(pid, self.limit_bytes)
         if reading is not None:
             self.suspects.read(pid, reading.rss_bytes, busy=False)
@@ -122,7 +131,8 @@ class Roster:
                 self.policy.began(pid)
         ran_nothing = self.knows_runs and not busy and self.suspects.ran_nothing(reading.pid)
         if first and ran_nothing and not self.hears_births:
-            self._newborn(reading, now)
+            if self._was_connected(self.reader.age_s(reading.pid), now):
+                self._newborn(reading, now)
             self.tell_changes()
         self.suspects.read(reading.pid, reading.rss_bytes, busy=busy)
         self.readings[reading.pid] = reading
@@ -150,8 +160,10 @@ class Roster:
         self.suspects.gone(pid)
         self.reader.forget(pid)
         self.heard_up.discard(pid)
-        for known in (self.born_mono, self.readings, self.failures, self.unreadable):
+        for known in (self.born_mono, self.silent_mono, self.spoke_mono):
             known.pop(pid, None)
+        for kept in (self.readings, self.failures, self.unreadable):
+            kept.pop(pid, None)
 
     def _seen(self, pid: int, now: float, slot: int | None) -> None:
         if pid not in self.born_mono:
@@ -165,15 +177,15 @@ class Roster:
         lost_mono = self.disconnected_mono
         return lost_mono is None or (age_s is not None and now - age_s > lost_mono)
 
-    def _started(self, age_s: float | None, now: float) -> None:
-        if self.policy is None:
-            return
-        start = Start(at_least_s=0.0, at_most_s=math.inf)
-        if age_s is not None:
-            unheard_s = age_s - (now - self.looks_mono[0]) if len(self.looks_mono) == 2 else 0.0
-            start = Start(at_least_s=max(0.0, unheard_s), at_most_s=age_s)
-        self.policy.gains.started(start, now)
-        self.tell_changes()
+    def _start(self, pid: int, age_s: float | None, now: float) -> Start:
+        """How long a child took to start that is heard now."""
+        if age_s is None:
+            return Start(at_least_s=0.0, at_most_s=math.inf)
+        forked_mono = now - age_s
+        return Start(
+            at_least_s=max(0.0, self.silent_mono.get(pid, forked_mono) - forked_mono),
+            at_most_s=self.spoke_mono.get(pid, now) - forked_mono,
+        )
 
     def _newborn(self, reading: Reading, now: float) -> None:
         if self.policy is not None:

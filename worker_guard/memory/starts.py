@@ -19,26 +19,30 @@ IDLE_S = 5.0
 
 @dataclass(kw_only=True)
 class StartWatch:
-    """Notes that the event loop turns while a child starts.
+    """Looks whether the children that start have said that they are up.
 
-    A child says that it is up, and is heard when the event loop next turns. That can be long after,
-    where the broker is away; so a start is known to have taken long only where nothing was heard
-    although the loop turned.
+    The pool hears that when the event loop next turns, which can be long after, where the broker is
+    away. So a start is known to have taken long only where a look found the child silent.
     """
 
     name: ClassVar[str] = "child_starts"
 
     children: Children
+    said_more: Callable[[int], bool]
     roster: Roster
     monotonic: Callable[[], float]
 
     @property
     def interval_s(self) -> float:
         """Short while a child starts."""
-        starting = {child.pid for child in self.children.listed()} - self.roster.heard_up
-        return STARTING_S if starting else IDLE_S
+        return STARTING_S if self._starting() else IDLE_S
 
     def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Look once."""
-        self.roster.looked(self.monotonic())
-        yield from ()
+        for pid in self._starting():
+            spoke = self.said_more(pid)
+            self.roster.starts(pid, self.monotonic(), spoke=spoke)
+            yield
+
+    def _starting(self) -> set[int]:
+        return {child.pid for child in self.children.listed()} - self.roster.heard_up

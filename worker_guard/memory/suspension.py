@@ -85,6 +85,7 @@ class Gains:
     _regrown: int = 0
     _leaks_shown: int = 0
     _largest_bytes: int = 0
+    _unfilled: set[int] = field(default_factory=set)
 
     # -- what is asked
 
@@ -92,6 +93,8 @@ class Gains:
         """How many of so many children may be recycled now."""
         if self.start_timeout_s is not None and self.newest_start is None:
             return 0  # not before it is known how long a replacement will take
+        if self._unfilled:
+            return 0  # one place after the other would be lost
         if self.current is None:
             return places
         return min(places, 1) if now >= self._retry_mono else 0
@@ -134,9 +137,18 @@ class Gains:
         elif self._tried and self._is_fast(start):
             self._resume("replacement_not_up", now)
 
-    def ended_before_it_was_up(self, now: float, *, in_time: bool) -> None:
-        """A replacement ended before it was up; ``in_time``: before the pool kills it for that."""
+    def ended_before_it_was_up(self, pid: int, now: float, *, in_time: bool) -> None:
+        """A replacement of this child ended before it was up.
+
+        ``in_time``: before the pool kills it for that. No child is recycled until the place is
+        :meth:`filled`.
+        """
+        self._unfilled.add(pid)
         self._suspend("replacement_not_up", None, None if in_time else START_SETTING, now)
+
+    def filled(self, pid: int) -> None:
+        """The place of this child is no longer empty."""
+        self._unfilled.discard(pid)
 
     def regrown(self, used_bytes: int, now: float) -> None:
         """A replacement is over the limit again after its first tasks."""
