@@ -18,7 +18,7 @@ from tests.harness.memory import (
     happened,
     memory_site,
 )
-from tests.harness.memory_app import HASTE, MODEL_LOADS, SLOW_STARTS, START_S
+from tests.harness.memory_app import ALWAYS_GAINS, HASTE, MODEL_LOADS, SLOW_STARTS, START_S
 from tests.harness.redis_server import RedisServer
 from tests.harness.workers import Worker, wait_for
 
@@ -192,3 +192,26 @@ def test_a_leak_is_told_from_a_model(server: RedisServer, tmp_path: Path) -> Non
         assert len(worker.events("recycling_suspended")) == resumed <= 2
         assert worker.stop() == 0
         assert_unharmed(worker)
+
+
+@pytest.mark.slow
+def test_lost_connections_under_load_suspend_nothing(tmp_path: Path) -> None:
+    """A replacement that runs a job at once is heard late, with what that job holds."""
+    with RedisServer() as results, RedisServer() as broker:
+        conf = {"broker_url": broker.url(), "task_acks_late": True}
+        with memory_site(results, tmp_path, **conf) as site:
+            worker = site.start("--concurrency=4", environ={ALWAYS_GAINS: "1"})
+            for _ in range(8):
+                recycled = len(worker.events("child_recycled"))
+                lost = worker.text().count("onnection to broker lost")
+                for _ in range(12):
+                    site.send("work", 0.05, LEAK_MB)
+                happened(worker, "child_recycle_requested", recycled + 1)
+                for kind in ("normal", "pubsub"):
+                    broker.client.client_kill_filter(_type=kind, skipme=True)
+                wait_for(
+                    lambda lost=lost: worker.text().count("onnection to broker lost") > lost,  # type: ignore[misc]
+                    "the connection to be lost",
+                )
+                happened(worker, "child_recycled", recycled + 1)
+            assert not worker.events("recycling_suspended")
