@@ -7,12 +7,13 @@ fields that all events share.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 Level = Literal["debug", "info", "warning", "error"]
 Trigger = Literal["timer", "schedule", "control", "task", "cli"]
 AlertName = Literal["revoked_tasks", "redis_memory", "recycles_per_hour"]
+SuspensionReason = Literal["baseline_over_limit", "regrows_at_once", "replacement_not_up"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class Event:
     def level(self) -> Level:
         """The level to log this event at."""
         return "info"
+
+    def fields(self) -> dict[str, Any]:
+        """The fields as they are logged: one that Python reserves (``for_``) by its own name."""
+        return {name.removesuffix("_"): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +140,10 @@ class MemorySampled(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ChildOverLimit(Event):
-    """A child went over its limit; it is said again only after it was well below it."""
+    """A child went over its limit; it is said again only after it was well below it.
+
+    ``processes``: itself, and those that it started.
+    """
 
     name: ClassVar[str] = "worker_guard.child_over_limit"
 
@@ -143,6 +151,7 @@ class ChildOverLimit(Event):
     metric: str
     used_bytes: int
     limit_bytes: int
+    processes: int = 1
 
     @property
     def level(self) -> Level:
@@ -182,7 +191,8 @@ class ChildRecycled(Event):
     """A child has left and was replaced.
 
     ``replacement_*`` are None where the pool was made smaller meanwhile; what the replacement uses,
-    and ``freed_bytes``, where it can't be read.
+    and ``freed_bytes``, where it can't be read. ``left_pids`` are processes that the child started
+    and that live on; what they use was not freed.
     """
 
     name: ClassVar[str] = "worker_guard.child_recycled"
@@ -193,16 +203,23 @@ class ChildRecycled(Event):
     used_bytes: int
     replacement_used_bytes: int | None
     freed_bytes: int | None
+    left_pids: Sequence[int] = ()
+
+    @property
+    def level(self) -> Level:
+        """``warning`` where the child has left processes behind."""
+        return "warning" if self.left_pids else "info"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChildRecycleWaiting(Event):
-    """A child was asked to leave and still runs its task, which is left alone."""
+    """A child was asked to leave and still runs its task, or its replacement is not up yet."""
 
     name: ClassVar[str] = "worker_guard.child_recycle_waiting"
 
     child_pid: int
     waited_s: float
+    for_: Literal["task", "replacement"]
     task_id: str | None
     task_name: str | None
 
@@ -214,18 +231,32 @@ class ChildRecycleWaiting(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RecyclingSuspended(Event):
-    """No child is recycled any more: it would gain nothing, for a new one is over the limit."""
+    """No child is recycled for now, since it would gain nothing, or cost the worker a child.
+
+    ``baseline_bytes`` is what a child uses that was just replaced; None where that is not the
+    reason. ``setting`` is what to change; None: the replacements end by themselves.
+    """
 
     name: ClassVar[str] = "worker_guard.recycling_suspended"
 
-    reason: Literal["baseline_over_limit"] = "baseline_over_limit"
-    baseline_bytes: int
+    reason: SuspensionReason
+    baseline_bytes: int | None
     limit_bytes: int
+    setting: str | None
 
     @property
     def level(self) -> Level:
         """Always ``error``."""
         return "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecyclingResumed(Event):
+    """What had suspended recycling is over."""
+
+    name: ClassVar[str] = "worker_guard.recycling_resumed"
+
+    suspended_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

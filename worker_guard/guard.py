@@ -216,6 +216,8 @@ class Guard:
     def disarm(self) -> None:
         """The consumer's connection is gone, and on some releases its timers with it."""
         self._scheduler.disarm()
+        if self._memory is not None:
+            self._memory.disconnected()
 
     def stop(self, *, cold: bool = False) -> None:
         """Sweep for the last time, before the statedb is written, and undo every hook.

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any, ClassVar
 
@@ -36,7 +35,7 @@ class Reporter:
         """Log one event at its level."""
         try:
             method = getattr(self._log, event.level)
-            method(event.name, **self._shared(event.level), **masked(asdict(event)))
+            method(event.name, **self._shared(event.level), **masked(event.fields()))
         except Exception:
             # Not as an event: that way just failed. The worker's log still hears of it.
             logging.getLogger(LOGGER).exception("%s could not be reported", event.name)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness.memory import LEAK_MB, MB, Site, memory_site
+from tests.harness.memory_app import ALWAYS_GAINS
 from tests.harness.redis_server import RedisServer
 from worker_guard.events import Event
 from worker_guard.memory.policy import ChildPolicy
@@ -94,7 +95,7 @@ def _rate(site: Site, count: int) -> float:
 def latency(server: RedisServer, directory: Path) -> Figure:
     """From the end of the task that a leaving child ran to the begin of the next in its place."""
     with memory_site(server, directory) as site:
-        site.start()
+        site.start(environ={ALWAYS_GAINS: "1"})
         results = [site.send("stamp", LEAK_MB, 0.4) for _ in range(25)]
         stamps = [result.get(timeout=120) for result in results]
     gaps = [

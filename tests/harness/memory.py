@@ -66,8 +66,12 @@ class Site:
 
     def start(self, *options: str, preload_mb: int = 0, **arguments: Any) -> Worker:
         """Start a worker that has the memory tasks, and wait until it takes tasks."""
+        return self.launch(*options, preload_mb=preload_mb, **arguments).ready()
+
+    def launch(self, *options: str, preload_mb: int = 0, **arguments: Any) -> Worker:
+        """Start a worker that has the memory tasks."""
         environ = {LEDGER: self.url, PRELOAD: str(preload_mb), **arguments.pop("environ", {})}
-        return self.fleet.start(
+        return self.fleet.launch(
             "w",
             "--without-mingle",
             *options,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +20,7 @@ from celery.worker.request import Request
 
 from tests.harness.app import app
 from worker_guard.celery_internals import PoolChildren
+from worker_guard.memory import recycler, suspension
 
 __all__ = ["app"]
 
@@ -43,8 +46,17 @@ SLOW_END_S = "WORKER_GUARD_TEST_SLOW_END_S"
 #: Have the start of the memory parts fail, after their first hook.
 FAIL_AT_START = "WORKER_GUARD_TEST_FAIL_AT_START"
 
+#: Have each child sleep before it is up for as many seconds as :data:`START_S` holds.
+SLOW_STARTS = "WORKER_GUARD_TEST_SLOW_STARTS"
+#: Never take a replacement that holds as much again for one that gained nothing.
+ALWAYS_GAINS = "WORKER_GUARD_TEST_ALWAYS_GAINS"
+#: A number by which the times are divided after which a suspension is tried again, and others no
+#: longer wait for a child that waits for its task.
+HASTE = "WORKER_GUARD_TEST_HASTE"
+
 STARTED, FINISHED, FREE = "ledger:started", "ledger:finished", "ledger:free"
 GROW, ENDING, END = "ledger:grow", "ledger:ending", "ledger:end"
+START_S, MODEL_LOADS = "ledger:start_s", "ledger:model_loads"
 
 _MB = 1_000_000
 
@@ -54,6 +66,8 @@ KEPT = 20
 preloaded = bytearray(os.urandom(4096)) * (int(os.environ.get(PRELOAD, "0")) * _MB // 4096)
 held: list[bytearray] = []
 replaced: set[int] = set()
+models: dict[str, bytearray] = {}
+helpers: list[subprocess.Popen[bytes]] = []
 
 
 @cache
@@ -127,6 +141,35 @@ def wait(megabytes: int) -> int:
         hold(int(ledger().getdel(GROW) or 0))
         time.sleep(0.02)
     return os.getpid()
+
+
+@app.task(name="harness.infer")
+def infer(megabytes: int, name: str = "model") -> int:
+    """Load a model once in each process, and use it."""
+    if name not in models:
+        ledger().incr(MODEL_LOADS)
+        models[name] = bytearray(b"x") * (megabytes * _MB)
+    return os.getpid()
+
+
+@app.task(name="harness.helper")
+def helper(megabytes: int, forked: bool = False) -> tuple[int, int]:
+    """Start a process that holds so much; ``forked``: it shares what this one holds."""
+    if forked:
+        hold(megabytes)
+        pid = os.fork()
+        if not pid:
+            time.sleep(600)
+            os._exit(0)
+        return os.getpid(), pid
+    code = f"import time; held = bytearray(b'x') * {megabytes * _MB}; print(flush=True); "
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "time.sleep(600)"], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    helpers.append(process)
+    return os.getpid(), process.pid
 
 
 @app.task(name="harness.stamp")
@@ -259,6 +302,21 @@ class Optimized(bootsteps.Step):
         pool = worker.blueprint.steps["celery.worker.components.Pool"]
         pool.optimization = os.environ[OPTIMIZATION]
 
+
+def start_slowly(**_: Any) -> None:
+    time.sleep(float(ledger().get(START_S) or 0))
+
+
+# Who waits for a child to be woken fills one after the other until that happens.
+if {STOP_AT_WAKE, AT_WAKE, ALWAYS_GAINS} & os.environ.keys():
+    suspension.REGROWN_IN_A_ROW = 10**6
+
+if SLOW_STARTS in os.environ:
+    signals.worker_process_init.connect(start_slowly, weak=False)
+
+if HASTE in os.environ:
+    suspension.RETRY_S /= float(os.environ[HASTE])
+    recycler.WAITING_S /= float(os.environ[HASTE])
 
 if OPTIMIZATION in os.environ:
     app.steps["worker"].add(Optimized)

@@ -29,7 +29,10 @@ SHARED = {"event", "level", "timestamp", "logger", "worker", "pid", "dry_run"}
 #: ``at_start_bytes``.
 CONTRACT: dict[str, tuple[str, set[str]]] = {
     "memory_sampled": ("debug", {"parent", "children"}),
-    "child_over_limit": ("warning", {"child_pid", "metric", "used_bytes", "limit_bytes"}),
+    "child_over_limit": (
+        "warning",
+        {"child_pid", "metric", "used_bytes", "limit_bytes", "processes"},
+    ),
     "child_recycle_requested": (
         "info",
         {
@@ -51,10 +54,15 @@ CONTRACT: dict[str, tuple[str, set[str]]] = {
             "used_bytes",
             "replacement_used_bytes",
             "freed_bytes",
+            "left_pids",
         },
     ),
-    "child_recycle_waiting": ("warning", {"child_pid", "waited_s", "task_id", "task_name"}),
-    "recycling_suspended": ("error", {"reason", "baseline_bytes", "limit_bytes"}),
+    "child_recycle_waiting": (
+        "warning",
+        {"child_pid", "waited_s", "for", "task_id", "task_name"},
+    ),
+    "recycling_suspended": ("error", {"reason", "baseline_bytes", "limit_bytes", "setting"}),
+    "recycling_resumed": ("info", {"suspended_s"}),
     "parent_over_limit": ("warning", {"used_bytes", "limit_bytes", "action", "at_start_bytes"}),
 }
 

@@ -177,7 +177,7 @@ def flat_types(event: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for field in fields(event):
         hint = hints[field.name]
-        found[field.name] = json_type(hint)
+        found[field.name.removesuffix("_")] = json_type(hint)
         if is_dataclass(hint):
             found |= {f"{field.name}.{name}": kind for name, kind in flat_types(hint).items()}
     return found

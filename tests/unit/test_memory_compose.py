@@ -75,5 +75,6 @@ def test_recycling_runs_or_says_why_not(
     """The memory is read in each case; the part that replaces children is there or is not."""
     made = memory(settings, **values)
     assert made.states == {"memory": "on", "recycling": reason}
-    names = ["memory", "recycling"] if reason == "on" else ["memory"]
+    starts = "pool" not in values and "threads" not in values and "lacks" not in values
+    names = ["memory", *["recycling"] * (reason == "on"), *["child_starts"] * starts]
     assert [part.name for part in made.parts] == names

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from worker_guard.memory.policy import ChildPolicy, Reading, Strikes, Suspension
+from worker_guard.memory.policy import ChildPolicy, Reading, Strikes
+from worker_guard.memory.suspension import FIRST_TASKS, RETRY_S, Start
 
 LIMIT = 1000
 
@@ -151,46 +152,109 @@ def test_over_the_limit_is_told_once_for_each_time(used: list[int], told_at: lis
     assert told == told_at
 
 
-def test_a_newborn_over_the_limit_suspends_and_the_next_well_within_it_ends_that() -> None:
-    """Said once; strikes count on meanwhile, so that it goes on where it was."""
-    judge = policy(strikes=2, min_lifetime_s=0.0)
-    assert judge.newborn(LIMIT) is None
-    suspension = judge.newborn(LIMIT + 1)
-    assert suspension == Suspension(baseline_bytes=LIMIT + 1, limit_bytes=LIMIT)
-    assert judge.newborn(LIMIT + 5) is None
-    assert [recycled(judge, now, 2000) for now in range(4)] == [[]] * 4
-    assert judge.suspension == suspension
-    assert judge.newborn(900) is None
-    assert judge.suspension is None
-    assert recycled(judge, 5.0, 2000) == [1]
-    judge.newborn(LIMIT + 2)
-    assert judge.suspension == Suspension(baseline_bytes=LIMIT + 2, limit_bytes=LIMIT)
+def test_no_child_is_chosen_while_recycling_is_suspended_but_one_to_try() -> None:
+    """Strikes count on meanwhile; when it goes on the rest is chosen."""
+    judge = policy(strikes=2, concurrency=2, min_lifetime_s=0.0)
+    for _ in range(2):
+        judge.gains.newborn(LIMIT + 1, 0.0)
+    for now in (0.0, 1.0, RETRY_S - 1):
+        assert recycled(judge, now, 2000, 3000, 4000) == []
+    assert recycled(judge, RETRY_S, 2000, 3000, 4000) == [3]
+    assert recycled(judge, RETRY_S + 1, 2000, 3000) == []
+    judge.gains.newborn(900, RETRY_S + 2)
+    assert recycled(judge, RETRY_S + 3, 2000, 3000) == [2]
+
+
+def test_nothing_is_chosen_before_a_start_is_known() -> None:
+    """Where the pool kills children that start too slowly."""
+    judge = policy(strikes=1, min_lifetime_s=0.0)
+    judge.gains.start_timeout_s = 4.0
+    assert recycled(judge, 0.0, 2000) == []
+    judge.gains.started(Start(at_least_s=0.0, at_most_s=0.5), 1.0)
+    assert recycled(judge, 1.0, 2000) == [1]
 
 
 @pytest.mark.parametrize(
-    ("newborns", "told_at", "suspended"),
+    ("concurrency", "waiting", "chosen"),
     [
-        ([1001, 999, 1001, 999, 1001], [0], True),
-        ([1001, 901, 1001], [0], True),
-        ([999, 950, 1000], [], False),
-        ([1001, 900, 999, 1000], [0], False),
-        ([1001, 900, 1001], [0, 2], True),
+        (1, 0, 0),
+        (1, 1, 1),
+        (1, 2, 1),
+        (2, 1, 2),
+        (2, 2, 1),
+        (2, 5, 1),
+        (4, 1, 4),
+        (4, 2, 3),
     ],
 )
-def test_newborns_that_hover_about_the_limit_suspend_it_once(
-    newborns: list[int], told_at: list[int], suspended: bool
+def test_children_that_wait_for_their_task_keep_no_place(
+    concurrency: int, waiting: int, chosen: int
 ) -> None:
-    """It goes on, and can be told again, only after one that leaves a replacement some room."""
-    judge = policy()
-    told = [at for at, used_bytes in enumerate(newborns) if judge.newborn(used_bytes)]
-    assert told == told_at
-    assert (judge.suspension is not None) == suspended
+    """However many there are, one can leave; and no more than one more than allowed."""
+    judge = policy(strikes=1, min_lifetime_s=0.0, concurrency=9)
+    assert len(recycled(judge, 0.0, *[2000] * max(waiting, 1))) == max(waiting, 1)
+    judge.concurrency = concurrency
+    for pid in range(1, waiting + 1):
+        judge.waiting(pid)
+    assert len(recycled(judge, 1.0, *[2000] * 9)) == chosen
+
+
+def tried(judge: ChildPolicy, used: int, tasks: int) -> None:
+    """A replacement that was read once, after so many tasks."""
+    judge.gone(1)
+    judge.born(1, 0.0, replaces=True)
+    for _ in range(tasks):
+        judge.began(1)
+    judge.judge([reading(1, used)], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("replacements", "suspended"),
+    [
+        ([(2000, 1)] * 3, True),
+        ([(2000, 500)] * 3, True),
+        ([(2000, 1)] * 2, False),
+        ([(2000, 0)] * 3, False),
+        ([(2000, 1), (2000, 1), (500, FIRST_TASKS + 1), (2000, 1)], False),
+        ([(2000, 1), (2000, 1), (500, FIRST_TASKS), (2000, 1)], True),
+    ],
+)
+def test_replacements_that_grow_again_at_once(
+    replacements: list[tuple[int, int]], suspended: bool
+) -> None:
+    """Three in a row: over the limit when they were first judged, and after a task at least."""
+    judge = policy(strikes=1)
+    for used, tasks in replacements:
+        tried(judge, used, tasks)
+    assert (judge.gains.current is not None) == suspended
+
+
+def test_a_child_that_replaces_nobody_tells_nothing_of_replacements() -> None:
+    """The first ones of a worker may load what they need."""
+    judge = policy(strikes=1)
+    for pid in range(1, 6):
+        judge.began(pid)
+    judge.judge([reading(pid, 2000) for pid in range(1, 6)], 0.0)
+    assert judge.gains.current is None
+
+
+def test_a_replacement_is_judged_once_and_by_its_strikes() -> None:
+    """One reading over the limit is no regrowth where three are needed."""
+    judge = policy(strikes=3)
+    for _ in range(3):
+        judge.gone(1)
+        judge.born(1, 0.0, replaces=True)
+        judge.began(1)
+        for used in (2000, 2000, 500, 2000, 2000):
+            judge.judge([reading(1, used)], 0.0)
+    assert judge.gains.current is None
 
 
 def test_who_goes_over_is_told_while_recycling_is_suspended() -> None:
     """The limit is still the operator's, and what is over it is worth a line."""
     judge = policy(strikes=1, min_lifetime_s=0.0)
-    judge.newborn(LIMIT + 1)
+    for _ in range(2):
+        judge.gains.newborn(LIMIT + 1, 0.0)
     decision = judge.judge([reading(1, 2000)], 0.0)
     assert [over.pid for over in decision.went_over] == [1]
     assert not decision.recycle

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.harness.workers import wait_for
+from worker_guard.memory.policy import Reading, Relative
 from worker_guard.memory.reader import MemoryReader, available_bytes
+from worker_guard.scheduler import run_to_end
+
+LINUX = sys.platform == "linux"
 
 MACHINE_BYTES = int(psutil.virtual_memory().total)
 
@@ -103,7 +112,7 @@ def test_what_every_celery_command_loads_is_light(module: str) -> None:
     assert not {"psutil", "redis", "structlog"} & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["policy", "suspects", "size"])
+@pytest.mark.parametrize("module", ["policy", "suspension", "suspects", "size"])
 def test_the_core_imports_nothing_that_it_could_act_by(module: str) -> None:
     """No celery, no psutil, no clock, no operating system: what it is told is all it knows."""
     import ast
@@ -124,4 +133,109 @@ def test_the_core_imports_nothing_that_it_could_act_by(module: str) -> None:
         "dataclasses",
         "re",
         "worker_guard.events",
+        "worker_guard.memory.suspension",
     }
+
+
+@contextmanager
+def family(megabytes: int) -> Iterator[tuple[int, int]]:
+    """A process and one that it started, which holds so much."""
+    grandchild = f"held = bytearray(b'x') * {megabytes} * 10**6; print(flush=True); input()"
+    child = (
+        "import subprocess, sys\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {grandchild!r}], stdout=subprocess.PIPE)\n"
+        "p.stdout.readline()\n"
+        "print(p.pid, flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        try:
+            yield process.pid, pid
+        finally:
+            psutil.Process(pid).kill()
+            process.kill()
+
+
+def other_reader(metric: str, *, kernel_tells: bool) -> MemoryReader:
+    reader = MemoryReader(metric)
+    reader._kernel_tells = reader._kernel_tells and kernel_tells
+    return reader
+
+
+@pytest.mark.parametrize("kernel_tells", [True, False])
+def test_a_process_is_read_with_those_that_it_started(kernel_tells: bool) -> None:
+    """RSS of all where that is within the limit, else PSS of all; those that live on are told."""
+    reader = other_reader("uss", kernel_tells=kernel_tells)
+    with family(80) as (pid, relative_pid):
+        for _ in reader.survey():
+            pass
+        below = reader.read(pid, 10**9)
+        above = reader.read(pid, 50 * 10**6)
+        assert below is not None
+        assert above is not None
+        assert (below.metric, below.processes) == ("rss", 2)
+        assert below.used_bytes == below.rss_bytes > 80 * 10**6
+        assert (above.metric, above.processes) == ("pss" if LINUX else "uss", 2)
+        assert 80 * 10**6 < above.used_bytes <= above.rss_bytes
+        (relative,) = reader.relatives(pid)
+        assert relative.pid == relative_pid
+        assert above.relatives[relative] > 80 * 10**6
+        assert reader.living([relative]) == [relative]
+        again = Relative(pid=relative_pid, started_at=relative.started_at - 60)
+        assert reader.living([again]) == []
+    wait_for(lambda: not reader.living([relative]), "its end")
+    assert reader.relatives(pid) == set()
+
+
+def test_by_rss_a_process_is_read_alone() -> None:
+    """As it always was; what it started is known all the same."""
+    reader = MemoryReader("rss")
+    with family(80) as (pid, _):
+        reading = reader.read(pid, 10)
+    assert reading is not None
+    assert reading.used_bytes == reading.rss_bytes < 80 * 10**6
+    assert reading.processes == 2
+    assert list(reading.relatives.values()) == [0]
+
+
+def test_a_relative_that_ends_or_may_not_be_read_is_no_failure() -> None:
+    """It ends between two steps of the reading."""
+    reader = MemoryReader("uss")
+    with family(80) as (pid, relative_pid):
+        steps = reader.steps(pid, 1)
+        next(steps)
+        os.kill(relative_pid, signal.SIGKILL)
+        wait_for(lambda: psutil.Process(relative_pid).status() == "zombie", "its end")
+        read: list[Reading | None] = []
+
+        def rest() -> Iterator[None]:
+            read.append((yield from steps))
+
+        run_to_end(rest())
+        assert read[0] is not None
+        assert read[0].used_bytes < 80 * 10**6
+
+
+def test_the_main_process_is_read_alone_and_by_rss() -> None:
+    """Whatever the metric."""
+    reading = MemoryReader("uss").read_rss(os.getpid())
+    assert reading is not None
+    assert (reading.metric, reading.processes) == ("rss", 1)
+    assert MemoryReader("uss").read_rss(2**22 + 1) is None
+
+
+def test_the_age_of_a_process() -> None:
+    """From its fork on; unknown where there is none."""
+    reader = MemoryReader("uss")
+    before = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        youngest_s = reader.age_s(process.pid)
+        oldest_s = time.monotonic() - before
+        process.kill()
+    assert youngest_s is not None
+    assert -0.02 <= youngest_s <= oldest_s + 0.02  # the kernel counts in hundredths
+    assert reader.age_s(2**22 + 1) is None

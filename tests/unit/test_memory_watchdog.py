@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,9 +20,20 @@ from worker_guard.events import (
     RecyclingSuspended,
 )
 from worker_guard.memory.compose import Acting
-from worker_guard.memory.policy import ChildPolicy, Reading
-from worker_guard.memory.recycler import FOLLOW_S, IDLE_S, LOOK_S, SETTLE_S, WAITING_S, Recycler
+from worker_guard.memory.policy import ChildPolicy, Reading, Relative
+from worker_guard.memory.recycler import (
+    FOLLOW_S,
+    IDLE_S,
+    LONGEST_START_S,
+    LOOK_S,
+    SETTLE_S,
+    WAITING_S,
+    Recycler,
+)
 from worker_guard.memory.roster import Roster
+from worker_guard.memory.starts import IDLE_S as STARTS_IDLE_S
+from worker_guard.memory.starts import STARTING_S, StartWatch
+from worker_guard.memory.suspension import Start
 from worker_guard.memory.watchdog import Actor, Child, DryRun, MemoryWatchdog, Task
 from worker_guard.scheduler import SLICE_S, run_to_end
 
@@ -57,6 +69,11 @@ class Machine:
     log: list[tuple[str, int]] = field(default_factory=list)
     unaskable: set[int] = field(default_factory=set)
     killed: set[int] = field(default_factory=set)
+    ages_s: dict[int, float] = field(default_factory=dict)
+    started: dict[int, set[Relative]] = field(default_factory=dict)
+    configured_s: float | None = None
+    timeout_s: float | None = None
+    failed_to_start: set[object] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
     failing: set[object] = field(default_factory=set)
 
@@ -74,8 +91,27 @@ class Machine:
             return None
         return Reading(pid=pid, rss_bytes=used_bytes, used_bytes=used_bytes, metric=self.metric)
 
+    def steps(self, pid: int, limit_bytes: int | None) -> Generator[None, None, Reading | None]:
+        yield
+        return self.read(pid, limit_bytes)
+
+    def survey(self) -> Iterator[None]:
+        yield
+
     def read_exactly(self, pid: int) -> Reading | None:
         return self.read(pid, 0)
+
+    def read_rss(self, pid: int) -> Reading | None:
+        return self.read(pid, None)
+
+    def relatives(self, pid: int) -> set[Relative]:
+        return self.started.get(pid, set())
+
+    def living(self, relatives: Iterable[Relative]) -> list[Relative]:
+        return [each for each in relatives if each.pid in self.used]
+
+    def age_s(self, pid: int) -> float | None:
+        return self.ages_s.get(pid, 0.0)
 
     def forget(self, pid: int) -> None:
         self.log.append(("forget", pid))
@@ -117,6 +153,21 @@ class Machine:
 
     def left_by_itself(self, pid: int) -> bool:
         return pid not in self.killed
+
+    # -- as how its children start
+
+    def allow(self, timeout_s: float) -> None:
+        if self.timeout_s is not None:
+            self.timeout_s = max(self.timeout_s, timeout_s)
+
+    def restore(self) -> None:
+        self.timeout_s = self.configured_s
+
+    def follow(self, pid: int) -> object:
+        return pid
+
+    def failed(self, followed: object) -> bool:
+        return followed in self.failed_to_start
 
     # -- what happens on it
 
@@ -336,6 +387,8 @@ def test_nothing_is_kept_of_a_child_that_left_between_two_rounds(setup: Setup) -
     assert roster.suspects.children() == roster.born_mono.keys() == roster.readings.keys() == {11}
     only_11 = new_policy()
     only_11.born(11, 0.0)
+    assert roster.policy is not None
+    only_11.gains = roster.policy.gains
     assert roster.policy == only_11
 
 
@@ -388,7 +441,12 @@ def test_a_newborn_over_the_limit_suspends_and_is_told_once(setup: Setup) -> Non
     recorder = Recorder()
     run_to_end(watchdog(setup, recorder).round())
     assert setup.told(RecyclingSuspended) == [
-        RecyclingSuspended(baseline_bytes=1500, limit_bytes=LIMIT)
+        RecyclingSuspended(
+            reason="baseline_over_limit",
+            baseline_bytes=1500,
+            limit_bytes=LIMIT,
+            setting="worker_guard_child_memory_limit",
+        )
     ]
     assert recorder.recycled == []
 
@@ -398,9 +456,10 @@ def test_where_nobody_tells_of_births_the_first_reading_of_an_unused_child_count
     setup: Setup, ran: bool, suspended: int
 ) -> None:
     """As in a pool with threads; a child that has run something is no newborn."""
-    setup.machine.fork(10, 0, 1500)
-    if ran:
-        setup.roster.began.append((10, "app.task"))
+    for pid in (10, 11):
+        setup.machine.fork(pid, pid, 1500)
+        if ran:
+            setup.roster.began.append((pid, "app.task"))
     run_to_end(watchdog(setup, Recorder()).round())
     assert len(setup.told(RecyclingSuspended)) == suspended
 
@@ -408,9 +467,80 @@ def test_where_nobody_tells_of_births_the_first_reading_of_an_unused_child_count
 def test_where_nobody_tells_of_tasks_no_child_passes_for_a_newborn(setup: Setup) -> None:
     """Else every child would, and a leak would suspend recycling."""
     setup.roster.knows_runs = False
-    setup.machine.fork(10, 0, 1500)
+    for pid in (10, 11):
+        setup.machine.fork(pid, pid, 1500)
     run_to_end(watchdog(setup, Recorder()).round())
     assert not setup.told(RecyclingSuspended)
+
+
+@pytest.mark.parametrize(
+    ("lost_mono", "has_work", "newborns"),
+    [(None, False, 1), (None, True, 0), (89.0, False, 1), (91.0, False, 0)],
+)
+def test_a_child_that_may_have_worked_is_no_newborn(
+    setup: Setup, lost_mono: float | None, has_work: bool, newborns: int
+) -> None:
+    """It was forked at 90, and is heard at 100; a lost connection delays what it says."""
+    roster, machine = setup.roster, setup.machine
+    assert roster.policy is not None
+    roster.disconnected_mono, roster.has_work = lost_mono, lambda _: has_work
+    for pid in (10, 11):
+        machine.fork(pid, pid, 1500)
+        machine.ages_s[pid] = 10.0
+        roster.up(pid, 100.0)
+    assert len(setup.told(RecyclingSuspended)) == newborns
+
+
+@pytest.mark.parametrize(
+    ("looks", "start"),
+    [
+        ([], Start(at_least_s=0.0, at_most_s=10.0)),
+        ([(91.0, False)], Start(at_least_s=1.0, at_most_s=10.0)),
+        ([(91.0, False), (98.0, False)], Start(at_least_s=8.0, at_most_s=10.0)),
+        ([(92.0, True), (98.0, True)], Start(at_least_s=0.0, at_most_s=2.0)),
+        ([(91.0, False), (92.0, True)], Start(at_least_s=1.0, at_most_s=2.0)),
+    ],
+)
+def test_a_start_took_as_long_as_looks_found_the_child_silent(
+    setup: Setup, looks: list[tuple[float, bool]], start: Start
+) -> None:
+    """Forked at 90, heard at 100, when the event loop turned; it may have been up long before."""
+    roster, machine = setup.roster, setup.machine
+    assert roster.policy is not None
+    machine.fork(10, 0, 100)
+    part = StartWatch(
+        children=machine, said_more=machine.is_busy, roster=roster, monotonic=machine.monotonic
+    )
+    for now, spoke in looks:
+        machine.now = now
+        machine.busy = {10} if spoke else set()
+        run_to_end(part.round())
+    machine.ages_s[10] = 10.0
+    roster.up(10, 100.0)
+    assert roster.policy.gains.newest_start == start
+    assert not roster.silent_mono
+    assert not roster.spoke_mono
+
+
+def test_where_births_are_heard_the_first_reading_makes_no_newborn(setup: Setup) -> None:
+    """The child may not be up yet, or have worked before it was heard."""
+    setup.roster.hears_births = True
+    for pid in (10, 11):
+        setup.machine.fork(pid, pid, 1500)
+    run_to_end(watchdog(setup, Recorder()).round())
+    assert not setup.told(RecyclingSuspended)
+
+
+def test_looks_are_close_while_a_child_starts(setup: Setup) -> None:
+    """So that the start is known well."""
+    machine, roster = setup.machine, setup.roster
+    part = StartWatch(
+        children=machine, said_more=machine.is_busy, roster=roster, monotonic=machine.monotonic
+    )
+    machine.fork(10, 0, 100)
+    assert part.interval_s == STARTING_S
+    roster.up(10, 8.0)
+    assert part.interval_s == STARTS_IDLE_S
 
 
 # -- the recycler ---------------------------------------------------------------------------
@@ -436,6 +566,7 @@ def following(setup: Setup) -> Following:
     counted: list[int] = []
     recycler = Recycler(
         exits=setup.machine,
+        starts=setup.machine,
         roster=setup.roster,
         report=setup.events.append,
         recycled=lambda: counted.append(1),
@@ -640,7 +771,140 @@ def test_a_task_that_goes_on_is_told_each_minute(following: Following) -> None:
     following.look(WAITING_S - 1)
     assert following.setup.told(ChildRecycleWaiting) == [
         ChildRecycleWaiting(
-            child_pid=10, waited_s=waited_s, task_id="id-1", task_name="app.endless"
+            child_pid=10, waited_s=waited_s, for_="task", task_id="id-1", task_name="app.endless"
         )
         for waited_s in (WAITING_S, 2 * WAITING_S)
     ]
+
+
+def test_one_that_waits_for_long_no_longer_keeps_a_place(following: Following) -> None:
+    """It is still followed, and another one may leave."""
+    machine, policy = following.setup.machine, following.setup.roster.policy
+    assert policy is not None
+    machine.tasks[10] = FakeTask("id-1", "app.endless")
+    grown(following.setup, 11, 1, 3000)
+    dog = watchdog(following.setup, Acting(following.recycler))
+    following.look(WAITING_S - 1)
+    run_to_end(dog.round())
+    assert policy.leaving() == {10}
+    following.look(1)
+    run_to_end(dog.round())
+    assert policy.leaving() == {10, 11}
+    assert following.recycler.waiting_for() == {0: "task", 1: "task"}
+
+
+def test_a_replacement_that_is_not_up_is_told_each_minute(following: Following) -> None:
+    """Nothing kills it where the pool waits for ever; the child's place is not free."""
+    machine = following.setup.machine
+    machine.end(10)
+    machine.fork(20, 0, 300, up=False)
+    following.look(WAITING_S)
+    (waiting,) = following.setup.told(ChildRecycleWaiting)
+    assert waiting == ChildRecycleWaiting(
+        child_pid=10, waited_s=WAITING_S, for_="replacement", task_id=None, task_name=None
+    )
+    assert following.recycler.waiting_for() == {0: "replacement"}
+    assert following.setup.roster.policy is not None
+    assert following.setup.roster.policy.leaving() == {10}
+
+
+def starting(following: Following, pid: int) -> None:
+    """The next replacement in place 0 is forked."""
+    machine = following.setup.machine
+    machine.pool = []
+    machine.fork(pid, 0, 300, up=False)
+    following.look()
+
+
+def test_each_replacement_that_is_killed_before_it_is_up_gives_the_next_one_longer(
+    following: Following,
+) -> None:
+    """Told once; the place among those on their way out is free, and the other one is filled."""
+    machine, policy = following.setup.machine, following.setup.roster.policy
+    assert policy is not None
+    machine.configured_s = machine.timeout_s = policy.gains.start_timeout_s = 4.0
+    machine.failed_to_start |= {20, 21, 22}
+    machine.end(10)
+    for pid, timeout_s in ((20, 4.0), (21, 8.0), (22, 16.0), (23, 32.0)):
+        starting(following, pid)
+        assert machine.timeout_s == timeout_s
+        following.look(timeout_s * 0.6)
+    assert following.setup.told(RecyclingSuspended) == [
+        RecyclingSuspended(
+            reason="replacement_not_up",
+            baseline_bytes=None,
+            limit_bytes=LIMIT,
+            setting="worker_proc_alive_timeout",
+        )
+    ]
+    assert not policy.leaving()
+    assert set(following.recycler.leaving) == {10}
+    machine.pool = [FakeChild(23, 0)]
+    following.look()
+    assert [event.replacement_pid for event in following.recycled()] == [23]
+    assert machine.timeout_s == 4.0
+
+
+def test_no_replacement_gets_longer_than_the_longest_time(following: Following) -> None:
+    """One that will never be up is not waited for all day."""
+    machine = following.setup.machine
+    machine.configured_s = machine.timeout_s = LONGEST_START_S - 1
+    machine.end(10)
+    starting(following, 20)
+    following.look(LONGEST_START_S * 0.6)
+    assert machine.timeout_s == LONGEST_START_S
+
+
+@pytest.mark.parametrize(("failed", "told"), [(True, 1), (False, 0)])
+def test_a_replacement_that_ends_by_itself_is_no_matter_of_time(
+    following: Following, failed: bool, told: int
+) -> None:
+    """Another setting would not help it; and one that the pool let go says nothing."""
+    machine = following.setup.machine
+    machine.configured_s = machine.timeout_s = 4.0
+    machine.end(10)
+    if failed:
+        machine.failed_to_start.add(20)
+    starting(following, 20)
+    starting(following, 21)
+    suspended = following.setup.told(RecyclingSuspended)
+    assert [getattr(event, "setting", "") for event in suspended] == [None] * told
+
+
+@pytest.mark.parametrize(
+    ("at_most_s", "timeout_s"), [(1.9, 4.0), (3.0, 6.0), (60.0, 32.0), (math.inf, 32.0)]
+)
+def test_a_try_after_a_slow_start_gets_its_time(
+    following: Following, at_most_s: float, timeout_s: float
+) -> None:
+    """So that it is not killed; when the place is filled, all is as it was configured."""
+    machine, policy = following.setup.machine, following.setup.roster.policy
+    assert policy is not None
+    machine.configured_s = machine.timeout_s = policy.gains.start_timeout_s = 4.0
+    policy.gains.newest_start = Start(at_least_s=0.0, at_most_s=at_most_s)
+    following.look()
+    assert machine.timeout_s == timeout_s
+    machine.end(10)
+    machine.fork(20, 0, 300)
+    following.look()
+    assert machine.timeout_s == 4.0
+
+
+def test_what_a_child_leaves_behind_is_named_and_was_not_freed(following: Following) -> None:
+    """One of its two processes ended with it."""
+    machine = following.setup.machine
+    stays, goes = Relative(pid=30, started_at=1.0), Relative(pid=31, started_at=1.0)
+    machine.used[30] = machine.used[31] = 500
+    machine.started[11] = {stays, goes}
+    child = grown(following.setup, 11, 1, 3000)
+    relatives = {stays: 500, goes: 700}
+    reading = Reading(pid=11, rss_bytes=3000, used_bytes=3000, metric="pss", relatives=relatives)
+    following.recycler.begin(child, reading)
+    machine.end(11)
+    del machine.used[31]
+    machine.fork(21, 1, 300)
+    following.look()
+    (recycled,) = following.recycled()
+    assert recycled.left_pids == (30,)
+    assert recycled.level == "warning"
+    assert recycled.freed_bytes == 3000 - 500 - 300

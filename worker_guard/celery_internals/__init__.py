@@ -52,6 +52,7 @@ from worker_guard.celery_internals.servers import (
     results_client,
     waiting_messages,
 )
+from worker_guard.celery_internals.starts import PoolStarts
 
 __all__ = [
     "STATEDB_KEY",
@@ -61,6 +62,7 @@ __all__ = [
     "MissingInternalError",
     "PoolChild",
     "PoolChildren",
+    "PoolStarts",
     "ReplacedSetError",
     "RevokedSet",
     "RunningTask",

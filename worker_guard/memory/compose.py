@@ -9,13 +9,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker_guard import celery_internals
-from worker_guard.celery_internals import MissingInternalError, PoolChildren, RunningTask
+from worker_guard.celery_internals import (
+    MissingInternalError,
+    PoolChildren,
+    PoolStarts,
+    RunningTask,
+)
 from worker_guard.events import Event
 from worker_guard.memory.policy import ChildPolicy, Reading
 from worker_guard.memory.reader import MemoryReader, available_bytes
 from worker_guard.memory.recycler import Recycler
 from worker_guard.memory.roster import Roster
 from worker_guard.memory.size import size_bytes
+from worker_guard.memory.starts import StartWatch
 from worker_guard.memory.watchdog import Child, DryRun, MemoryWatchdog, NoChildren
 from worker_guard.scheduler import Part
 from worker_guard.settings import Settings
@@ -79,10 +85,13 @@ class Memory:
             min_lifetime_s=settings.recycle_min_lifetime,
         )
         self._roster = Roster(policy=policy or None, reader=reader, report=report)
+        self._starts = None if self._pool is None else PoolStarts(worker)
+        self._hasten_starts = lambda: hasten(StartWatch.name)
         self._recycler = None
-        if self._pool is not None and not off:
+        if self._pool is not None and self._starts is not None and not off:
             self._recycler = Recycler(
                 exits=self._pool,
+                starts=self._starts,
                 roster=self._roster,
                 report=report,
                 recycled=recycled,
@@ -106,6 +115,15 @@ class Memory:
         self.parts: list[Part] = [self._watchdog]
         if self._recycler is not None:
             self.parts.append(self._recycler)
+        if self._pool is not None and self._starts is not None and self._pool.has_event_loop:
+            self.parts.append(
+                StartWatch(
+                    children=self._pool,
+                    said_more=self._starts.said_more,
+                    roster=self._roster,
+                    monotonic=monotonic,
+                )
+            )
 
     def start(self) -> None:
         """Begin to note which child runs what, and when one is up."""
@@ -120,10 +138,19 @@ class Memory:
             births = self._pool.watch_births(self._born)
         except MissingInternalError:
             births = None
-        if births is not None:
+        if births is not None and self._starts is not None:
             self._hooks.callback(births.undo)
+            self._hooks.callback(self._starts.watch_forks(self._hasten_starts))
+            self._hooks.callback(self._starts.restore)
+            self._roster.hears_births, self._roster.has_work = True, self._has_work
+            if self._roster.policy is not None and self._roster.policy.concurrency:
+                self._roster.policy.gains.start_timeout_s = self._starts.configured_s
         if self._recycler is not None and not self._pool.has_event_loop:
             self._hooks.callback(celery_internals.keep_replacements_alive())
+
+    def disconnected(self) -> None:
+        """The connection to the broker is lost, or given up."""
+        self._roster.disconnected_mono = self._monotonic()
 
     def stop(self) -> None:
         """Undo every hook, and leave the pool as it was found."""
@@ -141,19 +168,31 @@ class Memory:
         The ``suspects`` take milliseconds to be found.
         """
         roster, parent = self._roster, self._watchdog.parent
-        suspension = roster.policy.suspension if roster.policy else None
         return {
             "metric": roster.reader.metric,
             "child_limit_bytes": roster.limit_bytes,
             "parent_limit_bytes": self._watchdog.parent_limit_bytes,
-            "parent": asdict(parent) if parent else None,
+            "parent": _describe_reading(parent) if parent else None,
             "children": self._describe_children(),
-            "suspended": asdict(suspension) if suspension else None,
+            "suspended": self._describe_suspension(),
             "suspects": [asdict(each) for each in roster.suspects.top()] if suspects else None,
+        }
+
+    def _describe_suspension(self) -> dict[str, Any] | None:
+        gains = self._roster.policy.gains if self._roster.policy else None
+        if gains is None or gains.current is None:
+            return None
+        return {
+            "reason": gains.current.reason,
+            "baseline_bytes": gains.current.baseline_bytes,
+            "limit_bytes": gains.current.limit_bytes,
+            "setting": gains.current.setting,
+            "retry_in_s": round(gains.retry_in_s(self._monotonic()), 1),
         }
 
     def _describe_children(self) -> list[dict[str, Any]]:
         roster, now = self._roster, self._monotonic()
+        waiting = self._recycler.waiting_for() if self._recycler is not None else {}
         leaving = self._recycler.leaving if self._recycler is not None else {}
         running = self._pool.running() if self._pool is not None else {}
         described = []
@@ -167,7 +206,9 @@ class Memory:
                     "metric": reading and reading.metric,
                     "age_s": round(now - roster.born_mono.get(child.pid, now), 1),
                     "recycles": roster.recycles[child.slot],
+                    "processes": reading.processes if reading else 1,
                     "leaving": child.pid in leaving,
+                    "waiting_for": waiting.get(child.slot),
                     "task": _describe_task(running.get(child.pid), now),
                 }
             )
@@ -178,10 +219,25 @@ class Memory:
         self._roster.began.append((pid, task))
 
     def _born(self, pid: int) -> None:
+        listed = self._pool.listed() if self._pool is not None else ()
+        slot = next((child.slot for child in listed if child.pid == pid), None)
         try:
-            self._roster.up(pid, self._monotonic())
+            self._roster.up(pid, self._monotonic(), slot=slot)
         except Exception as exc:  # noqa: BLE001 - in the pool's own callback; the next reading serves
             self._on_error(exc)
+
+    def _has_work(self, pid: int) -> bool:
+        pool, starts = self._pool, self._starts
+        return pool is None or starts is None or pool.is_busy(pid) or starts.said_more(pid)
+
+
+def _describe_reading(reading: Reading) -> dict[str, Any]:
+    return {
+        "pid": reading.pid,
+        "rss_bytes": reading.rss_bytes,
+        "used_bytes": reading.used_bytes,
+        "metric": reading.metric,
+    }
 
 
 def _describe_task(task: RunningTask | None, now: float) -> dict[str, Any] | None:

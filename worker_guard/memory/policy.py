@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from worker_guard.memory.suspension import FIRST_TASKS, Gains
 
 #: A process that went over its limit is said to go over again only after it was below this share
 #: of it, so that one that hovers about the limit doesn't fill the log.
 REARM_SHARE = 0.95
 
-#: Recycling that was suspended goes on once a newborn child is at or below this share of the
-#: limit: newborns of one worker differ by some per cent, so that others would suspend it again, and
-#: a replacement that begins so near its limit gains hardly anything.
-RESUME_SHARE = 0.9
+
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A process that a child started, or one of those did; with its start it is one for ever."""
+
+    pid: int
+    started_at: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The memory of one process.
+    """The memory of one process, and what of it is its ``relatives``'.
 
     ``used_bytes`` is by ``metric``. Where that is ``"rss"`` because RSS alone was read, it is no
-    less than what the process uses by any other metric.
+    less than what is used by any other metric.
     """
 
     pid: int
     rss_bytes: int
     used_bytes: int
     metric: str
+    relatives: Mapping[Relative, int] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> int:
+        """The process and its relatives."""
+        return 1 + len(self.relatives)
 
 
 @dataclass
@@ -49,14 +60,6 @@ class Strikes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suspension:
-    """A newborn child uses more than the limit, so that a recycle would gain nothing."""
-
-    baseline_bytes: int
-    limit_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Decision:
     """What follows from one round of readings: children to report, and children to recycle."""
 
@@ -69,8 +72,11 @@ class _Child:
     born_mono: float
     strikes: Strikes
     leaving: bool = False
+    waiting: bool = False
     spared: bool = False
     not_before_mono: float = 0.0
+    tasks: int = 0
+    on_trial: bool = False
 
 
 @dataclass
@@ -78,31 +84,28 @@ class ChildPolicy:
     """Decides which children are recycled, and when.
 
     A child that was chosen counts as leaving until :meth:`gone`, :meth:`spared` or
-    :meth:`put_back` is called. A ``concurrency`` of 0 chooses none.
+    :meth:`put_back` is called. A ``concurrency`` of 0 chooses none. ``gains`` says whether
+    recycling is of use at all.
     """
 
     limit_bytes: int
     strikes: int
     concurrency: int
     min_lifetime_s: float
-    suspension: Suspension | None = None
+    gains: Gains = field(init=False)
     _children: dict[int, _Child] = field(default_factory=dict)
 
-    def born(self, pid: int, now: float) -> None:
-        """A child was seen for the first time."""
-        self._children[pid] = _Child(now, Strikes(self.limit_bytes))
+    def __post_init__(self) -> None:
+        self.gains = Gains(self.limit_bytes)
 
-    def newborn(self, used_bytes: int) -> Suspension | None:
-        """A child that ran nothing yet was read; returns the suspension if that began now.
+    def born(self, pid: int, now: float, *, replaces: bool = False) -> None:
+        """A child was seen for the first time; ``replaces``: in the place of a recycled one."""
+        self._children[pid] = _Child(now, Strikes(self.limit_bytes), on_trial=replaces)
 
-        The next newborn well within the limit (:data:`RESUME_SHARE`) ends it.
-        """
-        if used_bytes <= self.limit_bytes * RESUME_SHARE:
-            self.suspension = None
-        if used_bytes <= self.limit_bytes or self.suspension is not None:
-            return None
-        self.suspension = Suspension(baseline_bytes=used_bytes, limit_bytes=self.limit_bytes)
-        return self.suspension
+    def began(self, pid: int) -> None:
+        """A child began a task."""
+        if pid in self._children:
+            self._children[pid].tasks += 1
 
     def judge(self, readings: Iterable[Reading], now: float) -> Decision:
         """Count one reading of each child, and choose the largest that are due.
@@ -118,19 +121,30 @@ class ChildPolicy:
             if child.strikes.add(reading.used_bytes):
                 went_over.append(reading)
             child.spared = child.spared and child.strikes.over
+            self.gains.read(reading.used_bytes, now)
+            self._try(child, reading, now)
             if self._due(child, now):
                 due.append(reading)
-        if self.suspension is not None:
-            return Decision(went_over=went_over)
         due.sort(key=lambda reading: reading.used_bytes, reverse=True)
-        recycle = due[: max(0, self.concurrency - len(self.leaving()))]
+        recycle = due[: self.gains.allowed(self._free_places(), now)]
         for reading in recycle:
             self._children[reading.pid].leaving = True
+            self.gains.chose(now)
         return Decision(went_over=went_over, recycle=recycle)
+
+    def over(self, pid: int) -> bool:
+        """Whether this child was over its limit when it was last read."""
+        child = self._children.get(pid)
+        return child is not None and child.strikes.count > 0
 
     def leaving(self) -> set[int]:
         """The children that were chosen and are not gone yet."""
         return {pid for pid, child in self._children.items() if child.leaving}
+
+    def waiting(self, pid: int) -> None:
+        """A child was chosen, and runs a task for so long that others are not to wait for it."""
+        if pid in self._children:
+            self._children[pid].waiting = True
 
     def gone(self, pid: int) -> None:
         """A child has left, by whatever way."""
@@ -150,6 +164,31 @@ class ChildPolicy:
         child = self._children.get(pid)
         if child is not None:
             child.leaving, child.not_before_mono = False, not_before_mono
+
+    def _free_places(self) -> int:
+        """How many children more may be on their way out.
+
+        Those that wait for their task don't count, but of many of them only one at a time makes
+        room: ``concurrency`` and one more at the most, and always one that moves.
+        """
+        if self.concurrency < 1:
+            return 0
+        waiting = sum(child.leaving and child.waiting for child in self._children.values())
+        moving = len(self.leaving()) - waiting
+        allowed = min(self.concurrency, max(1, self.concurrency + 1 - waiting))
+        return max(0, allowed - moving)
+
+    def _try(self, child: _Child, reading: Reading, now: float) -> None:
+        """See what a replacement was worth, once, when it has run its first tasks."""
+        if not child.on_trial:
+            return
+        if child.strikes.count >= self.strikes and child.tasks:
+            child.on_trial = False
+            self.gains.regrown(reading.used_bytes, now)
+        elif not child.strikes.count and child.tasks > FIRST_TASKS:
+            # More, since the last one of them may still run.
+            child.on_trial = False
+            self.gains.stayed_small(now)
 
     def _due(self, child: _Child, now: float) -> bool:
         return (

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from worker_guard.memory.policy import Reading
+from worker_guard.memory.policy import Reading, Relative
+
+#: Two looks at the start of one process differ where the clock was set meanwhile.
+_SAME_START_S = 2.0
+
+
+#: Of the directory that holds one for each thread.
+_LINKS_OF_ONE_THREAD = 3
 
 
 class MemoryReader:
@@ -15,6 +25,9 @@ class MemoryReader:
     RSS costs microseconds, the other metrics walk the process's page tables (under a millisecond
     for a small process, some for a large one). None of them is above RSS, so that they are read
     only where RSS is over the limit.
+
+    A process that has started others is read with them, by the PSS of all: USS is next to nothing
+    where a helper was forked, since they share their pages. ``"rss"`` reads the process alone.
     """
 
     def __init__(self, metric: str) -> None:
@@ -22,34 +35,186 @@ class MemoryReader:
 
         self._psutil = psutil
         # psutil's own answer to which metrics the platform has.
-        has = metric == "rss" or hasattr(psutil.Process().memory_full_info(), metric)
-        self.metric = metric if has else "rss"
+        has = psutil.Process().memory_full_info()
+        self.metric = metric if metric == "rss" or hasattr(has, metric) else "rss"
+        self._shared_metric = "pss" if hasattr(has, "pss") else self.metric
+        self._ended = (psutil.NoSuchProcess, ProcessLookupError)
+        self._unreadable = (*self._ended, psutil.AccessDenied, PermissionError)
         self._processes: dict[int, Any] = {}
+        # Linux tells whose child is whose in microseconds; else all processes have to be asked.
+        self._kernel_tells = Path("/proc/thread-self/children").exists()
+        self._children: dict[int, list[int]] = {}
 
-    def read(self, pid: int, limit_bytes: int | None) -> Reading | None:
-        """The process's memory, exact only where RSS is over the limit; None: it has ended."""
+    def survey(self) -> Iterator[None]:
+        """Find out which process started which, one after the other; to be called before reading.
+
+        There is nothing to do where the kernel tells by itself.
+        """
+        if self._kernel_tells:
+            return
+        children: dict[int, list[int]] = {}
+        for pid in self._psutil.pids():
+            with suppress(*self._unreadable):
+                children.setdefault(self._psutil.Process(pid).ppid(), []).append(pid)
+            yield
+        self._children = children
+
+    def steps(self, pid: int, limit_bytes: int | None) -> Generator[None, None, Reading | None]:
+        """Read a process, with a ``yield`` after each thing that takes time.
+
+        Returns its memory, exact only where RSS is over the limit; None: it has ended.
+        """
         try:
             process = self._processes.get(pid)
             if process is None:
                 process = self._processes[pid] = self._psutil.Process(pid)
-            rss_bytes = used_bytes = int(process.memory_info().rss)
+            own_bytes = int(process.memory_info().rss)
+            relatives: dict[Relative, int] = {}
+            for relative in self._relatives_of(pid):
+                with suppress(*self._unreadable):
+                    used_bytes = int(relative.memory_info().rss)
+                    if used_bytes:  # else it has ended, and was not reaped yet
+                        relatives[_identity(relative)] = used_bytes
+                yield
+            if self.metric == "rss":
+                relatives = dict.fromkeys(relatives, 0)
+            rss_bytes = own_bytes + sum(relatives.values())
             metric = "rss"
             if self.metric != "rss" and limit_bytes is not None and rss_bytes > limit_bytes:
-                used_bytes = int(getattr(process.memory_full_info(), self.metric))
-                metric = self.metric
-        except (self._psutil.NoSuchProcess, ProcessLookupError):
+                metric = self._shared_metric if relatives else self.metric
+                own_bytes = self._exactly(process, metric)
+                for relative in relatives:
+                    yield
+                    relatives[relative] = self._of_relative(relative, metric)
+        except self._ended:
             # psutil.ZombieProcess is one of these: it ended, and was not reaped yet.
             self.forget(pid)
             return None
-        return Reading(pid=pid, rss_bytes=rss_bytes, used_bytes=used_bytes, metric=metric)
+        return Reading(
+            pid=pid,
+            rss_bytes=rss_bytes,
+            used_bytes=own_bytes + sum(relatives.values()),
+            metric=metric,
+            relatives=relatives,
+        )
+
+    def read(self, pid: int, limit_bytes: int | None) -> Reading | None:
+        """The same at once."""
+        read: list[Reading | None] = []
+
+        def run() -> Iterator[None]:
+            read.append((yield from self.steps(pid, limit_bytes)))
+
+        for _ in run():
+            pass
+        return read[0]
 
     def read_exactly(self, pid: int) -> Reading | None:
         """The process's memory by the metric, whatever its RSS; None: it has ended."""
         return self.read(pid, 0)
 
+    def read_rss(self, pid: int) -> Reading | None:
+        """The RSS of a process alone; None: it has ended."""
+        try:
+            rss_bytes = int(self._psutil.Process(pid).memory_info().rss)
+        except self._ended:
+            return None
+        return Reading(pid=pid, rss_bytes=rss_bytes, used_bytes=rss_bytes, metric="rss")
+
+    def relatives(self, pid: int) -> set[Relative]:
+        """The processes that this one has started, and that those have."""
+        found = set()
+        for relative in self._relatives_of(pid):
+            with suppress(*self._unreadable):
+                found.add(_identity(relative))
+        return found
+
+    def living(self, relatives: Iterable[Relative]) -> list[Relative]:
+        """Those of them that have not ended."""
+        return [relative for relative in relatives if self._same(relative) is not None]
+
+    def age_s(self, pid: int) -> float | None:
+        """How long ago a process was forked; None: it has ended, or may not be read."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+            return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+        except (OSError, AttributeError, IndexError, ValueError):
+            pass  # not Linux, where psutil's figure is up to a second off
+        try:
+            return float(time.time() - self._psutil.Process(pid).create_time())
+        except self._unreadable:
+            return None
+
     def forget(self, pid: int) -> None:
         """The process has ended; its id may come again."""
         self._processes.pop(pid, None)
+
+    def _exactly(self, process: Any, metric: str) -> int:
+        if metric == "rss":
+            return int(process.memory_info().rss)
+        return int(getattr(process.memory_full_info(), metric))
+
+    def _of_relative(self, relative: Relative, metric: str) -> int:
+        """What it uses; 0 where it has ended, or may not be read."""
+        with suppress(*self._unreadable):
+            process = self._same(relative)
+            return 0 if process is None else self._exactly(process, metric)
+        return 0
+
+    def _same(self, relative: Relative) -> Any:
+        """The process, unless it has ended; its id may have come again."""
+        with suppress(*self._unreadable):
+            process = self._psutil.Process(relative.pid)
+            same = abs(process.create_time() - relative.started_at) <= _SAME_START_S
+            if same and process.status() != self._psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    def _relatives_of(self, pid: int) -> Iterator[Any]:
+        seen, todo = {pid}, [(pid, child) for child in self._children_of(pid)]
+        while todo:
+            parent, child = todo.pop()
+            if child in seen:
+                continue
+            seen.add(child)
+            todo += [(child, grandchild) for grandchild in self._children_of(child)]
+            try:
+                process = self._psutil.Process(child)
+                if not self._kernel_tells and process.ppid() != parent:
+                    continue  # that one has ended since the survey, and its id came again
+            except self._unreadable:
+                continue
+            yield process
+
+    def _children_of(self, pid: int) -> list[int]:
+        if not self._kernel_tells:
+            return list(self._children.get(pid, ()))
+        found: list[int] = []
+        with suppress(OSError):  # it has ended
+            tasks = f"/proc/{pid}/task"
+            # Its links tell how many threads there are, in a fraction of the time of a list.
+            alone = os.stat(tasks).st_nlink == _LINKS_OF_ONE_THREAD
+            for task in (pid,) if alone else os.listdir(tasks):
+                with suppress(OSError):
+                    found += map(int, _content(f"{tasks}/{task}/children").split())
+        return found
+
+
+def _identity(process: Any) -> Relative:
+    return Relative(pid=process.pid, started_at=process.create_time())
+
+
+def _content(path: str) -> bytes:
+    """What a file holds, in half the time that a file object takes."""
+    content = b""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        while part := os.read(descriptor, 65536):
+            content += part
+    finally:
+        os.close(descriptor)
+    return content
 
 
 def available_bytes(

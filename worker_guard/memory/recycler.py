@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from worker_guard.containment import Containment
 from worker_guard.events import ChildRecycled, ChildRecycleWaiting, Event, PartFailed, Trigger
-from worker_guard.memory.policy import Reading
+from worker_guard.memory.policy import Reading, Relative
 from worker_guard.memory.roster import Roster
 from worker_guard.memory.watchdog import Child, Children
 
@@ -26,8 +26,17 @@ LOOK_S = 0.1
 #: until its result was read: billiard's child looks each 0.1 s.
 SETTLE_S = 0.5
 
-#: Between two reports of a child that still runs its task.
+#: Between two reports of a child that still runs its task, or whose replacement is not up; and for
+#: how long others wait for one that runs its task.
 WAITING_S = 60.0
+
+#: A replacement that is killed since it was not up in time gets longer at the next try, each time
+#: twice as long, but no longer than this.
+LONGEST_START_S = 900.0
+
+#: A try after a slow start gets at once what that took, twice, within this many times the
+#: configured time.
+SLOW_START_TIMES = 8.0
 
 
 class Exits(Children, Protocol):
@@ -52,6 +61,30 @@ class Exits(Children, Protocol):
         """How many children the pool is to have."""
 
 
+class Starts(Protocol):
+    """How long the pool waits for a new child to be up, and what became of one that was not."""
+
+    @property
+    def configured_s(self) -> float | None:
+        """``worker_proc_alive_timeout``; None: the pool waits for ever."""
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long it waits for those that are forked now."""
+
+    def allow(self, timeout_s: float) -> None:
+        """Have it wait for so long, if it would not wait that long anyway."""
+
+    def restore(self) -> None:
+        """Have it wait for as long as it is configured to."""
+
+    def follow(self, pid: int) -> object:
+        """What :meth:`failed` tells this child by when it has ended."""
+
+    def failed(self, followed: Any) -> bool:
+        """Whether it ended without being asked to, or was killed."""
+
+
 @dataclass
 class _Leaving:
     child: Child
@@ -60,6 +93,19 @@ class _Leaving:
     reported_mono: float
     wake_mono: float
     asked: bool = False
+    left: bool = False
+    relatives: set[Relative] = field(default_factory=set)
+    replacement: _Starting | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Starting:
+    """A replacement that is not up yet; ``timeout_s`` is what the pool gives it."""
+
+    pid: int
+    since_mono: float
+    timeout_s: float | None
+    followed: object
 
 
 @dataclass(kw_only=True)
@@ -69,6 +115,7 @@ class Recycler:
     name: ClassVar[str] = "recycling"
 
     exits: Exits
+    starts: Starts
     roster: Roster
     report: Callable[[Event], None]
     recycled: Callable[[], None]
@@ -88,8 +135,16 @@ class Recycler:
             child, reading, since_mono=now, reported_mono=now, wake_mono=now + LOOK_S
         )
         self.leaving[child.pid] = leaving
+        self.roster.emptied[child.slot] = child.pid
         self.hasten()
         self._follow(leaving)
+
+    def waiting_for(self) -> dict[int, str]:
+        """What the place of each child on its way out waits for: its task, or its replacement."""
+        return {
+            leaving.child.slot: "replacement" if leaving.left else "task"
+            for leaving in self.leaving.values()
+        }
 
     def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Look once after each child that is on its way out."""
@@ -115,12 +170,16 @@ class Recycler:
 
     def _look_after(self, leaving: _Leaving) -> None:
         pid = leaving.child.pid
-        if leaving.asked and self.exits.has_left(pid):
+        leaving.left = leaving.left or (leaving.asked and self.exits.has_left(pid))
+        if leaving.left:
             self._replaced(leaving)
         elif not leaving.asked and not self._listed(pid):
-            self._forget(pid)  # it ended before it could be asked
+            self._forget(leaving)  # it ended before it could be asked
         else:
+            leaving.relatives |= self.roster.reader.relatives(pid)
+            self._allow_a_slow_start()
             self._ask(leaving)
+        if pid in self.leaving:
             self._tell_that_it_waits(leaving)
 
     def _failed(self, leaving: _Leaving, error: Exception, now: float) -> None:
@@ -130,7 +189,7 @@ class Recycler:
         )
         pause_s = failures.failed(error, now)
         if not leaving.asked and policy is not None:
-            self.leaving.pop(pid, None)
+            self._drop(pid)
             policy.put_back(pid, not_before_mono=now + pause_s)
 
     def _ask(self, leaving: _Leaving) -> None:
@@ -149,10 +208,10 @@ class Recycler:
         """Report the child that has left, if its replacement is up."""
         listed = self.exits.listed()
         replacement = next((c for c in listed if c.slot == leaving.child.slot), None)
+        self._watch_start(leaving, replacement)
         if replacement is None and len(listed) < self.exits.size():
             return  # still to be made
-        used_bytes: int | None = None
-        freed_bytes: int | None = leaving.reading.used_bytes
+        reading: Reading | None = None
         if replacement is not None:
             if not replacement.up:
                 return
@@ -160,46 +219,110 @@ class Recycler:
                 reading = self.roster.reader.read_exactly(replacement.pid)
             except Exception as exc:  # noqa: BLE001 - reported; nobody waits for its figure
                 self._unread(exc)
-                freed_bytes = None
             else:
                 if reading is None:
                     return  # it has ended, and is to be replaced itself
-                used_bytes = reading.used_bytes
-                freed_bytes = leaving.reading.used_bytes - used_bytes
         if self.exits.left_by_itself(leaving.child.pid):
-            self.roster.recycles[leaving.child.slot] += 1
-            self.recycled()
-            self.report(
-                ChildRecycled(
-                    child_pid=leaving.child.pid,
-                    replacement_pid=None if replacement is None else replacement.pid,
-                    waited_s=round(self.monotonic() - leaving.since_mono, 3),
-                    used_bytes=leaving.reading.used_bytes,
-                    replacement_used_bytes=used_bytes,
-                    freed_bytes=freed_bytes,
-                )
+            self._report_recycled(leaving, replacement, reading)
+        self._forget(leaving)
+
+    def _report_recycled(
+        self, leaving: _Leaving, replacement: Child | None, reading: Reading | None
+    ) -> None:
+        used = leaving.reading
+        left = self.roster.reader.living(leaving.relatives | used.relatives.keys())
+        freed_bytes: int | None = None
+        if replacement is None or reading is not None:
+            freed_bytes = used.used_bytes - sum(used.relatives.get(each, 0) for each in left)
+            freed_bytes -= 0 if reading is None else reading.used_bytes
+        self.roster.recycles[leaving.child.slot] += 1
+        self.recycled()
+        self.report(
+            ChildRecycled(
+                child_pid=leaving.child.pid,
+                replacement_pid=None if replacement is None else replacement.pid,
+                waited_s=round(self.monotonic() - leaving.since_mono, 3),
+                used_bytes=used.used_bytes,
+                replacement_used_bytes=None if reading is None else reading.used_bytes,
+                freed_bytes=freed_bytes,
+                left_pids=tuple(sorted(each.pid for each in left)),
             )
-        self._forget(leaving.child.pid)
+        )
+
+    # -- a replacement that starts
+
+    def _allow_a_slow_start(self) -> None:
+        """Where children start slowly, a replacement that is tried all the same gets its time."""
+        configured_s, policy = self.starts.configured_s, self.roster.policy
+        slow_s = 0.0 if policy is None else policy.gains.slow_start_s
+        if configured_s is not None and slow_s:
+            self.starts.allow(min(2 * slow_s, SLOW_START_TIMES * configured_s))
+
+    def _watch_start(self, leaving: _Leaving, replacement: Child | None) -> None:
+        """Notice a replacement that ends before it is up, and have the next one get longer.
+
+        Otherwise the pool would fork and kill one after the other, and the place would stay empty.
+        """
+        now, starting = self.monotonic(), leaving.replacement
+        if starting is not None and (replacement is None or replacement.pid != starting.pid):
+            leaving.replacement = None
+            self._ended_before_it_was_up(leaving, starting, now)
+        if replacement is None or replacement.up:
+            return
+        starting = leaving.replacement
+        if starting is None:
+            leaving.replacement = _Starting(
+                pid=replacement.pid,
+                since_mono=now,
+                timeout_s=self.starts.timeout_s,
+                followed=self.starts.follow(replacement.pid),
+            )
+        elif starting.timeout_s is not None and now - starting.since_mono > starting.timeout_s / 2:
+            # Now, since the pool forks the next one in the moment in which it has killed this one.
+            self.starts.allow(min(2 * starting.timeout_s, LONGEST_START_S))
+
+    def _ended_before_it_was_up(self, leaving: _Leaving, starting: _Starting, now: float) -> None:
+        policy = self.roster.policy
+        if policy is None or not self.starts.failed(starting.followed):
+            return
+        timeout_s = starting.timeout_s
+        in_time = timeout_s is None or now - starting.since_mono < timeout_s / 2
+        policy.gains.ended_before_it_was_up(leaving.child.pid, now, in_time=in_time)
+        policy.gone(leaving.child.pid)  # it no longer counts for recycle_concurrency
+        self.roster.tell_changes()
+
+    # -- what is told
 
     def _unread(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
         self.report(PartFailed(part=self.name, error=text, consecutive_failures=1, retry_in_s=0.0))
 
-    def _forget(self, pid: int) -> None:
-        self.leaving.pop(pid, None)
+    def _forget(self, leaving: _Leaving) -> None:
+        pid = leaving.child.pid
+        self._drop(pid)
         if not self._listed(pid):
             self.roster.gone(pid)
 
+    def _drop(self, pid: int) -> None:
+        self.leaving.pop(pid, None)
+        if self.roster.policy is not None:
+            self.roster.policy.gains.filled(pid)
+        if not any(other.left for other in self.leaving.values()):
+            self.starts.restore()  # for the next ones it is as it was configured
+
     def _tell_that_it_waits(self, leaving: _Leaving) -> None:
-        now = self.monotonic()
+        now, pid = self.monotonic(), leaving.child.pid
+        if not leaving.left and now - leaving.since_mono >= WAITING_S and self.roster.policy:
+            self.roster.policy.waiting(pid)
         if now - leaving.reported_mono < WAITING_S:
             return
         leaving.reported_mono = now
-        task = self.exits.running().get(leaving.child.pid)
+        task = self.exits.running().get(pid)
         self.report(
             ChildRecycleWaiting(
-                child_pid=leaving.child.pid,
+                child_pid=pid,
                 waited_s=round(now - leaving.since_mono, 3),
+                for_="replacement" if leaving.left else "task",
                 task_id=task.task_id if task else None,
                 task_name=task.task_name if task else None,
             )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from worker_guard.containment import Containment
-from worker_guard.events import Event, RecyclingSuspended
-from worker_guard.memory.policy import ChildPolicy, Reading
+from worker_guard.events import Event, RecyclingResumed, RecyclingSuspended
+from worker_guard.memory.policy import ChildPolicy, Reading, Relative
 from worker_guard.memory.suspects import Suspects
+from worker_guard.memory.suspension import Start, Suspension
 
 
 class Reader(Protocol):
@@ -18,11 +20,29 @@ class Reader(Protocol):
 
     metric: str
 
+    def survey(self) -> Iterator[None]:
+        """Look who started whom; before the steps of a round."""
+
+    def steps(self, pid: int, limit_bytes: int | None) -> Generator[None, None, Reading | None]:
+        """Exact only where RSS is over the limit; a ``yield`` after each thing that takes time."""
+
     def read(self, pid: int, limit_bytes: int | None) -> Reading | None:
-        """Exact only where RSS is over the limit."""
+        """The same at once."""
 
     def read_exactly(self, pid: int) -> Reading | None:
         """By the metric, whatever the RSS."""
+
+    def read_rss(self, pid: int) -> Reading | None:
+        """The RSS of this process alone."""
+
+    def relatives(self, pid: int) -> set[Relative]:
+        """The processes that this one has started, and that those have."""
+
+    def living(self, relatives: Iterable[Relative]) -> Sequence[Relative]:
+        """Those that have not ended."""
+
+    def age_s(self, pid: int) -> float | None:
+        """How long ago it was forked; None: it can't be told."""
 
     def forget(self, pid: int) -> None:
         """The process has ended."""
@@ -33,6 +53,10 @@ class Roster:
     """What is known of the children beyond one reading, for all parts that deal with them.
 
     ``began`` takes each task that a child begins (``knows_runs``: somebody fills it);
+    ``hears_births``: somebody calls :meth:`up`, and ``has_work`` says then whether that child has
+    begun a task already. ``emptied`` holds, for each place, the last child that was recycled there.
+    ``silent_mono`` and ``spoke_mono`` are when a child that starts was last seen not to be up, and
+    first seen to be.
     ``failures`` are those of following a child on its way out, ``unreadable`` those of reading.
     """
 
@@ -40,9 +64,16 @@ class Roster:
     reader: Reader
     report: Callable[[Event], None]
     knows_runs: bool = True
+    hears_births: bool = False
+    has_work: Callable[[int], bool] = lambda _: False
     suspects: Suspects = field(default_factory=Suspects)
     began: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=50_000))
     born_mono: dict[int, float] = field(default_factory=dict)
+    heard_up: set[int] = field(default_factory=set)
+    emptied: dict[int, int] = field(default_factory=dict)
+    disconnected_mono: float | None = None
+    silent_mono: dict[int, float] = field(default_factory=dict)
+    spoke_mono: dict[int, float] = field(default_factory=dict)
     recycles: Counter[int] = field(default_factory=Counter)
     readings: dict[int, Reading] = field(default_factory=dict)
     failures: dict[int, Containment] = field(default_factory=dict)
@@ -57,29 +88,70 @@ class Roster:
         """Forget the children that are not among these, but for those that are followed."""
         followed = self.policy.leaving() if self.policy is not None else set()
         known = self.born_mono.keys() | self.suspects.children() | self.unreadable.keys()
+        known |= self.heard_up | self.silent_mono.keys() | self.spoke_mono.keys()
         for pid in known - pids - followed:
             self.gone(pid)
 
-    def up(self, pid: int, now: float) -> None:
-        """A child is up and has no task yet: what it uses now is the least that any will use."""
+    def starts(self, pid: int, now: float, *, spoke: bool) -> None:
+        """A child was looked at that is not heard yet; ``spoke``: it said that it is up."""
+        if spoke:
+            self.spoke_mono.setdefault(pid, now)
+        else:
+            self.silent_mono[pid] = now
+
+    def up(self, pid: int, now: float, *, slot: int | None = None) -> None:
+        """A child says that it is up. What one uses without a task is the least that any will use.
+
+        It can be heard late, where the event loop did not turn: it may have worked meanwhile.
+        """
+        age_s = self.reader.age_s(pid)
+        start = self._start(pid, age_s, now)
         self.gone(pid)
-        self._seen(pid, now)
+        self.heard_up.add(pid)
+        self._seen(pid, now, slot)
+        if self.policy is not None:
+            self.policy.gains.started(start, now)
+            self.tell_changes()
         reading = self.reader.read(pid, self.limit_bytes)
         if reading is not None:
             self.suspects.read(pid, reading.rss_bytes, busy=False)
-            self._newborn(reading)
+            # Asked after the reading: it began nothing before.
+            if self._was_connected(age_s, now) and not self.has_work(pid):
+                self._newborn(reading, now)
+        self.tell_changes()
 
-    def saw(self, reading: Reading, now: float, *, busy: bool) -> None:
+    def saw(self, reading: Reading, now: float, *, busy: bool, slot: int | None = None) -> None:
         """A child was read in its turn."""
         first = reading.pid not in self.born_mono
-        self._seen(reading.pid, now)
+        self._seen(reading.pid, now, slot)
         while self.began:
-            self.suspects.began(*self.began.popleft())
+            pid, task = self.began.popleft()
+            self.suspects.began(pid, task)
+            if self.policy is not None:
+                self.policy.began(pid)
         ran_nothing = self.knows_runs and not busy and self.suspects.ran_nothing(reading.pid)
-        if first and ran_nothing:
-            self._newborn(reading)
+        if first and ran_nothing and not self.hears_births:
+            if self._was_connected(self.reader.age_s(reading.pid), now):
+                self._newborn(reading, now)
+            self.tell_changes()
         self.suspects.read(reading.pid, reading.rss_bytes, busy=busy)
         self.readings[reading.pid] = reading
+
+    def tell_changes(self) -> None:
+        """Report what has suspended recycling, and what let it go on."""
+        news = self.policy.gains.news if self.policy is not None else ()
+        while news:
+            change = news.popleft()
+            if isinstance(change, Suspension):
+                event: Event = RecyclingSuspended(
+                    reason=change.reason,
+                    baseline_bytes=change.baseline_bytes,
+                    limit_bytes=change.limit_bytes,
+                    setting=change.setting,
+                )
+            else:
+                event = RecyclingResumed(suspended_s=round(change.suspended_s, 3))
+            self.report(event)
 
     def gone(self, pid: int) -> None:
         """A child has left."""
@@ -87,20 +159,34 @@ class Roster:
             self.policy.gone(pid)
         self.suspects.gone(pid)
         self.reader.forget(pid)
-        for known in (self.born_mono, self.readings, self.failures, self.unreadable):
+        self.heard_up.discard(pid)
+        for known in (self.born_mono, self.silent_mono, self.spoke_mono):
             known.pop(pid, None)
+        for kept in (self.readings, self.failures, self.unreadable):
+            kept.pop(pid, None)
 
-    def _seen(self, pid: int, now: float) -> None:
+    def _seen(self, pid: int, now: float, slot: int | None) -> None:
         if pid not in self.born_mono:
             self.born_mono[pid] = now
             if self.policy is not None:
-                self.policy.born(pid, now)
+                replaces = slot is not None and self.emptied.get(slot, pid) != pid
+                self.policy.born(pid, now, replaces=self.knows_runs and replaces)
 
-    def _newborn(self, reading: Reading) -> None:
-        suspension = self.policy and self.policy.newborn(reading.used_bytes)
-        if suspension:
-            self.report(
-                RecyclingSuspended(
-                    baseline_bytes=suspension.baseline_bytes, limit_bytes=suspension.limit_bytes
-                )
-            )
+    def _was_connected(self, age_s: float | None, now: float) -> bool:
+        """Whether no connection was lost since a child of this age was forked."""
+        lost_mono = self.disconnected_mono
+        return lost_mono is None or (age_s is not None and now - age_s > lost_mono)
+
+    def _start(self, pid: int, age_s: float | None, now: float) -> Start:
+        """How long a child took to start that is heard now."""
+        if age_s is None:
+            return Start(at_least_s=0.0, at_most_s=math.inf)
+        forked_mono = now - age_s
+        return Start(
+            at_least_s=max(0.0, self.silent_mono.get(pid, forked_mono) - forked_mono),
+            at_most_s=self.spoke_mono.get(pid, now) - forked_mono,
+        )
+
+    def _newborn(self, reading: Reading, now: float) -> None:
+        if self.policy is not None:
+            self.policy.gains.newborn(reading.used_bytes, now)

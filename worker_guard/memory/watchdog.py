@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -123,43 +123,45 @@ class MemoryWatchdog:
 
     def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Read all processes once: observe, decide, act, report."""
+        slice_started = self.monotonic()
+        for _ in self._steps():
+            if self.monotonic() - slice_started >= SLICE_S:
+                yield
+                slice_started = self.monotonic()
+
+    def _steps(self) -> Iterator[None]:
+        """The round, with a ``yield`` after each thing that takes time."""
         readings: list[Reading] = []
         children: dict[int, Child] = {}
-        for child, reading in self._observe():
-            if reading is None:
-                yield
-            else:
-                readings.append(reading)
-                children[reading.pid] = child
-        self._report_sample(readings)
-        self._judge_children(readings, children)
-        self._judge_parent()
-
-    def _observe(self) -> Iterator[tuple[Child, Reading | None]]:
-        """Each child with its reading, and None for it where a slice's time is over."""
         listed = self.children.listed()
         self.roster.keep({child.pid for child in listed})
-        self.parent = self.reader.read(self.pid, self.parent_limit_bytes)
-        slice_started = self.monotonic()
+        # What the main process loaded before it forked is its children's too, so that its USS is
+        # next to nothing.
+        self.parent = self.reader.read_rss(self.pid)
+        yield from self.reader.survey()
         for child in listed:
             if not child.up:
                 continue
-            now = self.monotonic()
-            if now - slice_started >= SLICE_S:
-                yield child, None
-                slice_started = now = self.monotonic()
-            reading = self._read(child.pid, now)
+            yield
+            reading = yield from self._read(child.pid)
             if reading is not None:
-                self.roster.saw(reading, now, busy=self.children.is_busy(child.pid))
-                yield child, reading
+                busy = self.children.is_busy(child.pid)
+                self.roster.saw(reading, self.monotonic(), busy=busy, slot=child.slot)
+                readings.append(reading)
+                children[child.pid] = child
+        self._report_sample(readings)
+        self._judge_children(readings, children)
+        self.roster.tell_changes()
+        self._judge_parent()
 
-    def _read(self, pid: int, now: float) -> Reading | None:
+    def _read(self, pid: int) -> Generator[None, None, Reading | None]:
         """One child's memory. What that raises is reported, and no other child is left unread."""
+        now = self.monotonic()
         unreadable = self.roster.unreadable.get(pid)
         if unreadable is not None and not unreadable.ready(now):
             return None
         try:
-            reading = self.reader.read(pid, self.roster.limit_bytes)
+            reading = yield from self.reader.steps(pid, self.roster.limit_bytes)
         except Exception as exc:  # noqa: BLE001 - reported, and tried again later
             if unreadable is None:
                 unreadable = self.roster.unreadable[pid] = Containment(
@@ -184,6 +186,7 @@ class MemoryWatchdog:
                         metric=reading.metric,
                         used_bytes=reading.used_bytes,
                         limit_bytes=policy.limit_bytes,
+                        processes=reading.processes,
                     )
                 )
             running = self.children.running() if chosen else {}
