@@ -22,6 +22,7 @@ from tests.harness.odd_app import AFTER, ANSWER
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.terminal import celery, environ_of, terminal
 from tests.harness.workers import ROOT, bare_worker, fleet, wait_for
+from worker_guard.celery_internals import Mailbox
 from worker_guard.status.asking import BROKER_S, Workers
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -198,21 +199,21 @@ def test_a_worker_that_was_named_and_is_not_there_has_a_row(conf: dict[str, Any]
     assert alone.stderr == "None of gone@test answered within 1 s; --timeout waits longer\n"
 
 
-def test_an_unguarded_worker_is_asked_once_in_a_while(site: Site, conf: dict[str, Any]) -> None:
+def test_an_unguarded_worker_is_asked_once_in_a_while(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each time costs it an error with a traceback in its log."""
     asked: list[tuple[str, Any]] = []
+    ask = Mailbox.ask
+
+    def watched(self: Any, connection: Any, command: str, **options: Any) -> Any:
+        asked.append((command, options["to"]))
+        return ask(self, connection, command, **options)
+
+    monkeypatch.setattr(Mailbox, "ask", watched)
     workers = Workers(site.fleet.app, destination=NAMES, timeout_s=60.0)
-    broadcast = site.fleet.app.control.broadcast
-
-    def watched(command: str, **options: Any) -> Any:
-        asked.append((command, options["destination"]))
-        return broadcast(command, **options)
-
-    site.fleet.app.control.broadcast = watched
-    try:
-        answers = [workers.ask() for _ in range(2)]
-    finally:
-        del site.fleet.app.control.broadcast
+    answers = [workers.ask() for _ in range(2)]
+    workers.close()
     assert [command for command, _ in asked] == ["ping", "guard"] * 2
     assert "bare@test" in asked[1][1]
     assert "bare@test" not in asked[3][1]

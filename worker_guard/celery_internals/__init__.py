@@ -22,6 +22,7 @@ from worker_guard.celery_internals.host import (
     shut_down_warmly,
     watch_accepted,
 )
+from worker_guard.celery_internals.mailbox import Mailbox, QuestionEndedError
 from worker_guard.celery_internals.revoked import (
     STATEDB_KEY,
     Discarding,
@@ -45,9 +46,11 @@ __all__ = [
     "STATEDB_KEY",
     "Discarding",
     "Hook",
+    "Mailbox",
     "MissingInternalError",
     "PoolChild",
     "PoolChildren",
+    "QuestionEndedError",
     "RevokedSet",
     "RunningTask",
     "allow_recycling",

@@ -35,11 +35,15 @@ class Trouble:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Who is there, in the order heard, and what each said; ``asked`` are those asked by name."""
+    """Who is there, in the order heard, and what each said.
+
+    ``asked`` are those asked by name; ``left`` said since the answers before that they shut down.
+    """
 
     present: Sequence[str]
     replies: Sequence[tuple[str, object]]
     asked: Sequence[str] = ()
+    left: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
