@@ -392,7 +392,7 @@ def test_a_broker_that_cannot_be_asked(server: RedisServer, trouble: str, comman
     assert {
         "closed": "Connection refused",
         "silent": "Timeout",
-        "refused": "The server refuses",
+        "refused": "The broker refuses",
         "nobody": "No worker answered within 1 s",
         "amqp": "Connection refused",
         "unknown": "No such transport",

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 from kombu.exceptions import OperationalError
 
 from worker_guard import celery_internals
+from worker_guard.console import reason
 from worker_guard.errors import WorkerGuardError
+from worker_guard.server_names import broker
 from worker_guard.status.view import Answers, is_unknown_command
 
 #: A broker that takes longer to connect, or to answer one command, is one that can't be reached.
@@ -141,17 +143,23 @@ class Workers:
                 self._bound_waits()
                 connection = self._app.connection_for_write()
                 known_errors = (*connection.connection_errors, *connection.channel_errors)
+            except ValueError:
+                # Without what it says: that may quote a piece of a password.
+                raise self._unusable("it is not a URL that can be read") from None
             except Exception as exc:
-                raise BrokerUnusableError(f"The broker of this app can't be used: {exc}") from exc
+                raise self._unusable(reason(exc)) from exc
             try:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_S)
             except known_errors as exc:
                 raise OperationalError(str(exc) or type(exc).__name__) from exc
             except ValueError as exc:
                 # No server was asked: an option is missing, or can't be what it is.
-                raise BrokerUnusableError(f"The broker of this app can't be used: {exc}") from exc
+                raise self._unusable(reason(exc)) from exc
             self._connection = connection
         return self._connection
+
+    def _unusable(self, why: str) -> BrokerUnusableError:
+        return BrokerUnusableError(f"The broker can't be used: {broker(self._app)}: {why}")
 
     def _bound_waits(self) -> None:
         """Bound each wait of this process on the broker, also those of Celery's own connections.

@@ -22,7 +22,9 @@ from worker_guard.console import (
     naming,
     reason,
     say,
+    told,
 )
+from worker_guard.server_names import broker
 from worker_guard.status.asking import BROKER_S, Asked, Workers
 from worker_guard.status.view import Answers, document, read_fleet
 
@@ -48,7 +50,7 @@ def run_status(
         try:
             answers = _first_answers(asked, timeout_s)
         except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-            return failed(exc, naming(app, "status"))
+            return failed(exc, naming(app, "status"), server=broker(app))
         if not answers.present:
             return _nobody(destination, timeout_s, naming(app, "status"))
         fleet = read_fleet(answers)
@@ -78,7 +80,11 @@ def run_watch(
     try:
         with _asking(workers) as asked:
             watch = Watch(
-                asked=asked, interval_s=interval_s, timeout_s=timeout_s, monotonic=time.monotonic
+                asked=asked,
+                interval_s=interval_s,
+                timeout_s=timeout_s,
+                monotonic=time.monotonic,
+                told=lambda exc: told(exc, broker(app))[0],
             )
             answers = _first_answers(asked, timeout_s)
             if not answers.present:
@@ -88,7 +94,7 @@ def run_watch(
     except KeyboardInterrupt:
         return EX_OK
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc, naming(app, "watch"))
+        return failed(exc, naming(app, "watch"), server=broker(app))
     return EX_OK
 
 
@@ -111,7 +117,7 @@ def _leave_nothing(asked: Asked) -> None:
     except Exception as exc:  # noqa: BLE001 - said, and what was shown is as right as before
         # The terminal may be gone, and with it who would read this.
         with contextlib.suppress(OSError):
-            say(f"A reply queue may be left in the broker, which is away: {reason(exc)}")
+            say(f"The broker is away, so a reply queue may be left in it: {reason(exc)}")
 
 
 def _first_answers(asked: Asked, timeout_s: float) -> Answers:

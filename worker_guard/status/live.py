@@ -10,7 +10,6 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
-from worker_guard.reporting import masked
 from worker_guard.status.asking import BROKER_S, Asked
 from worker_guard.status.screen import FULL_CHILDREN, WIDE, brief, overview, plain, section
 from worker_guard.status.terminal import Keys
@@ -102,12 +101,16 @@ def _first_that_fits(
 
 @dataclass
 class Watch:
-    """Asks each ``interval_s``, and remembers what is known meanwhile."""
+    """Asks each ``interval_s``, and remembers what is known meanwhile.
+
+    ``told`` makes an error a line for people.
+    """
 
     asked: Asked
     interval_s: float
     timeout_s: float
     monotonic: Callable[[], float]
+    told: Callable[[Exception], str] = str
     fleet: Fleet = field(default_factory=Fleet)
     _remembered: Remembered = field(default_factory=Remembered)
     _trouble: str = ""
@@ -119,8 +122,7 @@ class Watch:
         try:
             answers = self.asked.outcome(0.0)
         except Exception as exc:  # noqa: BLE001 - shown, and tried again
-            reason = masked(" ".join(str(exc).split())) or type(exc).__name__
-            self._trouble = f"the broker can't be reached: {reason}"
+            self._trouble = self.told(exc)
             return
         if answers is not None:
             self.take(answers)
@@ -148,7 +150,7 @@ class Watch:
         silent_s = now - self._heard_mono
         trouble = self._trouble
         if not trouble and silent_s > self.interval_s + 2 * self.timeout_s + BROKER_S:
-            trouble = "the broker does not answer"
+            trouble = "The broker does not answer"
         if trouble:
             trouble += f"; shown is what was {duration(silent_s)} ago"
         return Dashboard(
