@@ -140,7 +140,7 @@ def test_a_connection_that_is_lost_leaves_nothing(workers: Fleet) -> None:
         screen.shows("w@test")
         under_way(server, before)
         server.pause()
-        screen.shows("the broker")
+        screen.shows("The broker")
         server.resume()
         screen.type("q")
         assert screen.ended() == (0, "")

@@ -84,7 +84,8 @@ def figures_of(
     children = [child["used_bytes"] for child in memory.get("children", ())]
     revoked = dict(described["revoked"])
     total = revoked.pop("total")
-    del revoked["stamps"]
+    for not_an_origin in ("stamps", "clearing", "next_clear_s"):
+        revoked.pop(not_an_origin, None)
     return Figures(
         info=info,
         parts={name: state == "on" for name, state in described["parts"].items()},

@@ -13,9 +13,17 @@ from worker_guard.containment import Containment
 from worker_guard.events import CleanupCompleted, Event, Trigger
 from worker_guard.reporting import masked
 from worker_guard.revoked.backfill import Backfill
-from worker_guard.revoked.ledger import Origin
+from worker_guard.revoked.ledger import LEAVING, Origin
 from worker_guard.revoked.records import Records, open_records
-from worker_guard.revoked.sweeper import UNPROVEN, Actor, DryRun, Marker, Sweeper, Totals
+from worker_guard.revoked.sweeper import (
+    UNPROVEN,
+    Actor,
+    DryRun,
+    Marker,
+    Sweeper,
+    Totals,
+    clear_in_s,
+)
 from worker_guard.revoked.watch import RevokedWatch
 from worker_guard.scheduler import SLICE_S, Part, run_to_end
 from worker_guard.settings import PREFIX, Settings
@@ -167,9 +175,13 @@ class Revoked:
         run_to_end(slices, until=lambda: self._monotonic() >= deadline)
         return (done[0] if done else None), slices
 
-    def describe(self) -> dict[str, int]:
-        """How many ids there are of each origin."""
+    def describe(self, *, due_in_s: float = 0.0) -> dict[str, int | float | None]:
+        """How many ids there are of each origin, and when those on their way out are cleared.
+
+        ``due_in_s`` is the time until the next sweep.
+        """
         count = self._watch.ledger.count
+        leaving = sum(map(count, LEAVING))
         return {
             "total": len(state.revoked),
             "operator": count(Origin.OPERATOR),
@@ -177,7 +189,16 @@ class Revoked:
             "proven": count(Origin.PROVEN),
             "unproven": sum(map(count, UNPROVEN)),
             "stamps": len(state.revoked_stamps),
+            "clearing": leaving,
+            "next_clear_s": self._clear_in_s(due_in_s) if leaving else None,
         }
+
+    def _clear_in_s(self, due_in_s: float) -> float:
+        """In how many seconds the last of the ids on their way out is cleared."""
+        came_mono = self._watch.ledger.last_leaving_mono or 0.0
+        ready_in_s = came_mono + self._settings.revoked_grace - self._monotonic()
+        interval_s = self._settings.interval
+        return round(clear_in_s(ready_in_s, due_in_s=due_in_s, interval_s=interval_s), 1)
 
     # -- what the watch is told by -----------------------------------------------------------
 

@@ -62,6 +62,10 @@ class Verdict(Enum):
     """Anything else: no record, another state, one that can't be read."""
 
 
+#: The origins of ids that leave the set when the grace is over.
+LEAVING = (Origin.EXPIRED, Origin.PROVEN)
+
+
 class _Entry(NamedTuple):
     origin: Origin
     since_mono: float
@@ -116,6 +120,8 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._counts: Counter[Origin] = Counter()
+        #: When the last of the ids that are on their way out came in; None before the first.
+        self.last_leaving_mono: float | None = None
         # Without an event loop, messages with an ETA expire on the timer's thread. Pool children
         # never come here, so that it does not matter how they inherit it.
         self._lock = threading.RLock()
@@ -251,4 +257,6 @@ class Ledger:
         if known is not None:
             self._counts[known.origin] -= 1
         self._counts[entry.origin] += 1
+        if entry.origin in LEAVING:
+            self.last_leaving_mono = max(entry.since_mono, self.last_leaving_mono or 0.0)
         self._entries[task_id] = entry

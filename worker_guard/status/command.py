@@ -43,6 +43,7 @@ def run_status(
     as_json: bool,
     everything: bool,
     no_color: bool,
+    expected: int | None = None,
 ) -> int:
     """Ask once, show the answers, and return the exit code."""
     workers = Workers(app, destination=destination, timeout_s=timeout_s)
@@ -53,7 +54,7 @@ def run_status(
             return failed(exc, naming(app, "status"), server=broker(app))
         if not answers.present:
             return _nobody(destination, timeout_s, naming(app, "status"))
-        fleet = read_fleet(answers)
+        fleet = read_fleet(answers, expected=expected)
         if as_json:
             click.echo(json.dumps(document(fleet)))
         else:
