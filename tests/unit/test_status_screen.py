@@ -326,7 +326,7 @@ def test_an_outage_is_told_from_its_begin_to_its_end() -> None:
         ({"totals": {"children_recycled": 1}}, ["replaced 1 child since the start"]),
         (
             {"revoked": {"expired": 3}},
-            ["expired 3 tasks, and no task ran for them", "revoked 3 ids expired"],
+            ["expired 3 tasks, before they could run", "revoked 3 ids expired"],
         ),
         (
             {"revoked": {"unproven": 1}},

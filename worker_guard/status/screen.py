@@ -217,7 +217,7 @@ def _expired(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
     backfill, revoked = guard.last_backfill, guard.revoked
     if backfill is None or (backfill.age_s or 0) + old_s > FORGOTTEN_S:
         if revoked is not None and revoked.expired:
-            yield "expired", Text(f"{count(revoked.expired, 'task')}, and no task ran for them")
+            yield "expired", Text(f"{count(revoked.expired, 'task')}, before they could run")
         return
     tasks = sorted(backfill.tasks.items(), key=lambda task: -task[1])
     named = some((f"{name} {number}" for name, number in tasks), FULL_TASKS)
