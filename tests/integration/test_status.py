@@ -322,7 +322,8 @@ def test_an_outage_as_it_is_seen_at_night(tmp_path: Path, server: RedisServer) -
     conf = {
         "broker_url": server.url(7),
         "result_backend": server.url(8),
-        "worker_guard_interval": 0.5,
+        # Swept when the test says so, so that all is told as one.
+        "worker_guard_interval": 3600.0,
         "worker_guard_revoked_grace": grace_s,
         # That alert tells of others.
         "worker_guard_alert_revoked": None,
@@ -331,32 +332,30 @@ def test_an_outage_as_it_is_seen_at_night(tmp_path: Path, server: RedisServer) -
         workers.expire(*(f"newsletter-{number}" for number in range(12)))
         worker = workers.start("w", "--pool=solo")
 
-        def told() -> Any:
-            state = worker.ask("guard")
-            return state if state["last_backfill"] else None
-
-        state = wait_for(told, "the outage to be told")
+        wait_for(lambda: len(worker.revoked()) == 12, "all to expire")
+        worker.ask("guard_sweep")
+        state = worker.ask("guard")
         assert state["last_backfill"]["expired_tasks"] == 12
         assert state["last_backfill"]["tasks"] == {"harness.add": 12}
         assert sum(state["last_backfill"]["causes"].values()) == 12
         assert 0 <= state["last_backfill"]["age_s"] <= state["uptime_s"]
         if state["revoked"]["clearing"]:  # not on a machine that stood still meanwhile
             assert state["revoked"]["clearing"] == 12
-            assert 0 <= state["revoked"]["next_clear_s"] <= grace_s + 1
+            assert 0 <= state["revoked"]["next_clear_s"] <= 3600 * 1.1
             done = run(conf, "guard", "status", "-d", "w@test", "--timeout", "60")
             lines = done.stdout.splitlines()
             assert re.search(r"^  expired  12 tasks, \d+ s ago: harness.add 12$", done.stdout, re.M)
             assert "  because  no worker took them in time" in done.stdout
-            assert re.search(r"^  revoked  12 ids will be cleared in \d+ s$", done.stdout, re.M), (
-                done.stdout
-            )
+            assert re.search(
+                r"^  revoked  12 ids will be cleared in \d+ min$", done.stdout, re.M
+            ), done.stdout
             assert re.fullmatch(
-                r"ok: 1 worker; 12 ids will be cleared in \d+ s; nothing to do", lines[-1]
+                r"ok: 1 worker; 12 ids will be cleared in \d+ min; nothing to do", lines[-1]
             )
             assert done.returncode == 0
-        wait_for(lambda: worker.cleared() == 12, "the ids to be cleared")
+        wait_for(lambda: worker.ask("guard_sweep") and worker.cleared() == 12, "all to be cleared")
         done = run(conf, "guard", "status", "-d", "w@test", "--timeout", "60")
-        assert re.search(r"^  cleared  12 ids, \d+ s ago$", done.stdout, re.M)
+        assert re.search(r"^  cleared  (12 ids, .* ago|.*; 12 since the start)$", done.stdout, re.M)
         assert done.stdout.splitlines()[-1] == "ok: 1 worker; nothing to do"
         assert worker.ask("guard")["revoked"]["next_clear_s"] is None
 
