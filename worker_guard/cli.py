@@ -111,6 +111,12 @@ def _seconds(low: float, high: float) -> Callable[..., float]:
 @_asks_workers
 @click.option("-j", "--json", "as_json", is_flag=True, help="The answers as one JSON object.")
 @click.option("--all", "everything", is_flag=True, help="Each worker and each child in full.")
+@click.option(
+    "--expect",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="So many workers are to answer: fewer are trouble.",
+)
 @click.pass_context
 def status(
     ctx: click.Context,
@@ -118,6 +124,7 @@ def status(
     destination: list[str],
     as_json: bool,
     everything: bool,
+    expect: int | None,
 ) -> None:
     """Show what the guards of the workers see and did."""
     from worker_guard.status.command import run_status
@@ -130,6 +137,7 @@ def status(
             as_json=as_json,
             everything=everything,
             no_color=ctx.obj.no_color,
+            expected=expect,
         )
     )
 

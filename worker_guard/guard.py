@@ -15,7 +15,15 @@ from celery.worker import state
 from worker_guard import celery_internals
 from worker_guard.alerts.compose import Alerts
 from worker_guard.containment import Containment
-from worker_guard.events import CleanupCompleted, Event, PartFailed, Started, Stopped, Trigger
+from worker_guard.events import (
+    CleanupCompleted,
+    Event,
+    ExpiredBackfillDetected,
+    PartFailed,
+    Started,
+    Stopped,
+    Trigger,
+)
 from worker_guard.memory.compose import Memory
 from worker_guard.metrics.catalogue import AlertFigures, Figures, Tally, figures_of
 from worker_guard.metrics.compose import METRICS, Metrics
@@ -32,10 +40,10 @@ _ON = "on"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PastCleanup:
-    """A sweep that came to its end, and when, by the wall clock and by the monotonic one."""
+class _Past:
+    """An event that is remembered, and when it was, by the wall clock and by the monotonic one."""
 
-    event: CleanupCompleted
+    event: CleanupCompleted | ExpiredBackfillDetected
     at: float
     ended_mono: float
 
@@ -63,8 +71,10 @@ class Guard:
         self._totals = Totals()
         self._tally = Tally()
         self._started_mono = self._monotonic()
-        self._last_cleanup: _PastCleanup | None = None
-        self._last_results_cleanup: _PastCleanup | None = None
+        self._last_cleanup: _Past | None = None
+        self._last_clearing: _Past | None = None
+        self._last_results_cleanup: _Past | None = None
+        self._last_backfill: _Past | None = None
 
         log, self._close_log = open_log(settings.log_format)
         self._reporter = Reporter(log, worker=worker.hostname, dry_run=settings.dry_run)
@@ -282,7 +292,10 @@ class Guard:
     def describe(self, *, suspects: bool = True) -> dict[str, Any]:
         """The state of this guard: counts, whatever the set's size, and never ids."""
         now = self._monotonic()
-        last, last_results = self._last_cleanup, self._last_results_cleanup
+
+        def age(past: _Past | None) -> dict[str, Any] | None:
+            return None if past is None else past.describe(now)
+
         return {
             "version": self._version,
             "pid": os.getpid(),
@@ -296,12 +309,16 @@ class Guard:
                 **self._scheduler.failures(),
                 "revoked_verify": self._revoked.lookups.consecutive_failures,
             },
-            "revoked": self._revoked.describe(compare=suspects),
+            "revoked": self._revoked.describe(
+                due_in_s=self._scheduler.due_in_s(Sweeper.name), compare=suspects
+            ),
             "memory": self._memory.describe(suspects=suspects) if self._memory else None,
             "alerts": self._alerts.describe(),
             "totals": asdict(self._totals),
-            "last_cleanup": last and last.describe(now),
-            "last_results_cleanup": last_results and last_results.describe(now),
+            "last_cleanup": age(self._last_cleanup),
+            "last_clearing": age(self._last_clearing),
+            "last_results_cleanup": age(self._last_results_cleanup),
+            "last_backfill": age(self._last_backfill),
         }
 
     def _figures(self) -> Figures:
@@ -329,13 +346,20 @@ class Guard:
     # -- what the parts are given ----------------------------------------------------------
 
     def _report(self, event: Event) -> None:
-        if isinstance(event, CleanupCompleted):
-            past = _PastCleanup(event=event, at=time.time(), ended_mono=self._monotonic())
-            self._last_cleanup = past
-            if event.trigger == "schedule":
-                self._last_results_cleanup = past
+        if isinstance(event, CleanupCompleted | ExpiredBackfillDetected):
+            self._remember(event, _Past(event=event, at=time.time(), ended_mono=self._monotonic()))
         self._tally.note(event)
         self._reporter(event)
+
+    def _remember(self, event: CleanupCompleted | ExpiredBackfillDetected, past: _Past) -> None:
+        if isinstance(event, ExpiredBackfillDetected):
+            self._last_backfill = past
+            return
+        self._last_cleanup = past
+        if event.revoked_tasks_cleared:
+            self._last_clearing = past
+        if event.trigger == "schedule":
+            self._last_results_cleanup = past
 
     def _containment(self, part: str) -> Containment:
         return Containment(part, first_pause_s=self._settings.interval, report=self._report)

@@ -158,6 +158,13 @@ class Scheduler:
         """Consecutive failures of each part."""
         return {name: run.containment.consecutive_failures for name, run in self._runs.items()}
 
+    def due_in_s(self, name: str) -> float:
+        """Seconds until a part's next round begins; 0 while one is under way, or without a part."""
+        run = self._runs.get(name)
+        if run is None or run.slices is not None:
+            return 0.0
+        return max(0.0, run.due_mono - self._monotonic())
+
     def _call(self, run: _Run, delay_s: float) -> None:
         """Set the one next tick of this part.
 

@@ -273,14 +273,19 @@ def test_django_style_namespace(make_fleet: MakeFleet) -> None:
 # -- backfill ------------------------------------------------------------------------------
 
 
-def test_a_backfill_is_explained(make_fleet: MakeFleet) -> None:
-    """Which tasks expired, how long they waited, and whether they were born expired."""
+@pytest.mark.parametrize("options", [("--without-mingle",), ()], ids=["alone", "mingles"])
+def test_a_backfill_is_explained(make_fleet: MakeFleet, options: tuple[str, ...]) -> None:
+    """Which tasks expired, how long they waited, and whether they were born expired.
+
+    A worker that mingles has asked its broker for answers of its peers when it begins to ask for
+    tasks: that there is no answer does not say that there are no tasks.
+    """
     fleet = make_fleet(worker_guard_interval=3600.0)
     fleet.expire(*(f"waited-{n}" for n in range(7)))
     for n in range(5):
         fleet.send("sleep", 1, task_id=f"born-{n}", expires=-10)
     time.sleep(1)
-    worker = fleet.start("w", "--without-mingle")
+    worker = fleet.start("w", *options)
     wait_for(lambda: worker.text().count("Discarding") == 12, "the messages to be discarded")
     worker.ask("guard_sweep")
     wait_for(lambda: worker.events("expired_backfill_detected"), "the event")

@@ -22,6 +22,7 @@ from tests.harness.odd_app import AFTER, ANSWER
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.terminal import celery, environ_of, terminal
 from tests.harness.workers import ROOT, bare_worker, fleet, wait_for
+from worker_guard.celery_internals import Mailbox
 from worker_guard.status.asking import BROKER_S, Workers
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -198,21 +199,21 @@ def test_a_worker_that_was_named_and_is_not_there_has_a_row(conf: dict[str, Any]
     assert alone.stderr == "None of gone@test answered within 1 s; --timeout waits longer\n"
 
 
-def test_an_unguarded_worker_is_asked_once_in_a_while(site: Site, conf: dict[str, Any]) -> None:
+def test_an_unguarded_worker_is_asked_once_in_a_while(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each time costs it an error with a traceback in its log."""
     asked: list[tuple[str, Any]] = []
+    ask = Mailbox.ask
+
+    def watched(self: Any, connection: Any, command: str, **options: Any) -> Any:
+        asked.append((command, options["to"]))
+        return ask(self, connection, command, **options)
+
+    monkeypatch.setattr(Mailbox, "ask", watched)
     workers = Workers(site.fleet.app, destination=NAMES, timeout_s=60.0)
-    broadcast = site.fleet.app.control.broadcast
-
-    def watched(command: str, **options: Any) -> Any:
-        asked.append((command, options["destination"]))
-        return broadcast(command, **options)
-
-    site.fleet.app.control.broadcast = watched
-    try:
-        answers = [workers.ask() for _ in range(2)]
-    finally:
-        del site.fleet.app.control.broadcast
+    answers = [workers.ask() for _ in range(2)]
+    workers.close()
     assert [command for command, _ in asked] == ["ping", "guard"] * 2
     assert "bare@test" in asked[1][1]
     assert "bare@test" not in asked[3][1]
@@ -230,8 +231,10 @@ def test_in_a_pipe_there_is_text_alone(conf: dict[str, Any]) -> None:
     (task,) = re.findall(r"^  child \d+ .* harness\.wait ([0-9a-f-]{36}) for", done.stdout, re.M)
     assert task
     assert "no guard  worker_guard_enabled is False" in done.stdout
-    assert "unknown command  worker_guard is not loaded there" in done.stdout
-    assert "2 operator, 0 expired" in done.stdout
+    assert "not loaded  worker_guard is not loaded there" in done.stdout
+    assert "2 ids that an operator revoked stay" in done.stdout
+    verdict = "trouble: 2 of 4 workers: bare@test (not loaded), off@test (no guard)"
+    assert done.stdout.splitlines()[-1] == verdict
     narrow = run(conf, "guard", "status", *ALL, COLUMNS="80")
     assert max(map(len, narrow.stdout.splitlines())) <= 80
 
@@ -262,8 +265,8 @@ def test_on_a_terminal(conf: dict[str, Any], columns: int) -> None:
     assert b"\x1b[" in screen.sent
     lines = text.splitlines()
     heads = [line.split() for line in lines[:1]]
-    origins = "operator expired proven unproven" if columns == 140 else "oper exp prov unpr"
-    assert heads == [["worker", "pool", *origins.split(), "memory", "cleanup", "state"]]
+    assert heads == [["worker", "pool", "revoked", "to", "clear", "memory", "swept", "state"]]
+    assert lines[-1] == "trouble: 2 of 4 workers: bare@test (not loaded), off@test (no guard)"
     for name in ("bare@test", "off@test", "solo@test", "w@test"):
         assert sum(line.split()[:1] == [name] for line in lines) == 2, text
     busy = [line for line in lines if "harness.wait" in line]
@@ -292,6 +295,69 @@ def test_under_the_c_locale_all_is_ascii(conf: dict[str, Any]) -> None:
         assert done.stdout.isascii()
         assert re.search(r"^  child .*  -+  +\d+ %", done.stdout, re.M), done.stdout
     assert not run(conf, "guard", "status", *ALL).stdout.isascii()
+
+
+def test_fewer_workers_than_are_expected_are_trouble(conf: dict[str, Any]) -> None:
+    """Though all that answered are well; who names nobody that is there hears that as before."""
+    named = ("-d", "w@test,solo@test", "--timeout", "60")
+    enough = run(conf, "guard", "status", *named, "--expect", "2")
+    assert (enough.returncode, enough.stdout.splitlines()[-1]) == (
+        0,
+        "ok: 2 workers; nothing to do",
+    )
+    few = run(conf, "guard", "status", *named, "--expect", "3")
+    verdict = "trouble: 2 answered, 3 were expected"
+    assert (few.returncode, few.stdout.splitlines()[-1]) == (1, verdict)
+    document = json.loads(run(conf, "guard", "status", "--json", *named, "--expect", "3").stdout)
+    assert (document["trouble"], document["answered"], document["expected"]) == (True, 2, 3)
+    assert faults("status.schema.json", document) == []
+    nobody = run(conf, "guard", "status", "-d", "gone@test", "--expect", "1")
+    assert (nobody.returncode, nobody.stdout) == (69, "")
+    assert run(conf, "guard", "status", "--expect", "0").returncode == 2
+
+
+def test_an_outage_as_it_is_seen_at_night(tmp_path: Path, server: RedisServer) -> None:
+    """What expired and why; what will be cleared and when; then what was cleared."""
+    grace_s = 20
+    conf = {
+        "broker_url": server.url(7),
+        "result_backend": server.url(8),
+        # Swept when the test says so, so that all is told as one.
+        "worker_guard_interval": 3600.0,
+        "worker_guard_revoked_grace": grace_s,
+        # That alert tells of others.
+        "worker_guard_alert_revoked": None,
+    }
+    with fleet(tmp_path, **conf) as workers:
+        workers.expire(*(f"newsletter-{number}" for number in range(12)))
+        worker = workers.start("w", "--pool=solo")
+
+        wait_for(lambda: len(worker.revoked()) == 12, "all to expire")
+        worker.ask("guard_sweep")
+        state = worker.ask("guard")
+        assert state["last_backfill"]["expired_tasks"] == 12
+        assert state["last_backfill"]["tasks"] == {"harness.add": 12}
+        assert sum(state["last_backfill"]["causes"].values()) == 12
+        assert 0 <= state["last_backfill"]["age_s"] <= state["uptime_s"]
+        if state["revoked"]["clearing"]:  # not on a machine that stood still meanwhile
+            assert state["revoked"]["clearing"] == 12
+            assert 0 <= state["revoked"]["next_clear_s"] <= 3600 * 1.1
+            done = run(conf, "guard", "status", "-d", "w@test", "--timeout", "60")
+            lines = done.stdout.splitlines()
+            assert re.search(r"^  expired  12 tasks, \d+ s ago: harness.add 12$", done.stdout, re.M)
+            assert "  because  no worker took them in time" in done.stdout
+            assert re.search(
+                r"^  revoked  12 ids will be cleared in \d+ min$", done.stdout, re.M
+            ), done.stdout
+            assert re.fullmatch(
+                r"ok: 1 worker; 12 ids will be cleared in \d+ min; nothing to do", lines[-1]
+            )
+            assert done.returncode == 0
+        wait_for(lambda: worker.ask("guard_sweep") and worker.cleared() == 12, "all to be cleared")
+        done = run(conf, "guard", "status", "-d", "w@test", "--timeout", "60")
+        assert re.search(r"^  cleared  (12 ids, .* ago|.*; 12 since the start)$", done.stdout, re.M)
+        assert done.stdout.splitlines()[-1] == "ok: 1 worker; nothing to do"
+        assert worker.ask("guard")["revoked"]["next_clear_s"] is None
 
 
 # -- strange answers -----------------------------------------------------------------------
@@ -324,7 +390,8 @@ def test_strange_answers_have_a_row(
         assert done.returncode == (1 if kind else 0)
         table = run(urls, "guard", "status", *patiently)
         assert "Traceback" not in table.stderr + table.stdout
-        assert table.stdout.count("odd@test") == 2
+        # In the overview, in full, and in the verdict if it is in trouble.
+        assert table.stdout.count("odd@test") == (3 if kind else 2)
 
 
 def test_a_late_answer_has_a_row(tmp_path: Path, server: RedisServer) -> None:
@@ -391,7 +458,7 @@ def test_a_broker_that_cannot_be_asked(server: RedisServer, trouble: str, comman
     assert {
         "closed": "Connection refused",
         "silent": "Timeout",
-        "refused": "The server refuses",
+        "refused": "The broker refuses",
         "nobody": "No worker answered within 1 s",
         "amqp": "Connection refused",
         "unknown": "No such transport",

@@ -17,7 +17,8 @@ import pytest
 
 from tests.harness.redis_server import RedisServer
 from tests.harness.terminal import Terminal, celery, environ_of, terminal
-from tests.harness.workers import ROOT, Fleet, fleet, wait_for
+from tests.harness.workers import ROOT, Fleet, fleet
+from worker_guard.status.wording import count
 
 #: The cursor is hidden, and a screen besides the one with the shell's lines is used; and back.
 SWITCHED = ((b"\x1b[?25l", b"\x1b[?25h"), (b"\x1b[?1049h", b"\x1b[?1049l"))
@@ -67,7 +68,8 @@ def test_it_shows_the_workers_until_it_is_ended(workers: Fleet, columns: int, ke
     with watching(workers, columns=columns, rows=40) as screen:
         text = screen.shows("w@test  prefork, concurrency 2", "q ends", "child ")
         assert max(map(len, text.splitlines())) <= columns
-        assert ("operator" in text.splitlines()[2]) == (columns == 140)
+        assert text.splitlines()[2].split()[:3] == ["worker", "pool", "revoked"]
+        assert text.splitlines()[-1] == "ok: 1 worker; nothing to do"
         screen.type("x")
         screen.type(key)
         assert screen.ended() == (0, "")
@@ -77,21 +79,22 @@ def test_it_shows_the_workers_until_it_is_ended(workers: Fleet, columns: int, ke
 def test_it_follows_what_happens(workers: Fleet) -> None:
     """An id that an operator revokes meanwhile is counted, and a running task is shown."""
     with watching(workers) as screen:
-        before = screen.shows("w@test", "0 operator")
+        before = screen.shows("w@test", "ok: 1 worker")
+        assert "an operator revoked" not in before
         assert "harness.sleep" not in before
         workers.app.control.revoke(["revoked-meanwhile"])
         task_id = workers.send("sleep", 20)
-        screen.shows("1 operator", f"harness.sleep {task_id} for")
+        screen.shows("1 id that an operator revoked stays", f"harness.sleep {task_id} for")
 
 
 def test_it_follows_the_size_of_the_window(workers: Fleet) -> None:
     """Wider: the whole names; smaller: what is left out is counted."""
     with watching(workers, columns=80, rows=40) as screen:
-        screen.shows("unpr", "child ")
+        screen.shows("revoked to clear memory", "child ")
         screen.resize(140, 40)
-        screen.until(lambda text: "unproven  memory" in " ".join(text.split("   ")), "wide heads")
-        screen.resize(80, 9)
-        screen.until(lambda text: "1 more in full" in text and "unpr" in text, "the note")
+        screen.shows("revoked  to clear  memory", "runs")
+        screen.resize(80, 8)
+        screen.shows("1 more in full", "revoked to clear memory", "ok: 1 worker")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP], ids=["TERM", "HUP"])
@@ -178,7 +181,7 @@ def test_one_connection_serves_all_rounds(workers: Fleet) -> None:
     def after_a_round(screen: Terminal, task_id: str) -> set[int]:
         workers.app.control.revoke([task_id])
         workers.workers[0].logged(f"Tasks flagged as revoked: {task_id}")
-        screen.shows(f"{len(workers.workers[0].revoked())} operator")
+        screen.shows(f"{count(len(workers.workers[0].revoked()), 'id')} that an operator revoked")
         return connections(screen)
 
     with watching(workers) as screen:
@@ -188,14 +191,30 @@ def test_one_connection_serves_all_rounds(workers: Fleet) -> None:
             assert first <= after_a_round(screen, f"round-{number}")
 
 
-def test_a_worker_that_stops_is_told(tmp_path: Path) -> None:
-    """With its last answer, and since when."""
+def test_a_worker_that_shuts_down_is_gone_and_one_that_is_killed_is_in_trouble(
+    tmp_path: Path,
+) -> None:
+    """Both with the last answer and its age; and one that comes back is there again."""
     with RedisServer() as server, fleet(tmp_path, broker_url=server.url()) as workers:
-        stays, goes = workers.start("stays"), workers.start("goes")
+        stays, goes, dies = (workers.start(name) for name in ("stays", "goes", "dies"))
         with watching(workers, rows=60) as screen:
-            screen.shows(stays.name, goes.name, "2 workers, 0 in trouble")
+            screen.shows(stays.name, goes.name, dies.name, "ok: 3 workers; nothing to do")
             assert goes.stop() == 0
-            screen.shows("2 workers, 1 in trouble", "no answer for", "this is its last one")
+            screen.shows("ok: 2 workers, 1 shut down; nothing to do")
+            screen.until(
+                lambda text: bool(re.search(r"^goes@test .* shut down \d+ s ago$", text, re.M)),
+                "it",
+            )
+            dies.process.kill()
+            text = screen.shows("trouble: 1 of 2 workers: dies@test (no answer)", "no answer for")
+            assert [line.split("@")[0] for line in text.splitlines()[3:6]] == [
+                "dies",
+                "stays",
+                "goes",
+            ]
+            assert re.search(r"^dies@test  prefork.* as it was \d+ s ago", text, re.M), text
+            workers.start("goes")
+            screen.shows("trouble: 1 of 3 workers: dies@test (no answer)")
 
 
 @pytest.mark.parametrize("how", ["killed", "hanging"])
@@ -204,15 +223,16 @@ def test_it_outlives_its_broker(tmp_path: Path, how: str) -> None:
     with RedisServer() as server, fleet(tmp_path, broker_url=server.url()) as workers:
         workers.start("w")
         with watching(workers, "--timeout", "1") as screen:
-            screen.shows("w@test", "1 worker, 0 in trouble")
+            screen.shows("w@test", "ok: 1 worker")
             server.kill() if how == "killed" else server.pause()
-            text = screen.shows("the broker ", "shown is what was", "w@test")
+            text = screen.shows("The broker ", "shown is what was", "w@test")
             assert "Traceback" not in text
             server.start() if how == "killed" else server.resume()
-            back = lambda text: "the broker" not in text and "0 in trouble" in text  # noqa: E731
-            screen.until(back, "all to be well again")
+            assert text.splitlines()[-1].startswith("unknown: ")
+            # The worker comes back as well, later perhaps.
+            screen.shows("ok: 1 worker; nothing to do")
             workers.app.control.revoke(["after"])
-            wait_for(lambda: "1 operator" in screen.text(), "it to go on")
+            screen.shows("1 id that an operator revoked")
             screen.type("q")
             assert screen.ended() == (0, "")
             assert_restored(screen)

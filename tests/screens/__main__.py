@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tests.harness.memory import LIMIT, Site, memory_site
 from tests.harness.memory_app import LEDGER, PRELOAD
@@ -44,7 +45,10 @@ def record() -> Answers:
             answers = asking.ask()
             swept = [document(read_fleet(answers))["workers"][name] for name in GUARDED]
             done = all(w["guard"] and w["guard"]["totals"]["sweeps"] for w in swept)
-            done = done and any(w["guard"]["alerts"] for w in swept)
+            (mail,) = [w["guard"] for name, w in zip(GUARDED, swept, strict=True) if "mail" in name]
+            done = (
+                done and mail["last_backfill"] and any(map(is_leaving, mail["memory"]["children"]))
+            )
             return [answers] if done and len(answers.present) > len(GUARDED) else []
 
         (found,) = wait_for(all_there, "three workers to answer")
@@ -52,11 +56,16 @@ def record() -> Answers:
         return found
 
 
+def is_leaving(child: dict[str, Any]) -> bool:
+    """Whether this child is on its way out, and its task is not over."""
+    return bool(child["leaving"] and child["task"])
+
+
 def run_into_trouble(site: Site) -> None:
-    """Revoke ids, and keep two children busy."""
+    """Revoke ids, and keep two children busy, one of them with too much memory."""
     site.fleet.app.control.revoke(["invoice-17", "invoice-18"])
-    site.send("wait", 30)
     site.send("wait", 12)
+    site.send("wait", 60)
     site.waiting(2)
 
 

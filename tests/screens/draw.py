@@ -61,9 +61,23 @@ def drawn(dashboard: Dashboard, columns: int, rows: int) -> str:
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
+class _Nobody:
+    """Is not asked: the answers are at hand."""
+
+    def ask(self) -> Answers:
+        """No round is begun."""
+        raise AssertionError
+
+    def stop(self) -> None:
+        """Nothing is under way."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def watch(answers: Answers, columns: int, rows: int) -> str:
     """``celery guard watch`` on a terminal of this size."""
-    one = Watch(asked=Asked(lambda: answers), interval_s=2.0, timeout_s=1.0, monotonic=lambda: 1.0)
+    one = Watch(asked=Asked(_Nobody()), interval_s=2.0, timeout_s=1.0, monotonic=lambda: 1.0)
     one.take(answers)
     return drawn(one.dashboard(), columns, rows).rstrip("\n") + "\n"
 

@@ -29,7 +29,7 @@ def wrapped(error: Exception) -> Exception:
         (WorkerGuardError("no age"), EX_USAGE, "no age"),
         (redis.ConnectionError("no"), EX_UNAVAILABLE, "The server can't be reached: no"),
         (redis.TimeoutError("late"), EX_UNAVAILABLE, "The server can't be reached: late"),
-        (ConnectionRefusedError(111, "no"), EX_UNAVAILABLE, "can't be reached: [Errno 111] no"),
+        (ConnectionRefusedError(111, "no"), EX_UNAVAILABLE, "The server can't be reached: no\n"),
         (OSError(113, "No route to host"), EX_UNAVAILABLE, "can't be reached"),
         (socket.gaierror(-2, "unknown"), EX_UNAVAILABLE, "can't be reached"),
         (wrapped(ConnectionRefusedError(111, "no")), EX_UNAVAILABLE, "can't be reached"),

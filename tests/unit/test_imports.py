@@ -35,6 +35,8 @@ CORE = [
     "results/neighbours.py",
     "results/selection.py",
     "status/reply.py",
+    "status/wording.py",
+    "status/troubles.py",
     "status/view.py",
 ]
 

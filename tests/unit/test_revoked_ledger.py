@@ -265,3 +265,17 @@ def test_a_copy_leaves_no_trace() -> None:
     twin.cleared(["x"], held=())
     assert (ledger.origin("x"), ledger.count(Origin.FOREIGN)) == (Origin.FOREIGN, 1)
     assert select(ledger, GRACE_S).look_up == ("x",)
+
+
+def test_it_knows_when_the_last_of_those_that_leave_came_in() -> None:
+    """Of those that expired here, and of those that the result backend proves."""
+    ledger = Ledger()
+    ledger.added("o", OPERATOR, 9.0)
+    assert ledger.last_leaving_mono is None
+    ledger.added("a", EXPIRY, 1.0)
+    ledger.confirmed_expired("a", 1.0)
+    assert ledger.last_leaving_mono == 1.0
+    ledger.added("b", FOREIGN, 3.0)
+    assert ledger.last_leaving_mono == 1.0
+    ledger.record_verdict("b", Verdict.EXPIRED, 5.0, GRACE_S)
+    assert ledger.last_leaving_mono == 3.0

@@ -19,6 +19,7 @@ from worker_guard.revoked.sweeper import (
     Marker,
     Sweeper,
     Totals,
+    clear_in_s,
 )
 from worker_guard.scheduler import SLICE_S, run_to_end
 
@@ -311,3 +312,21 @@ def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
     assert (told.revoked_tasks_cleared, told.trigger) == (300 - left, "control")
     assert world.sweeper.totals.revoked_tasks_cleared == 300 - left
     assert world.revoked.finished == 1
+
+
+@pytest.mark.parametrize(
+    ("ready_in_s", "due_in_s", "expected"),
+    [
+        (-5.0, 4.0, 4.0),
+        (0.0, 0.0, 0.0),
+        (3.0, 4.0, 4.0),
+        (4.0, 4.0, 4.0),
+        (5.0, 4.0, 34.0),
+        (60.0, 4.0, 64.0),
+    ],
+)
+def test_an_id_is_cleared_by_the_first_sweep_after_its_grace(
+    ready_in_s: float, due_in_s: float, expected: float
+) -> None:
+    """Sweeps come each 30 s here."""
+    assert clear_in_s(ready_in_s, due_in_s=due_in_s, interval_s=30.0) == expected

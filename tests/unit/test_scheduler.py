@@ -304,3 +304,16 @@ def test_without_an_event_loop_a_tick_runs_slices_for_a_while() -> None:
     assert part.resumed == 4
     timer.advance(2.5)
     assert part.resumed == 8
+
+
+def test_it_tells_when_a_round_is_due() -> None:
+    """For what is told to people; a part that it does not have is due at once."""
+    part = FakePart()
+    scheduler, timer, _ = scheduled(part)
+    scheduler.arm(timer.later)
+    assert scheduler.due_in_s("fake") == 10.0
+    timer.advance(4.0)
+    assert scheduler.due_in_s("fake") == 6.0
+    timer.advance(6.0)
+    assert scheduler.due_in_s("fake") == 0.0  # under way
+    assert scheduler.due_in_s("another") == 0.0

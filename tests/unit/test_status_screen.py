@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from tests.screens import draw
 from worker_guard.status.live import Dashboard
-from worker_guard.status.screen import FULL_CHILDREN, FULL_WORKERS, _total, written
+from worker_guard.status.screen import FULL_CHILDREN, FULL_WORKERS, written
 from worker_guard.status.view import Answers, Fleet, read_fleet
 
 MB = 1_000_000
@@ -88,9 +89,9 @@ def test_nothing_is_cut_at_any_width(columns: int) -> None:
     text = draw.status(fleet(**replies), columns)
     assert max(map(len, text.splitlines())) <= columns
     assert "…" not in text
-    for name in (LONG, "mail.tasks.newsletter.send_all", "49999", "12s", "for1min"):
+    for name in (LONG, "mail.tasks.newsletter.send_all", "50000", "12s", "for1min"):
         assert name in squeezed(text), name
-    for whole in (UUID, "130.0 MB USS", "130 %", "4711", "64.0 MB RSS", "no limit"):
+    for whole in (UUID, "130 MB USS", "130 %", "4711", "64 MB RSS", "no limit"):
         assert whole in text or columns < 80, whole
 
 
@@ -104,10 +105,10 @@ def test_a_child_and_its_task_stand_on_one_line_where_there_is_room() -> None:
     """On 140 columns."""
     short = {**BUSY, "task": {**BUSY["task"], "task_name": "mail.send_all"}}
     text = draw.status(fleet(w=answer(short)), 140)
-    (line,) = [row for row in text.splitlines() if "4711" in row]
+    (line,) = [row for row in text.splitlines() if "child 4711" in row and "USS" in row]
     assert re.split(r"\s{2,}", line.strip()) == [
         "child 4711",
-        "130.0 MB USS",
+        "130 MB USS",
         "━" * 12,
         "130 %",
         "1 min",
@@ -130,7 +131,7 @@ def test_the_bar_is_the_share(used_mb: float, percent: str, bar: int) -> None:
     """Only what is over its limit is shown to be over 100 %."""
     one = child(4711, 0, used_bytes=int(used_mb * MB))
     text = draw.status(fleet(w=answer(one)), 140)
-    (line,) = [row for row in text.splitlines() if "4711" in row]
+    (line,) = [row for row in text.splitlines() if "child 4711" in row and "USS" in row]
     assert re.search(r"(\d+ %)", line)[1] == percent  # type: ignore[index]
     assert abs(len(re.findall("[━╸]", line)) - bar) <= 1
 
@@ -148,7 +149,7 @@ def test_of_many_children_the_biggest_are_shown_and_the_rest_summed_up() -> None
     some = draw.status(fleet(w=answer(*children)), 80)
     assert len(re.findall(r"child 1\d\d\d", some)) == FULL_CHILDREN
     assert "child 1099" in some
-    assert "and 92 more children: 91.0 MB at most, 0 of them busy" in some
+    assert "and 92 more children: 91 MB at most, 0 busy" in some
     every = draw.status(fleet(w=answer(*children)), 80, everything=True)
     assert len(re.findall(r"child 1\d\d\d", every)) == 100
 
@@ -161,7 +162,10 @@ def test_of_many_workers_those_in_trouble_are_shown_in_full() -> None:
     assert [n for n in range(64) if f"\nw{n:02} " not in text] == []
     assert text.count("guard 1.2.3") == 1
     assert "results failed 2 times in a row" in text
-    assert "63 workers are well and not shown in full; --all shows them" in text
+    lines = text.splitlines()
+    assert lines[1].startswith("w63 ")
+    assert lines[-2] == "63 workers are well and not shown in full; --all shows them"
+    assert lines[-1] == "trouble: 1 of 64 workers: w63 (part fails)"
     assert draw.status(fleet(**replies), 80, everything=True).count("guard 1.2.3") == 64
     few = {name: replies[name] for name in list(replies)[:FULL_WORKERS]}
     assert draw.status(fleet(**few), 80).count("guard 1.2.3") == FULL_WORKERS
@@ -200,9 +204,10 @@ def test_colours_say_what_is_the_matter() -> None:
 # -- watch ---------------------------------------------------------------------------------
 
 
-def dashboard(found: Fleet, columns: int, rows: int) -> list[str]:
+def dashboard(found: Fleet, columns: int, rows: int, *, away: bool = True) -> list[str]:
     """The lines of ``celery guard watch`` on a terminal of this size."""
-    board = Dashboard(fleet=found, head=Text("HEAD"), trouble=Text("TROUBLE"))
+    trouble = Text("TROUBLE") if away else None
+    board = Dashboard(fleet=found, head=Text("HEAD"), trouble=trouble)
     return draw.drawn(board, columns, rows).splitlines()
 
 
@@ -218,36 +223,169 @@ def test_the_dashboard_fits_its_screen(columns: int, rows: int, workers: int) ->
     assert max(map(len, lines)) <= columns
     assert lines[:2] == ["HEAD", "TROUBLE"]
     listed = sum(bool(re.match(r"(w\d\d|ill) ", line)) for line in lines)
-    left_out = re.search(r"and (\d+) more workers, (\d) of them in trouble", "\n".join(lines))
+    left_out = re.search(r"and (\d+) more workers?, (\d+) of them in tr", "\n".join(lines))
     in_full = sum("guard 1.2.3" in line for line in lines)
     rest_in_full = re.search(r"(\d+) more in full", "\n".join(lines))
     if left_out:
         assert int(left_out[1]) <= workers + 1
-        assert left_out[2] == "0" or columns == 40
     elif columns > 40:
         assert listed >= workers + 1
         rest = int(rest_in_full[1]) if rest_in_full else 0
-        assert in_full + rest >= workers
+        more = re.search(r"(\d+) more in trouble: ", "\n".join(lines))
+        assert more or in_full + rest >= workers
+        told = sum("its limit is" in line or "no Redis" in line for line in lines)
+        assert told + (int(more[1]) if more else 0) == workers + 1
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 def test_a_dashboard_on_hardly_any_screen(rows: int) -> None:
-    """It counts what it leaves out in the last line, before anything else."""
+    """The verdict, then the count of what is left out, before anything else."""
     lines = dashboard(fleet(a=answer(BUSY), b={"error": "no Redis"}), 80, rows)
     assert len(lines) <= rows
-    assert lines[-1] == "and 2 more workers, 1 of them in trouble"
-    assert lines[:-1] == ["HEAD", "TROUBLE", ""][: rows - 1]
+    assert lines[-1] == "unknown: nobody answers, and the figures are from before"
+    assert rows == 1 or lines[-2] == "and 2 more workers, 2 of them in trouble"
+    assert lines[:-2] == ["HEAD", "TROUBLE", ""][: max(0, rows - 2)]
 
 
 def test_what_is_the_matter_is_said_where_there_is_no_room_for_all() -> None:
-    """A worker that does not fit in full still says why it is in trouble."""
-    alert = {"alert": "revoked_tasks", "value": 23, "threshold": 10, "since_s": 300}
-    replies = {f"w{n}": answer(BUSY) for n in range(9)} | {"ill": answer(BUSY, alerts=[alert])}
-    lines = dashboard(fleet(**replies), 80, 24)
-    assert any("revoked_tasks is 23, the threshold is 10" in line for line in lines)
-    assert "10 more in full" in lines[-1]
+    """Six workers on 80 columns and 24 lines: those in trouble can be read, and what to do."""
+    failing = answer(child(1, 10), consecutive_failures={"results": 2})
+    replies = {f"w{n}": answer(child(n + 10, 10)) for n in range(3)}
+    replies |= {"ill-1": answer(BUSY), "ill-2": {"error": "no Redis"}, "ill-3": failing}
+    lines = dashboard(fleet(**replies), 80, 24, away=False)
+    text = "\n".join(lines)
+    assert len(lines) <= 24
+    assert [line.split()[0] for line in lines[3:9]] == [
+        "ill-1",
+        "ill-2",
+        "ill-3",
+        "w0",
+        "w1",
+        "w2",
+    ]
+    for told in (
+        "child 4711 uses 130 MB, its limit is 100 MB",
+        "nothing; it is replaced soon",
+        "no Redis",
+        "results failed 2 times in a row",
+    ):
+        assert told in text, text
+    verdict = "trouble: 3 of 6 workers: ill-1 (over limit), ill-2 (no guard)"
+    assert verdict in "\n".join(lines[-2:])
 
 
-def test_one_sweep_is_one() -> None:
-    """A total of one is spelt as one."""
-    assert [_total("sweeps", n) for n in (0, 1, 2)] == ["0 sweeps", "1 sweep", "2 sweeps"]
+BACKFILL = {
+    "age_s": 40.0,
+    "expired_tasks": 56,
+    "tasks": {"mail.ping": 16, "mail.newsletter": 40},
+    "waited_s_p50": 7200.0,
+    "waited_s_max": 18_000.0,
+    "causes": {"waited_in_queue": 56, "held_until_eta": 0, "born_expired": 0},
+}
+ON_THEIR_WAY = {"total": 58, "operator": 2, "expired": 56, "clearing": 56, "next_clear_s": 24.4}
+
+
+def facts(**more: Any) -> list[str]:
+    """What is told of a worker that has nothing else to tell."""
+    told = {**answer(child(1, 10), last_cleanup=None), "revoked": {}, **more}
+    text = draw.status(fleet(w=told), 200)
+    lines = text.split("\nw  prefork, ")[1].split("\n  limits ")[0].splitlines()[1:]
+    return [re.sub(r" {2,}", " ", line.strip()) for line in lines]
+
+
+def test_an_outage_is_told_from_its_begin_to_its_end() -> None:
+    """What happened and why, what will be done and when, and that there is nothing to do."""
+    text = draw.status(fleet(w=answer(revoked=ON_THEIR_WAY, last_backfill=BACKFILL)), 200)
+    assert text.splitlines()[-1] == ("ok: 1 worker; 56 ids will be cleared in 24 s; nothing to do")
+    assert facts(revoked=ON_THEIR_WAY, last_backfill=BACKFILL) == [
+        "expired 56 tasks, 40 s ago: mail.newsletter 40, mail.ping 16",
+        (
+            "because no worker took them in time; they waited in the queue "
+            "(half of them 2 h or more, 5 h at most)"
+        ),
+        "revoked 56 ids will be cleared in 24 s; 2 ids that an operator revoked stay",
+    ]
+    done = {"age_s": 12.0, "revoked_tasks_cleared": 56}
+    cleared = facts(
+        revoked={"total": 2, "operator": 2, "clearing": 0},
+        last_backfill=BACKFILL,
+        last_clearing=done,
+        totals={"revoked_tasks_cleared": 60},
+    )
+    assert cleared[2:] == [
+        "revoked 2 ids that an operator revoked stay",
+        "cleared 56 ids, 12 s ago; 60 since the start",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, []),
+        ({"totals": dict.fromkeys(("revoked_tasks_cleared", "children_recycled"), 0)}, []),
+        ({"totals": {"children_recycled": 1}}, ["replaced 1 child since the start"]),
+        (
+            {"revoked": {"expired": 3}},
+            ["expired 3 tasks, before they could run", "revoked 3 ids expired"],
+        ),
+        (
+            {"revoked": {"unproven": 1}},
+            ["revoked 1 id stays: nobody knows that an operator did not revoke them"],
+        ),
+        (
+            {"revoked": {"operator": 1, "stamps": 1}},
+            ["revoked 1 id that an operator revoked stays; 1 stamped header revoked"],
+        ),
+        ({"last_backfill": {**BACKFILL, "age_s": 90_000}}, []),
+        (
+            {"last_results_cleanup": {"age_s": 60, "expired_results_deleted": 0}},
+            ["results nothing was old enough, 1 min ago"],
+        ),
+        (
+            {"last_results_cleanup": {"age_s": 60, "expired_results_deleted": 1}},
+            ["results 1 old result deleted, 1 min ago"],
+        ),
+    ],
+    ids=str,
+)
+def test_no_line_says_that_nothing_happened(more: dict[str, Any], expected: list[str]) -> None:
+    """And one is one."""
+    assert facts(**more) == expected
+
+
+@pytest.mark.parametrize(
+    ("cause", "word"),
+    [
+        ("waited_in_queue", "waited in the queue"),
+        ("held_until_eta", "countdown"),
+        ("born_expired", "mend the sender"),
+        ("clock_differs", "clock"),
+        ("some_new_cause", "some new cause"),
+    ],
+)
+def test_each_cause_is_said_in_words(cause: str, word: str) -> None:
+    """Alone, and among others with its number."""
+    alone = facts(last_backfill={**BACKFILL, "causes": {cause: 56}})
+    assert word in alone[1]
+    both = facts(last_backfill={**BACKFILL, "causes": {cause: 6, "other": 50}})
+    assert sorted(line.split(":")[0] for line in both[1:]) == ["because 50", "because 6"]
+
+
+def test_what_is_old_is_grey() -> None:
+    """A worker that fell silent has its figures' age, in its row and in full."""
+    (silent,) = fleet(w=answer(BUSY)).workers
+    found = Fleet(workers=(replace(silent, old_s=90.0),))
+    assert "as it was 1 min ago" in draw.status(found, 140)
+    console = Console(file=io.StringIO(), width=140, color_system="standard", force_terminal=True)
+    assert re.search(r"\x1b\[2mw ", written(console, found))
+
+
+def test_a_worker_that_is_gone_is_told_apart() -> None:
+    """It comes last, and is no trouble."""
+    (gone, there) = fleet(a=answer(), b=answer()).workers
+    found = Fleet(workers=(replace(gone, old_s=12.0, is_gone=True), there))
+    lines = draw.status(found, 140).splitlines()
+    assert lines[1].startswith("b ")
+    assert lines[2].startswith("a ")
+    assert lines[2].endswith("shut down 12 s ago")
+    assert lines[-1] == "ok: 1 worker, 1 shut down; nothing to do"

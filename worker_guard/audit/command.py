@@ -14,7 +14,16 @@ from worker_guard.audit.finding import Finding, Level, judge, reaches
 from worker_guard.audit.gather import gather
 from worker_guard.audit.render import Report, as_json, show
 from worker_guard.audit.rules import RULES
-from worker_guard.console import EX_OK, EX_TROUBLE, EX_UNAVAILABLE, EX_USAGE, is_nobodys, say
+from worker_guard.console import (
+    EX_OK,
+    EX_TROUBLE,
+    EX_UNAVAILABLE,
+    EX_USAGE,
+    is_nobodys,
+    say,
+    set_up_django,
+    told,
+)
 from worker_guard.reporting import masked
 
 
@@ -26,10 +35,10 @@ def run_audit(app: Any, *, json_wanted: bool, fail_on: Level, color: bool) -> in
     try:
         # What the app's modules print while they load is no part of the answer.
         with redirect_stdout(sys.stderr):
+            set_up_django()
             facts, unread = gather(app)
     except Exception as exc:  # noqa: BLE001 - whatever the app's modules raise, in one line
-        text = " ".join(str(exc).split())
-        say(masked(f"The app can't be loaded: {type(exc).__name__}: {text}"))
+        say(f"The app can't be loaded: {told(exc)[0]}")
         return EX_USAGE
     if is_nobodys(app):
         say("There is no app to audit. Name it: celery -A proj guard audit")

@@ -27,6 +27,7 @@ from worker_guard.celery_internals.host import (
     shut_down_warmly,
     watch_accepted,
 )
+from worker_guard.celery_internals.mailbox import Mailbox, QuestionEndedError
 from worker_guard.celery_internals.queues import EmptyQueues
 from worker_guard.celery_internals.revoked import (
     STATEDB_KEY,
@@ -59,10 +60,12 @@ __all__ = [
     "Discarding",
     "EmptyQueues",
     "Hook",
+    "Mailbox",
     "MissingInternalError",
     "PoolChild",
     "PoolChildren",
     "PoolStarts",
+    "QuestionEndedError",
     "ReplacedSetError",
     "RevokedSet",
     "RunningTask",

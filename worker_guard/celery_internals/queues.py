@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from queue import Empty
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Namespace
 
@@ -17,15 +18,17 @@ class EmptyQueues:
     or a queue's length as it is declared. That no message came is no such answer: the broker, the
     connection or the event loop may have hung.
 
-    Relies on ``kombu.transport.redis.Channel``: ``_brpop_read`` raises ``Empty`` where all
-    ``active_queues`` were empty, ``_size(queue)`` is the number of messages; and on
-    ``app.amqp.queues.consume_from``. Read in kombu 5.3 to 5.7.
+    Relies on ``kombu.transport.redis.Channel``: ``_brpop_start`` asks for a message of all
+    ``active_queues``, ``_brpop_read`` raises ``Empty`` where none of these had one, ``_size(queue)``
+    is the number of messages; and on ``app.amqp.queues.consume_from``. Read in kombu 5.3 to 5.7.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._empty_mono: dict[str, float] = {}
         self._hooks: list[Hook] = []
+        #: The queues that each channel has asked of: others are added while it waits.
+        self._asked: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
     def start(self) -> None:
         """Begin to listen; where this broker does not tell, nothing is ever known."""
@@ -35,6 +38,7 @@ class EmptyQueues:
         from kombu.transport.redis import Channel
 
         try:
+            self._hooks.append(Hook(Namespace(Channel), "_brpop_start", self._note_asked))
             self._hooks.append(Hook(Namespace(Channel), "_brpop_read", self._note_empty))
             self._hooks.append(Hook(Namespace(Channel), "_size", self._note_size))
         except MissingInternalError:
@@ -59,12 +63,19 @@ class EmptyQueues:
     def _consumed(self) -> set[str]:
         return {queue.name for queue in self._app.amqp.queues.consume_from.values()}
 
+    def _note_asked(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        def note_and_start(channel: Any, *args: Any, **kwargs: Any) -> Any:
+            self._asked[channel] = list(channel.active_queues)
+            return start(channel, *args, **kwargs)
+
+        return note_and_start
+
     def _note_empty(self, read: Callable[..., Any]) -> Callable[..., Any]:
         def read_and_note(channel: Any, **options: Any) -> Any:
             try:
                 return read(channel, **options)
             except Empty:
-                self._note(channel.active_queues)
+                self._note(self._asked.get(channel, ()))
                 raise
 
         return read_and_note

@@ -84,7 +84,8 @@ def figures_of(
     children = [child["used_bytes"] for child in memory.get("children", ())]
     revoked = {name: n for name, n in described["revoked"].items() if n is not None}
     total = revoked.pop("total")
-    del revoked["stamps"]
+    for not_an_origin in ("stamps", "clearing", "next_clear_s"):
+        revoked.pop(not_an_origin, None)
     return Figures(
         info=info,
         parts={name: state == "on" for name, state in described["parts"].items()},

@@ -15,12 +15,13 @@ import click
 from redis.exceptions import NoPermissionError, RedisError
 
 from worker_guard import celery_internals
-from worker_guard.console import EX_OK, EX_TROUBLE, failed, naming, reason, say
+from worker_guard.console import EX_OK, EX_TROUBLE, failed, naming, reason, say, set_up_django
 from worker_guard.results.history import History, Outcome
 from worker_guard.results.opening import Cleanup
 from worker_guard.results.running import seconds_of
 from worker_guard.results.target import TIMEOUT_S, Target, open_target, this_process
 from worker_guard.results.way import Tally
+from worker_guard.server_names import Server, broker, result_backend
 from worker_guard.settings import read_settings
 
 
@@ -36,6 +37,7 @@ def run_sweep(
 ) -> int:
     """Sweep, say what came of it, and return the exit code."""
     try:
+        set_up_django()
         settings = read_settings(app.conf, dry_run=dry_run)
         target = open_target(app, settings, timeout_s=TIMEOUT_S)
         job = Cleanup(
@@ -46,13 +48,17 @@ def run_sweep(
             trigger="cli",
             ignore_ttl=ignore_ttl,
         )
-        ask = purge_queues and not yes and not settings.dry_run
-        if ask and not _confirmed(app):
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return failed(exc, naming(app, "sweep"), server=result_backend(app))
+    if purge_queues and not yes and not settings.dry_run:
+        try:
+            confirmed = _confirmed(app)
+        except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+            return failed(exc, naming(app, "sweep"), server=broker(app))
+        if not confirmed:
             say("Nothing was done.")
             return EX_TROUBLE
-    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc, naming(app, "sweep"))
-    code = _swept(job, target, quiet=as_json)
+    code = _swept(job, target, quiet=as_json, server=result_backend(app))
     purged: int | None = None
     if purge_queues and code == EX_OK:
         purged, code = _purged(app, dry_run=settings.dry_run)
@@ -75,11 +81,12 @@ def _came_to_something(outcome: Outcome, refused: Exception | None) -> bool:
 def run_history(app: Any, *, as_json: bool) -> int:
     """Show the last cleanups, and return the exit code."""
     try:
+        set_up_django()
         target = open_target(app, read_settings(app.conf), timeout_s=TIMEOUT_S)
         target.check()
         entries = History(target.client, target.own_prefix).entries()
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc, naming(app, "history"))
+        return failed(exc, naming(app, "history"), server=result_backend(app))
     if as_json:
         click.echo(json.dumps(entries))
     elif not entries:
@@ -91,7 +98,7 @@ def run_history(app: Any, *, as_json: bool) -> int:
     return EX_OK
 
 
-def _swept(job: Cleanup, target: Target, *, quiet: bool) -> int:
+def _swept(job: Cleanup, target: Target, *, quiet: bool, server: Server) -> int:
     stopped = False
     try:
         with _stopped_by_ctrl_c(job), _progress(target, quiet=quiet) as progress:
@@ -99,7 +106,7 @@ def _swept(job: Cleanup, target: Target, *, quiet: bool) -> int:
     except KeyboardInterrupt:
         stopped = True
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc)
+        return failed(exc, server=server)
     outcome = job.outcome()
     if stopped or outcome is None or not outcome.complete:
         say("Stopped; the counts are those up to here.")
@@ -161,7 +168,7 @@ def _purged(app: Any, *, dry_run: bool) -> tuple[int | None, int]:
     try:
         return (celery_internals.waiting_messages(app) if dry_run else app.control.purge()), EX_OK
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return None, failed(exc)
+        return None, failed(exc, server=broker(app))
 
 
 def _remember(target: Target, outcome: Outcome) -> None:

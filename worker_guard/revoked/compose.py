@@ -17,7 +17,15 @@ from worker_guard.reporting import masked
 from worker_guard.revoked.backfill import Backfill
 from worker_guard.revoked.ledger import Origin
 from worker_guard.revoked.records import Records, open_records
-from worker_guard.revoked.sweeper import UNPROVEN, Actor, DryRun, Marker, Sweeper, Totals
+from worker_guard.revoked.sweeper import (
+    UNPROVEN,
+    Actor,
+    DryRun,
+    Marker,
+    Sweeper,
+    Totals,
+    clear_in_s,
+)
 from worker_guard.revoked.watch import RevokedWatch
 from worker_guard.scheduler import SLICE_S, Part, run_to_end
 from worker_guard.settings import PREFIX, Settings
@@ -205,12 +213,15 @@ class Revoked:
         run_to_end(slices, until=lambda: self._monotonic() >= deadline)
         return (done[0] if done else None), slices
 
-    def describe(self, *, compare: bool = True) -> dict[str, int | None]:
-        """How many ids there are of each origin; they add up to the total.
+    def describe(
+        self, *, due_in_s: float = 0.0, compare: bool = True
+    ) -> dict[str, int | float | None]:
+        """How many ids there are of each origin, and when those on their way out are cleared.
 
-        Where the set is not watched nothing is known of them but their number (None). To
-        ``compare`` the ledger with the set is for the consumer's thread alone; without it the
-        counts are as of the last change that was heard of.
+        The origins add up to the total. Where the set is not watched nothing is known of its ids
+        but their number (None). ``due_in_s`` is the time until the next sweep. To ``compare`` the
+        ledger with the set is for the consumer's thread alone; without it the counts are as of the
+        last change that was heard of.
         """
         names = ("operator", "expired", "proven", "unproven", "would_clear")
         counts: dict[str, int | None] = dict.fromkeys(names)
@@ -219,7 +230,14 @@ class Revoked:
                 if compare:
                     self._watch.compare()
                 counts.update(self._counts())
-        return {"total": len(state.revoked), **counts, "stamps": len(state.revoked_stamps)}
+        leaving = (counts["expired"] or 0) + (counts["proven"] or 0)
+        return {
+            "total": len(state.revoked),
+            **counts,
+            "stamps": len(state.revoked_stamps),
+            "clearing": leaving,
+            "next_clear_s": self._clear_in_s(due_in_s) if leaving else None,
+        }
 
     def _counts(self) -> dict[str, int]:
         count = self._watch.ledger.count
@@ -247,6 +265,13 @@ class Revoked:
             **dict.fromkeys(ids(Origin.UNPROVEN), False),
             **dict.fromkeys(ids(Origin.OPERATOR), True),
         }
+
+    def _clear_in_s(self, due_in_s: float) -> float:
+        """In how many seconds the last of the ids on their way out is cleared."""
+        came_mono = self._watch.ledger.last_leaving_mono or 0.0
+        ready_in_s = came_mono + self._settings.revoked_grace - self._monotonic()
+        interval_s = self._settings.interval
+        return round(clear_in_s(ready_in_s, due_in_s=due_in_s, interval_s=interval_s), 1)
 
     # -- what the watch is told by -----------------------------------------------------------
 

@@ -70,6 +70,8 @@ _REMEMBERED = 50_000
 
 #: What is remembered of an id that Celery dropped: that it may be an operator's.
 _REMEMBERED_ORIGINS = frozenset({Origin.OPERATOR, Origin.FOREIGN, Origin.UNPROVEN})
+#: The origins of ids that leave the set when the grace is over.
+LEAVING = (Origin.EXPIRED, Origin.PROVEN)
 
 
 class _Entry(NamedTuple):
@@ -126,6 +128,8 @@ class Ledger:
         self._entries: dict[str, _Entry] = {}
         self._counts: Counter[Origin] = Counter()
         self._dropped: dict[str, Origin] = {}
+        #: When the last of the ids that are on their way out came in; None before the first.
+        self.last_leaving_mono: float | None = None
         # Without an event loop, messages with an ETA expire on the timer's thread. Pool children
         # never come here, so that it does not matter how they inherit it.
         self._lock = threading.RLock()
@@ -293,4 +297,6 @@ class Ledger:
         if known is not None:
             self._counts[known.origin] -= 1
         self._counts[entry.origin] += 1
+        if entry.origin in LEAVING:
+            self.last_leaving_mono = max(entry.since_mono, self.last_leaving_mono or 0.0)
         self._entries[task_id] = entry

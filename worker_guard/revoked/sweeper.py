@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import ceil
 from typing import ClassVar, Protocol
 
 from worker_guard.containment import Containment
@@ -282,6 +283,12 @@ class Marker:
                 if self.pending.get(task_id) == is_op:
                     del self.pending[task_id]
             yield
+
+
+def clear_in_s(ready_in_s: float, *, due_in_s: float, interval_s: float) -> float:
+    """In how many seconds an id is cleared whose grace is over in ``ready_in_s``: by a sweep."""
+    sweeps_before = max(0, ceil((ready_in_s - due_in_s) / interval_s))
+    return max(0.0, due_in_s) + sweeps_before * interval_s
 
 
 def _batches(ids: Iterable[str], size: int) -> Iterator[list[str]]:

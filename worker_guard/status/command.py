@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from kombu.exceptions import OperationalError
 
-from worker_guard.console import EX_OK, EX_TROUBLE, EX_UNAVAILABLE, EX_USAGE, failed, naming, say
+from worker_guard.console import (
+    EX_OK,
+    EX_TROUBLE,
+    EX_UNAVAILABLE,
+    EX_USAGE,
+    failed,
+    naming,
+    reason,
+    say,
+    told,
+)
+from worker_guard.server_names import broker
 from worker_guard.status.asking import BROKER_S, Asked, Workers
 from worker_guard.status.view import Answers, document, read_fleet
 
 #: By its number: Python has no stdin where it is closed.
 _STDIN = 0
+
+#: Who ends a command waits no longer for a broker that hangs.
+_ENDING_S = BROKER_S + 1.0
 
 
 def run_status(
@@ -27,24 +43,26 @@ def run_status(
     as_json: bool,
     everything: bool,
     no_color: bool,
+    expected: int | None = None,
 ) -> int:
     """Ask once, show the answers, and return the exit code."""
-    asked = Asked(Workers(app, destination=destination, timeout_s=timeout_s).ask)
-    try:
-        answers = _first_answers(asked, timeout_s)
-    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc, naming(app, "status"))
-    if not answers.present:
-        return _nobody(destination, timeout_s, naming(app, "status"))
-    fleet = read_fleet(answers)
-    if as_json:
-        click.echo(json.dumps(document(fleet)))
-    else:
-        from worker_guard.status.screen import written
-        from worker_guard.status.terminal import open_console
+    workers = Workers(app, destination=destination, timeout_s=timeout_s)
+    with _asking(workers) as asked:
+        try:
+            answers = _first_answers(asked, timeout_s)
+        except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+            return failed(exc, naming(app, "status"), server=broker(app))
+        if not answers.present:
+            return _nobody(destination, timeout_s, naming(app, "status"))
+        fleet = read_fleet(answers, expected=expected)
+        if as_json:
+            click.echo(json.dumps(document(fleet)))
+        else:
+            from worker_guard.status.screen import written
+            from worker_guard.status.terminal import open_console
 
-        console = open_console(no_color=no_color)
-        click.echo(written(console, fleet, everything=everything), nl=False)
+            console = open_console(no_color=no_color)
+            click.echo(written(console, fleet, everything=everything), nl=False)
     return EX_TROUBLE if fleet.trouble else EX_OK
 
 
@@ -53,26 +71,54 @@ def run_watch(
 ) -> int:
     """Show the workers until somebody ends it, and return the exit code."""
     from worker_guard.status.live import Watch, show
-    from worker_guard.status.terminal import Keys, ending_in_order, open_console
+    from worker_guard.status.terminal import Keys, open_console
 
     console = open_console(no_color=no_color)
     if not sys.stdout.isatty() or console.is_dumb_terminal:
         say("celery guard watch needs a terminal with a cursor; celery guard status needs none")
         return EX_USAGE
-    asked = Asked(Workers(app, destination=destination, timeout_s=timeout_s).ask)
-    watch = Watch(asked=asked, interval_s=interval_s, timeout_s=timeout_s, monotonic=time.monotonic)
+    workers = Workers(app, destination=destination, timeout_s=timeout_s, farewells=True)
     try:
-        answers = _first_answers(asked, timeout_s)
-        if not answers.present:
-            return _nobody(destination, timeout_s, naming(app, "watch"))
-        watch.take(answers)
-        with ending_in_order():
+        with _asking(workers) as asked:
+            watch = Watch(
+                asked=asked,
+                interval_s=interval_s,
+                timeout_s=timeout_s,
+                monotonic=time.monotonic,
+                told=lambda exc: told(exc, broker(app))[0],
+            )
+            answers = _first_answers(asked, timeout_s)
+            if not answers.present:
+                return _nobody(destination, timeout_s, naming(app, "watch"))
+            watch.take(answers)
             show(watch, console, Keys(_STDIN))
     except KeyboardInterrupt:
         return EX_OK
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc, naming(app, "watch"))
+        return failed(exc, naming(app, "watch"), server=broker(app))
     return EX_OK
+
+
+@contextmanager
+def _asking(workers: Workers) -> Iterator[Asked]:
+    """Ask the workers in the block; whatever ends it, what was asked leaves nothing behind."""
+    from worker_guard.status.terminal import ending_in_order
+
+    with ending_in_order():
+        asked = Asked(workers)
+        try:
+            yield asked
+        finally:
+            _leave_nothing(asked)
+
+
+def _leave_nothing(asked: Asked) -> None:
+    try:
+        asked.end(_ENDING_S)
+    except Exception as exc:  # noqa: BLE001 - said, and what was shown is as right as before
+        # The terminal may be gone, and with it who would read this.
+        with contextlib.suppress(OSError):
+            say(f"The broker is away, so a reply queue may be left in it: {reason(exc)}")
 
 
 def _first_answers(asked: Asked, timeout_s: float) -> Answers:

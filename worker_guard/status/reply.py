@@ -49,6 +49,17 @@ class Process:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Suspension:
+    """Why no child is recycled for now; ``setting`` is what to change."""
+
+    reason: str | None
+    baseline_bytes: int | None
+    limit_bytes: int | None
+    setting: str | None
+    retry_in_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """The processes of a worker; without a limit (None) they are only watched."""
 
@@ -56,12 +67,16 @@ class Memory:
     main_limit_bytes: int | None
     children: tuple[Process, ...]
     child_limit_bytes: int | None
-    suspended_baseline_bytes: int | None
+    suspended: Suspension | None
+    suspects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revoked:
-    """The ids of the revoked set, by origin: None each where the set is not watched."""
+    """The ids of the revoked set, by origin: None each where the set is not watched.
+
+    ``clearing`` of them are on their way out, and gone in ``next_clear_s``.
+    """
 
     total: int | None
     operator: int | None
@@ -70,6 +85,8 @@ class Revoked:
     unproven: int | None
     would_clear: int | None
     stamps: int | None
+    clearing: int | None
+    next_clear_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +98,18 @@ class Cleanup:
     revoked_tasks_cleared: int | None
     expired_results_deleted: int | None
     task_states_cleaned: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backfill:
+    """Tasks that expired in the queue, how long they had waited, and why; told ``age_s`` ago."""
+
+    age_s: float | None
+    expired_tasks: int | None
+    tasks: Mapping[str, int]
+    waited_s_p50: float | None
+    waited_s_max: float | None
+    causes: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +138,9 @@ class GuardState:
     memory: Memory | None
     totals: Mapping[str, int]
     last_cleanup: Cleanup | None
+    last_clearing: Cleanup | None
     last_results_cleanup: Cleanup | None
+    last_backfill: Backfill | None
     alerts: tuple[Alert, ...]
 
 
@@ -126,8 +157,6 @@ def read_guard(answer: object) -> GuardState:
         raise BrokenReplyError(f"the answer has no version: {_short(answer)}")
     uptime_s = reply.number("uptime_s")
     parts = reply.inner("parts") or _Object({}, "parts")
-    failures = reply.inner("consecutive_failures") or _Object({}, "consecutive_failures")
-    totals = reply.inner("totals") or _Object({}, "totals")
     return GuardState(
         version=version,
         pool=reply.text("pool"),
@@ -136,12 +165,16 @@ def read_guard(answer: object) -> GuardState:
         active_tasks=reply.whole("active_tasks"),
         dry_run=bool(reply.flag("dry_run")),
         off={name: why for name in parts.names() if (why := parts.text(name) or "") != "on"},
-        failing={name: n for name in failures.names() if (n := failures.whole(name) or 0)},
+        failing={
+            name: count for name, count in reply.counts("consecutive_failures").items() if count
+        },
         revoked=reply.read("revoked", _revoked),
         memory=reply.read("memory", lambda memory: _memory(memory, uptime_s=uptime_s)),
-        totals={name: totals.whole(name) or 0 for name in totals.names()},
+        totals=reply.counts("totals"),
         last_cleanup=reply.read("last_cleanup", _cleanup),
+        last_clearing=reply.read("last_clearing", _cleanup),
         last_results_cleanup=reply.read("last_results_cleanup", _cleanup),
+        last_backfill=reply.read("last_backfill", _backfill),
         alerts=tuple(map(_alert, reply.inners("alerts"))),
     )
 
@@ -155,6 +188,8 @@ def _revoked(given: _Object) -> Revoked:
         unproven=given.whole("unproven"),
         would_clear=given.whole("would_clear"),
         stamps=given.whole("stamps"),
+        clearing=given.whole("clearing"),
+        next_clear_s=given.number("next_clear_s"),
     )
 
 
@@ -170,7 +205,18 @@ def _memory(given: _Object, *, uptime_s: float | None) -> Memory:
         main_limit_bytes=given.whole("parent_limit_bytes"),
         children=tuple(map(_child, given.inners("children"))),
         child_limit_bytes=given.whole("child_limit_bytes"),
-        suspended_baseline_bytes=given.read("suspended", lambda s: s.whole("baseline_bytes")),
+        suspended=given.read("suspended", _suspension),
+        suspects=tuple(name for s in given.inners("suspects") if (name := s.text("task"))),
+    )
+
+
+def _suspension(given: _Object) -> Suspension:
+    return Suspension(
+        reason=given.text("reason"),
+        baseline_bytes=given.whole("baseline_bytes"),
+        limit_bytes=given.whole("limit_bytes"),
+        setting=given.text("setting"),
+        retry_in_s=given.number("retry_in_s"),
     )
 
 
@@ -201,6 +247,17 @@ def _cleanup(given: _Object) -> Cleanup:
         revoked_tasks_cleared=given.whole("revoked_tasks_cleared"),
         expired_results_deleted=given.whole("expired_results_deleted"),
         task_states_cleaned=given.whole("task_states_cleaned"),
+    )
+
+
+def _backfill(given: _Object) -> Backfill:
+    return Backfill(
+        age_s=given.number("age_s"),
+        expired_tasks=given.whole("expired_tasks"),
+        tasks=given.counts("tasks"),
+        waited_s_p50=given.number("waited_s_p50"),
+        waited_s_max=given.number("waited_s_max"),
+        causes=given.counts("causes"),
     )
 
 
@@ -239,6 +296,11 @@ class _Object:
     def number(self, name: str) -> float | None:
         value = self._typed(name, (int, float))
         return None if value is None else float(value)
+
+    def counts(self, name: str) -> dict[str, int]:
+        """An object of counts; what is null counts as 0."""
+        inner = self.inner(name) or _Object({}, name)
+        return {key: inner.whole(key) or 0 for key in inner.names()}
 
     def inner(self, name: str) -> _Object | None:
         value = self._given.get(name)

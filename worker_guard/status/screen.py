@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType, RenderResult
-from rich.filesize import decimal
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from worker_guard.status.reply import Cleanup, GuardState, Memory, Process, Revoked
-from worker_guard.status.view import Fleet, WorkerRow, biggest, duration, share
+from worker_guard.status.reply import Backfill, GuardState, Memory, Process
+from worker_guard.status.troubles import kinds, leave, share, words
+from worker_guard.status.view import Fleet, WorkerRow, biggest
+from worker_guard.status.wording import count, duration, size, some
 
 #: From this width on a task stands beside its child; below it, in lines of its own.
 WIDE = 120
@@ -22,6 +23,12 @@ FULL_WORKERS = 8
 
 #: The biggest children of a worker that are shown one by one.
 FULL_CHILDREN = 8
+
+#: Tasks that expired, named one by one.
+FULL_TASKS = 5
+
+#: Tasks that expired longer ago are no news.
+FORGOTTEN_S = 86_400.0
 
 #: In a pipe nothing is folded, unless COLUMNS asks for it.
 UNFOLDED = 10_000
@@ -38,17 +45,25 @@ def plain(text: str) -> Text:
 
 
 def full(fleet: Fleet, *, wide: bool, everything: bool) -> RenderResult:
-    """The overview, and in full the workers that it makes sense to show so."""
-    yield overview(fleet.workers, wide=wide)
-    shown = [worker for worker in fleet.workers if worker.troubles]
-    if everything or len(fleet.workers) <= FULL_WORKERS:
-        shown = list(fleet.workers)
+    """The overview, in full the workers that it makes sense to show so, and the verdict."""
+    workers = fleet.worst_first()
+    yield overview(workers, wide=wide)
+    shown = [worker for worker in workers if worker.troubles]
+    if everything or len(workers) <= FULL_WORKERS:
+        shown = workers
     for worker in shown:
         yield ""
-        yield section(worker, wide=wide, children=None if everything else FULL_CHILDREN)
-    if rest := len(fleet.workers) - len(shown):
-        yield ""
-        yield f"{rest} workers are well and not shown in full; --all shows them"
+        yield section(
+            worker,
+            wide=wide,
+            children=None if everything else FULL_CHILDREN,
+            everything=everything,
+        )
+    yield ""
+    if rest := len(workers) - len(shown):
+        are = "is well and" if rest == 1 else "are well and"
+        yield f"{count(rest, 'worker')} {are} not shown in full; --all shows them"
+    yield verdict(fleet)
 
 
 def written(console: Console, fleet: Fleet, *, everything: bool = False) -> str:
@@ -59,33 +74,40 @@ def written(console: Console, fleet: Fleet, *, everything: bool = False) -> str:
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
+def verdict(fleet: Fleet) -> Text:
+    """How all of them are, in one line."""
+    line = plain(fleet.verdict())
+    line.stylize("bold red" if fleet.trouble else "bold green")
+    return line
+
+
 def overview(workers: Sequence[WorkerRow], *, wide: bool) -> Table:
     """One row for each worker."""
-    long, short = ("operator", "expired", "proven", "unproven"), ("oper", "exp", "prov", "unpr")
-    names = ("worker", "pool", *(long if wide else short), "memory", "cleanup", "state")
+    names = ("worker", "pool", "revoked", "to clear", "memory", "swept", "state")
     table = _table(*names, gap=2 if wide else 1)
-    for column in table.columns[2:8]:
+    for column in table.columns[2:6]:
         column.justify = "right"
     for worker in workers:
         guard = worker.guard
-        cells = [Text(_NONE)] * 7 if guard is None else _overview_cells(guard)
-        table.add_row(plain(worker.name), *cells, _state(worker))
+        cells = [Text(_NONE)] * 5 if guard is None else _overview_cells(guard, worker.old_s)
+        # What is old, or gone, is grey: nobody is to take it for the state of now.
+        style = "dim" if worker.old_s or worker.is_gone else None
+        table.add_row(plain(worker.name), *cells, _state(worker), style=style)
     return table
 
 
-def _overview_cells(guard: GuardState) -> list[Text]:
+def _overview_cells(guard: GuardState, old_s: float) -> list[Text]:
     revoked = guard.revoked
-    ids = [_NONE] * 4
+    ids = [_NONE] * 2
     if revoked is not None:
-        found = (revoked.operator, revoked.expired, revoked.proven, revoked.unproven)
-        ids = [_count(number) for number in found]
-    size = _UNKNOWN if guard.concurrency is None else str(guard.concurrency)
+        ids = [_count(revoked.total), str(revoked.clearing) if revoked.clearing else ""]
+    concurrency = _UNKNOWN if guard.concurrency is None else str(guard.concurrency)
     cleaned = guard.last_cleanup
     return [
-        plain(f"{guard.pool or _UNKNOWN} {size}"),
+        plain(f"{guard.pool or _UNKNOWN} {concurrency}"),
         *map(Text, ids),
         _worst(guard.memory),
-        Text(_NONE if cleaned is None else _ago(cleaned.age_s)),
+        Text(_NONE if cleaned is None else _ago(cleaned.age_s, old_s)),
     ]
 
 
@@ -99,34 +121,50 @@ def _worst(memory: Memory | None) -> Text:
     if known:
         return _percent(max(known))
     sizes = [process.used_bytes for process in (memory.main, *memory.children)]
-    return Text(decimal(max(size or 0 for size in sizes)))
+    return Text(size(max(used or 0 for used in sizes)))
 
 
 def _state(worker: WorkerRow) -> Text:
-    if worker.guard is None:
-        return Text(_words(worker.troubles[0].kind), "bold red")
-    kinds = sorted({_words(trouble.kind) for trouble in worker.troubles})
-    if worker.guard.dry_run:
-        kinds.append("dry run")
-    return Text(", ".join(kinds) or "ok", "bold red" if worker.troubles else "green")
+    if worker.is_gone:
+        return Text(f"shut down {duration(worker.old_s)} ago", "dim")
+    told = kinds(worker.troubles)
+    if worker.guard is not None and worker.guard.dry_run:
+        told = f"{told or 'ok'}, dry run"
+    return Text(told or "ok", "bold red" if worker.troubles else "green")
 
 
-def section(worker: WorkerRow, *, wide: bool, children: int | None = FULL_CHILDREN) -> Group:
+def section(
+    worker: WorkerRow,
+    *,
+    wide: bool,
+    children: int | None = FULL_CHILDREN,
+    everything: bool = False,
+) -> Group:
     """All that is known of one worker, with so many of its children (None: all)."""
     guard = worker.guard
     facts = _troubles(worker)
     processes: Iterable[RenderableType] = ()
     if guard is not None:
-        for name, fact in _facts(guard):
+        for name, fact in _facts(guard, worker.old_s, everything=everything):
             facts.add_row(name, fact)
         if guard.memory is not None:
-            processes = _processes(guard.memory, count=children, wide=wide)
+            processes = _processes(guard.memory, count_of=children, wide=wide)
     return Group(_headline(worker), _indented(facts), *map(_indented, processes))
 
 
-def brief(worker: WorkerRow) -> Group:
-    """What is the matter with one worker, and nothing else."""
-    return Group(_headline(worker), _indented(_troubles(worker)))
+def brief(workers: Sequence[WorkerRow], *, to_do: bool) -> Table:
+    """What is the matter with these workers, with or without what is to be done about it."""
+    table = _table("", "", head=False)
+    for worker in workers:
+        for trouble in worker.troubles:
+            text = plain(trouble.text)
+            text.stylize("red")
+            name = plain(worker.name)
+            name.stylize("bold")
+            table.add_row(name, text)
+            if to_do:
+                table.add_row("", plain(f"to do: {trouble.to_do}"))
+    return table
 
 
 def _troubles(worker: WorkerRow) -> Table:
@@ -134,7 +172,8 @@ def _troubles(worker: WorkerRow) -> Table:
     for trouble in worker.troubles:
         text = plain(trouble.text)
         text.stylize("red")
-        table.add_row(Text(_words(trouble.kind), "bold red"), text)
+        table.add_row(Text(words(trouble.kind), "bold red"), text)
+        table.add_row(Text("to do", "bold"), plain(trouble.to_do))
     return table
 
 
@@ -145,65 +184,140 @@ def _headline(worker: WorkerRow) -> Text:
     if guard is None:
         return line
     pool = guard.pool or "unknown pool"
-    busy = "" if guard.active_tasks is None else f", {guard.active_tasks} running"
-    facts = [f"{pool}, concurrency {guard.concurrency or _UNKNOWN}{busy}"]
+    facts = [f"{pool}, concurrency {guard.concurrency or _UNKNOWN}"]
+    if guard.active_tasks:
+        facts[0] += f", {count(guard.active_tasks, 'task')} running"
     if guard.uptime_s is not None:
         facts.append(f"up {duration(guard.uptime_s)}")
     facts.append(f"guard {guard.version}")
     line.append_text(plain("  " + "  ".join(facts)))
     if guard.dry_run:
         line.append("  DRY RUN", "bold yellow")
+    if worker.old_s:
+        line.append(f"  as it was {duration(worker.old_s)} ago", "dim")
     return line
 
 
-def _facts(guard: GuardState) -> Iterable[tuple[str, Text]]:
-    if guard.revoked is not None:
-        yield "revoked", Text(_revoked(guard.revoked))
-    yield "cleanup", Text(_cleanup(guard.last_cleanup, dry_run=guard.dry_run))
-    if guard.last_results_cleanup is not None:
-        yield "results", Text(_cleanup(guard.last_results_cleanup, dry_run=guard.dry_run))
-    if guard.totals:
-        names = sorted(guard.totals)
-        told = ", ".join(_total(name, guard.totals[name]) for name in names)
-        yield "totals", plain(told)
-    if guard.memory is not None:
-        yield "limits", Text(_limits(guard.memory))
+def _facts(guard: GuardState, old_s: float, *, everything: bool) -> Iterator[tuple[str, Text]]:
+    """What happened, what was done and what will be: nothing that is not so."""
+    yield from _expired(guard, old_s)
+    if stays := ids(guard):
+        yield "revoked", Text(stays)
+    yield from _done(guard, old_s)
+    if guard.memory is not None and (limits := _limits(guard.memory)):
+        yield "limits", Text(limits)
     for name, why in guard.off.items():
-        yield "off", plain(f"{name}: {why}")
+        # What nobody asked for is not worth a line at night.
+        if everything or not why.endswith(" is None"):
+            yield "off", plain(f"{name}: {why}")
 
 
-def _total(name: str, count: object) -> str:
-    return "1 sweep" if (name, count) == ("sweeps", 1) else f"{count} {_words(name)}"
+def _expired(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
+    """Which tasks expired, how many, when, and why."""
+    backfill, revoked = guard.last_backfill, guard.revoked
+    if backfill is None or (backfill.age_s or 0) + old_s > FORGOTTEN_S:
+        if revoked is not None and revoked.expired:
+            yield "expired", Text(f"{count(revoked.expired, 'task')}, before they could run")
+        return
+    tasks = sorted(backfill.tasks.items(), key=lambda task: -task[1])
+    named = some((f"{name} {number}" for name, number in tasks), FULL_TASKS)
+    told = f"{count(backfill.expired_tasks, 'task')}, {_ago(backfill.age_s, old_s)} ago"
+    yield "expired", plain(f"{told}: {named}" if named else told)
+    causes = [(name, number) for name, number in backfill.causes.items() if number]
+    for name, number in causes:
+        why = _why(name, backfill)
+        yield "because", plain(why if len(causes) == 1 else f"{number}: {why}")
 
 
-def _revoked(revoked: Revoked) -> str:
-    origins = ("operator", "expired", "proven", "unproven")
-    told = ", ".join(f"{_count(getattr(revoked, name))} {name}" for name in origins)
-    return f"{_count(revoked.total)} ids: {told}; {_count(revoked.stamps)} stamps"
+def _why(cause: str, backfill: Backfill) -> str:
+    """A cause, and what there is to do about it."""
+    if cause == "waited_in_queue":
+        waited = ""
+        if backfill.waited_s_p50 is not None and backfill.waited_s_max is not None:
+            half, most = duration(backfill.waited_s_p50), duration(backfill.waited_s_max)
+            waited = (
+                f" ({half})" if half == most else f" (half of them {half} or more, {most} at most)"
+            )
+        return f"no worker took them in time; they waited in the queue{waited}"
+    return _CAUSES.get(cause, cause.replace("_", " "))
 
 
-def _cleanup(cleanup: Cleanup | None, *, dry_run: bool) -> str:
-    if cleanup is None:
-        return "none so far"
-    would = "would be " if dry_run else ""
-    return (
-        f"{_ago(cleanup.age_s)} ago ({cleanup.trigger or _UNKNOWN}): "
-        f"{_count(cleanup.revoked_tasks_cleared)} ids {would}cleared, "
-        f"{_count(cleanup.expired_results_deleted)} results {would}deleted, "
-        f"{_count(cleanup.task_states_cleaned)} lifetimes {would}set"
-    )
+_CAUSES = {
+    "held_until_eta": (
+        "they were held until after they expired, by a countdown, an ETA or a retry: "
+        "give them a longer expires"
+    ),
+    "born_expired": "their expires was over when they were sent: mend the sender",
+    "clock_differs": (
+        "the clocks differ: they can't have waited that long, for this worker took messages all "
+        "the time; set the sender's clock or this one's"
+    ),
+}
+
+
+def ids(guard: GuardState) -> str:
+    """What becomes of the revoked ids."""
+    revoked = guard.revoked
+    if revoked is None:
+        return ""
+    known = [leave(guard)]
+    if revoked.clearing is None and (expired := (revoked.expired or 0) + (revoked.proven or 0)):
+        known.append(f"{count(expired, 'id')} expired")
+    if revoked.operator:
+        known.append(
+            f"{count(revoked.operator, 'id')} that an operator revoked {_stay(revoked.operator)}"
+        )
+    if revoked.unproven:
+        known.append(
+            f"{count(revoked.unproven, 'id')} {_stay(revoked.unproven)}: nobody knows that an "
+            "operator did not revoke them"
+        )
+    if revoked.stamps:
+        known.append(f"{count(revoked.stamps, 'stamped header')} revoked")
+    return "; ".join(filter(None, known))
+
+
+def _stay(number: int) -> str:
+    return "stays" if number == 1 else "stay"
+
+
+def _done(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
+    """What the guard did, where it did something."""
+    would = "would be " if guard.dry_run else ""
+    last = guard.last_clearing
+    if last is not None:
+        told = f"{count(last.revoked_tasks_cleared, 'id')}, {_ago(last.age_s, old_s)} ago"
+        total = guard.totals.get("revoked_tasks_cleared", 0)
+        more = f"; {total} since the start" if total > (last.revoked_tasks_cleared or 0) else ""
+        yield f"{would}cleared", Text(f"{told}{more}")
+    results = guard.last_results_cleanup
+    if results is not None:
+        facts = []
+        if results.expired_results_deleted:
+            facts.append(f"{count(results.expired_results_deleted, 'old result')} {would}deleted")
+        if results.task_states_cleaned:
+            facts.append(f"{count(results.task_states_cleaned, 'key')} {would}given a TTL")
+        told = ", ".join(facts) or "nothing was old enough"
+        yield "results", Text(f"{told}, {_ago(results.age_s, old_s)} ago")
+    if recycled := guard.totals.get("children_recycled"):
+        children = "1 child" if recycled == 1 else f"{recycled} children"
+        yield "replaced", Text(f"{children} since the start")
 
 
 def _limits(memory: Memory) -> str:
-    child, main = memory.child_limit_bytes, memory.main_limit_bytes
-    of_child = "none" if child is None else decimal(child)
-    of_main = "none" if main is None else decimal(main)
-    return f"{of_child} for each child, {of_main} for the main process"
+    facts = []
+    if memory.child_limit_bytes:
+        limit = memory.child_limit_bytes
+        facts.append(f"{size(limit, limit)} for each child")
+    if memory.main_limit_bytes:
+        limit = memory.main_limit_bytes
+        facts.append(f"{size(limit, limit)} for the main process")
+    return ", ".join(facts)
 
 
-def _processes(memory: Memory, *, count: int | None, wide: bool) -> Iterable[RenderableType]:
+def _processes(memory: Memory, *, count_of: int | None, wide: bool) -> Iterable[RenderableType]:
     """The main process, the biggest children, what these run, and how many more there are."""
-    children = biggest(memory.children, count)
+    children = biggest(memory.children, count_of)
     numbers = ("memory", "of limit", "", "age", "recycled")
     table = _table("process", *numbers, *(["runs"] if wide else []))
     for index in (1, 3, 4, 5):
@@ -223,18 +337,20 @@ def _processes(memory: Memory, *, count: int | None, wide: bool) -> Iterable[Ren
         others = biggest(memory.children, None)[len(children) :]
         top = max(child.used_bytes or 0 for child in others)
         busy = sum(child.task is not None for child in others)
-        yield Text(f"and {len(others)} more children: {decimal(top)} at most, {busy} of them busy")
+        rest = "1 more child" if len(others) == 1 else f"{len(others)} more children"
+        most = size(top, memory.child_limit_bytes)
+        yield Text(f"and {rest}: {most} at most, {busy} busy")
 
 
 def _process(label: str, process: Process, limit_bytes: int | None) -> list[RenderableType]:
     used, part = process.used_bytes, share(process, limit_bytes)
     return [
         f"{label} {_pid(process)}",
-        "unread" if used is None else f"{decimal(used)} {process.metric.upper()}",
+        "unread" if used is None else f"{size(used, limit_bytes)} {process.metric.upper()}",
         _bar(part) if part is not None else "" if limit_bytes else "no limit",
         "" if part is None else _percent(part),
         _ago(process.age_s),
-        "" if process.recycles is None else str(process.recycles),
+        str(process.recycles) if process.recycles else "",
     ]
 
 
@@ -267,10 +383,6 @@ def _percent(part: float) -> Text:
     return Text(f"{max(whole, 101) if part > 1 else whole} %", _style(part))
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _pid(process: Process) -> str:
     return _UNKNOWN if process.pid is None else str(process.pid)
 
@@ -279,8 +391,8 @@ def _count(number: int | None) -> str:
     return _UNKNOWN if number is None else str(number)
 
 
-def _ago(seconds: float | None) -> str:
-    return _UNKNOWN if seconds is None else duration(seconds)
+def _ago(seconds: float | None, old_s: float = 0.0) -> str:
+    return _UNKNOWN if seconds is None else duration(seconds + old_s)
 
 
 def _table(*names: str, head: bool = True, gap: int = 2) -> Table:

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from worker_guard.status.screen import UNFOLDED
 
-#: A signal that would end the process without its terminal being put right.
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+#: Signals that would end the process at once, and leave its terminal and its broker as they are.
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def open_console(*, no_color: bool, environ: Mapping[str, str] = os.environ) -> Console:
@@ -90,15 +90,22 @@ class Keys:
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Within the block let SIGTERM and SIGHUP unwind the stack, so that the terminal is restored.
+    """Within the block let signals that end a process unwind the stack, so that all is put right.
 
-    The exit code is the shell's for a process that this signal ended.
+    The exit code is the shell's for a process that this signal ended. A second signal, which a
+    closed terminal brings along, changes nothing; Ctrl-C breaks off what takes too long.
     """
 
     def end(signum: int, _frame: FrameType | None) -> None:
+        for other in _ENDING:
+            signal.signal(other, signal.SIG_IGN)
         raise SystemExit(128 + signum)
 
-    before = {signum: signal.signal(signum, end) for signum in _ENDING}
+    before = {signum: signal.getsignal(signum) for signum in _ENDING}
+    for signum, handler in before.items():
+        # One that is ignored, as by nohup, stays so.
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, end)
     try:
         yield
     finally:
