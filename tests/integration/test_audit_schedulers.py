@@ -84,7 +84,12 @@ class Project:
             yield process
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                # How Beat ends is not what is tested; its messages are out.
+                process.kill()
+                process.wait(30)
 
     def messages(self, entry: str = "") -> list[dict[str, Any]]:
         """What is in the queue; of one entry where one is named that its messages name."""
