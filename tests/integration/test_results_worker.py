@@ -79,6 +79,9 @@ def conf(server: RedisServer, **values: Any) -> dict[str, Any]:
         "broker_url": server.url(1),
         "result_backend": server.url(0),
         "worker_guard_interval": 0.5,
+        # As the harness's rules have it: an age of a day, and three days that the backend gives.
+        "result_expires": 3 * DAY_S,
+        "worker_guard_results_max_age": DAY_S,
         **PATTERNS,
         **values,
     }
@@ -422,7 +425,12 @@ def test_purge_queues_asks_first(server: RedisServer) -> None:
         (["sweep", "--max-age", "0"], {}, 2, "hours, above 0"),
         (["sweep", "--max-age", "x"], {}, 2, "not a valid float"),
         (["sweep", "--yes"], {}, 2, "--purge-queues"),
-        (["sweep"], {"result_expires": None}, 2, "how old a result may get"),
+        (
+            ["sweep"],
+            {"result_expires": None, "worker_guard_results_max_age": None},
+            2,
+            "how old a result may get",
+        ),
         (["sweep"], {"worker_guard_state_patterns": ["*"]}, 2, "worker_guard_state_patterns"),
         (["sweep"], {"result_backend": "cache+memory://"}, 2, "no Redis result backend"),
         (["history"], {"result_backend": "rpc://"}, 2, "no Redis result backend"),
