@@ -288,7 +288,7 @@ class Process:
             if self._worker._persistence is not None:
                 self._worker._persistence.save()
 
-    def counts(self) -> dict[str, int | None]:
+    def counts(self) -> dict[str, int | float | None]:
         """How many ids there are of each origin, as the guard tells."""
         assert self.guard is not None
         with self.acting():

@@ -273,7 +273,7 @@ def test_it_knows_when_the_last_of_those_that_leave_came_in() -> None:
     ledger.added("o", OPERATOR, 9.0)
     assert ledger.last_leaving_mono is None
     ledger.added("a", EXPIRY, 1.0)
-    ledger.confirmed_expired("a", 1.0)
+    ledger.confirmed_expired("a")
     assert ledger.last_leaving_mono == 1.0
     ledger.added("b", FOREIGN, 3.0)
     assert ledger.last_leaving_mono == 1.0

@@ -109,32 +109,34 @@ OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
             [
                 (
                     "alert",
-                    "23 ids are in the revoked set, the threshold is 10, for 5 min",
+                    "23 revoked ids won't leave by themselves, the threshold is 10, for 5 min",
                     "see why they stay: the how-to page, “Find out why an id stays”",
                 )
             ],
         ),
         (
-            {**WELL, "alerts": [ALERT], "revoked": {"clearing": 20, "next_clear_s": 24.9}},
+            {**WELL, "alerts": [ALERT], "dry_run": True},
             [
                 (
                     "alert",
-                    (
-                        "23 ids are in the revoked set, the threshold is 10, for 5 min; "
-                        "20 ids will be cleared in 24 s"
-                    ),
-                    "nothing; they go by themselves",
+                    "23 revoked ids won't leave by themselves, the threshold is 10, for 5 min",
+                    "nothing; without the dry run the guard would clear those that it can",
                 )
             ],
         ),
         (
-            {**WELL, "alerts": [ALERT], "revoked": {"operator": 20}},
+            {**WELL, "alerts": [ALERT], "consecutive_failures": {"revoked_verify": 2}},
             [
                 (
                     "alert",
-                    "23 ids are in the revoked set, the threshold is 10, for 5 min",
-                    "if you revoke so many on purpose, raise worker_guard_alert_revoked",
-                )
+                    "23 revoked ids won't leave by themselves, the threshold is 10, for 5 min",
+                    "have the result backend answer again; then they are cleared",
+                ),
+                (
+                    "part_fails",
+                    "revoked_verify failed 2 times in a row",
+                    "see why: grep worker_guard.part_failed in the worker's log",
+                ),
             ],
         ),
         (
@@ -338,7 +340,7 @@ def test_the_document_holds_the_answers_as_they_came() -> None:
                 "troubles": [
                     {
                         "kind": "alert",
-                        "text": "23 ids are in the revoked set, the threshold is 10, for 5 min",
+                        "text": "23 revoked ids won't leave by themselves, the threshold is 10, for 5 min",
                         "to_do": "see why they stay: the how-to page, “Find out why an id stays”",
                     }
                 ],

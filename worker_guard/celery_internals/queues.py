@@ -19,8 +19,9 @@ class EmptyQueues:
     connection or the event loop may have hung.
 
     Relies on ``kombu.transport.redis.Channel``: ``_brpop_start`` asks for a message of all
-    ``active_queues``, ``_brpop_read`` raises ``Empty`` where none of these had one, ``_size(queue)``
-    is the number of messages; and on ``app.amqp.queues.consume_from``. Read in kombu 5.3 to 5.7.
+    ``active_queues``, ``_brpop_read`` raises ``Empty`` where none of these had one, and
+    ``_size(queue)`` is the number of messages; and on ``app.amqp.queues.consume_from``. Read in
+    kombu 5.3 to 5.7.
     """
 
     def __init__(self, app: Any) -> None:

@@ -231,6 +231,8 @@ class Revoked:
                     self._watch.compare()
                 counts.update(self._counts())
         leaving = (counts["expired"] or 0) + (counts["proven"] or 0)
+        if self.lookups.consecutive_failures:
+            leaving = 0  # until the result backend answers, nothing is cleared
         return {
             "total": len(state.revoked),
             **counts,
@@ -254,7 +256,7 @@ class Revoked:
         if not self.watches:
             return len(state.revoked)
         counts = self._counts()
-        # While the result backend fails, nothing is cleared that it is to be asked about.
+        # Until the result backend answers, nothing is cleared.
         waiting = counts["expired"] + counts["proven"] if self.lookups.consecutive_failures else 0
         return counts["unproven"] + counts["would_clear"] + waiting
 

@@ -98,8 +98,8 @@ def _alert(alert: Alert, guard: GuardState) -> Trouble:
     value, threshold = _number(alert.value), _number(alert.threshold)
     text, to_do = f"{alert.alert} is {value}, the threshold is {threshold}", "see the worker's log"
     if alert.alert == "revoked_tasks":
-        text = f"{value} ids are in the revoked set, the threshold is {threshold}"
-        to_do = _about_ids(alert, guard)
+        text = f"{value} revoked ids won't leave by themselves, the threshold is {threshold}"
+        to_do = _about_ids(guard)
     elif alert.alert == "redis_memory":
         value, threshold = _percent(alert.value), _percent(alert.threshold)
         text = (
@@ -111,8 +111,7 @@ def _alert(alert: Alert, guard: GuardState) -> Trouble:
         suspects = guard.memory.suspects if guard.memory is not None else ()
         named = f": {some(suspects, _NAMED)}" if suspects else ""
         to_do = f"mend the task that grows{named}"
-    leaving = leave(guard) if alert.alert == "revoked_tasks" else ""
-    return Trouble(kind="alert", text=f"{text}{since}{leaving and f'; {leaving}'}", to_do=to_do)
+    return Trouble(kind="alert", text=f"{text}{since}", to_do=to_do)
 
 
 def leave(guard: GuardState) -> str:
@@ -125,15 +124,12 @@ def leave(guard: GuardState) -> str:
     return f"{count(revoked.clearing, 'id')} {would} cleared{when}"
 
 
-def _about_ids(alert: Alert, guard: GuardState) -> str:
-    revoked = guard.revoked
-    clearing = revoked.clearing or 0 if revoked is not None else 0
-    stay = (alert.value or 0) - clearing
-    if clearing and stay <= (alert.threshold or 0):
-        return "nothing; they go by themselves" if not guard.dry_run else "nothing in a dry run"
-    operators = revoked.operator or 0 if revoked is not None else 0
-    if operators > stay / 2:
-        return "if you revoke so many on purpose, raise worker_guard_alert_revoked"
+def _about_ids(guard: GuardState) -> str:
+    """The alert counts no operator's ids, and none that are about to be cleared."""
+    if guard.dry_run:
+        return "nothing; without the dry run the guard would clear those that it can"
+    if "revoked_verify" in guard.failing:
+        return "have the result backend answer again; then they are cleared"
     return "see why they stay: the how-to page, “Find out why an id stays”"
 
 
