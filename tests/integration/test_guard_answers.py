@@ -59,7 +59,7 @@ def test_the_history_on_a_terminal(swept: dict[str, Any], columns: int, complete
     assert [row.split()[-1] for row in rows[:2]] == ["yes", "yes"]
     assert all(re.search(r" \d+\.\d\d ", row) for row in rows[:2])
     assert "50" in rows[1].split()
-    said = ["Not shown: by, unreadable, way; a wider terminal and --json have them."]
+    said = ["Not shown: by, unreadable, own ttl, way; a wider terminal and --json have them."]
     assert rows[2:] == ([] if complete else said)
 
 

@@ -210,7 +210,7 @@ _COLUMNS = (
     ("deleted", lambda e: e.get("expired_results_deleted", "?")),
     ("lifetimes", lambda e: e.get("task_states_cleaned", "?")),
     ("unreadable", lambda e: e.get("keys_unreadable", "?")),
-    ("longer ttl", lambda e: e.get("keys_with_longer_ttl", "?")),
+    ("own ttl", lambda e: e.get("keys_with_longer_ttl", "?")),
     ("seconds", lambda e: _rounded(e.get("duration_s"))),
     ("way", lambda e: e.get("way", "?")),
     ("to the end", lambda e: "yes" if e.get("complete") else "no"),
@@ -218,7 +218,7 @@ _COLUMNS = (
 
 
 #: What a narrow terminal has no room for.
-_WIDE_ONLY = ("by", "unreadable", "longer ttl", "way")
+_WIDE_ONLY = ("by", "unreadable", "own ttl", "way")
 
 
 def _table(entries: list[dict[str, Any]], columns: int | None) -> list[str]:
