@@ -340,7 +340,10 @@ def test_the_document_holds_the_answers_as_they_came() -> None:
                 "troubles": [
                     {
                         "kind": "alert",
-                        "text": "23 revoked ids won't leave by themselves, the threshold is 10, for 5 min",
+                        "text": (
+                            "23 revoked ids won't leave by themselves, the threshold is 10, "
+                            "for 5 min"
+                        ),
                         "to_do": "see why they stay: the how-to page, “Find out why an id stays”",
                     }
                 ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker_guard.memory.size import parse_size
+from worker_guard.memory.size import parse_size, size_bytes
 from worker_guard.status.reply import Process
 from worker_guard.status.troubles import share
 from worker_guard.status.wording import count, duration, size, some
@@ -63,8 +63,7 @@ def test_sizes_are_in_the_unit_of_their_limit(
     limit: str | int | None, number_of_bytes: int | None, expected: str
 ) -> None:
     """As the setting was given; smaller ones in the next unit."""
-    like = parse_size(limit)
-    assert like is None or isinstance(like, int)
+    like = size_bytes(parse_size(limit), 0)
     assert size(number_of_bytes if number_of_bytes is not None else like or 0, like) == expected
 
 
