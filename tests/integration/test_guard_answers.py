@@ -154,7 +154,7 @@ def test_status_shows_an_active_alert(make_fleet: MakeFleet) -> None:
     # The answer of one that is named ends the wait.
     patiently = ("--destination", worker.name, "--timeout", "60")
     done = guard(fleet.app.conf["harness"], "status", *patiently)
-    assert "revoked_tasks" in done.stdout
+    assert "15 ids are in the revoked set, the threshold is 10" in done.stdout
     assert done.returncode == 1
 
 

@@ -143,6 +143,15 @@ def test_a_child_that_was_not_read_yet() -> None:
     assert re.split(r"\s{2,}", line.strip()) == ["child 4711", "unread", "1 min", "2", "-"]
 
 
+def test_a_worker_whose_memory_was_not_read_yet_uses_no_zero_bytes() -> None:
+    """Nobody knows how much it uses."""
+    unread = child(4711, 0, used_bytes=None)
+    told = answer(unread, limit_mb=None)
+    told["memory"]["parent"]["used_bytes"] = None
+    row = draw.status(fleet(w=told), 140).splitlines()[1]
+    assert re.split(r"\s{2,}", row)[3:] == ["-", "12 s", "ok"]
+
+
 def test_of_many_children_the_biggest_are_shown_and_the_rest_summed_up() -> None:
     """With ``--all`` each has its line."""
     children = [child(1000 + n, n) for n in range(100)]

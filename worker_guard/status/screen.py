@@ -120,8 +120,9 @@ def _worst(memory: Memory | None) -> Text:
     known = [value for value in shares if value is not None]
     if known:
         return _percent(max(known))
-    sizes = [process.used_bytes for process in (memory.main, *memory.children)]
-    return Text(size(max(used or 0 for used in sizes)))
+    processes = (memory.main, *memory.children)
+    sizes = [process.used_bytes for process in processes if process.used_bytes is not None]
+    return Text(size(max(sizes)) if sizes else _NONE)
 
 
 def _state(worker: WorkerRow) -> Text:
