@@ -219,9 +219,18 @@ def say_woken(pid: int) -> None:
     print(f"woken: {pid}", flush=True)
 
 
+def kill(children: PoolChildren, pid: int) -> None:
+    """Kill a child, and wait until it is dead; the pool has not noticed yet."""
+    process = children._process(pid)
+    os.kill(pid, signal.SIGKILL)
+    while process._is_alive():
+        time.sleep(0.01)
+
+
 def stop(children: PoolChildren, pid: int) -> None:
     say_woken(pid)
-    os.kill(pid, int(os.environ[STOP_AT_WAKE]))
+    if int(os.environ[STOP_AT_WAKE]) == signal.SIGKILL:
+        kill(children, pid)
     # What a signal leads to when the loop next looks; so nothing is read between.
     raise WorkerShutdown(0)
 
@@ -236,7 +245,7 @@ def stop_while_read(children: PoolChildren, pid: int) -> None:
     """Shut down warmly after the child was killed that has read the first bytes of its nudge."""
     say_woken(pid)
     os.read(children._process(pid).inq._reader.fileno(), 4)  # in its stead: it was held still
-    os.kill(pid, signal.SIGKILL)
+    kill(children, pid)
     raise WorkerShutdown(0)
 
 
@@ -249,9 +258,7 @@ def replace(children: PoolChildren, pid: int) -> None:
     process = children._process(pid)
     if HALF_READ in os.environ:
         os.read(process.inq._reader.fileno(), 4)  # in its stead: it was held still
-    os.kill(pid, signal.SIGKILL)
-    while process._is_alive():
-        time.sleep(0.01)
+    kill(children, pid)
     children.maintain()
     say_woken(pid)
 

@@ -371,6 +371,7 @@ def test_a_warm_shutdown_does_not_wait_for_the_rest_of_a_nudge(site: Site) -> No
     assert worker.ends() == 0
     assert worker.events("stopped")
     assert "part_failed" not in worker.text()
+    assert "Traceback" not in worker.text()
 
 
 @pytest.mark.parametrize("half", [False, True])

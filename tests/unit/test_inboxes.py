@@ -56,7 +56,10 @@ class OneChild:
     def __init__(self, *, up: bool = True, lock_free: bool = True) -> None:
         self.queue = _SimpleQueue(wnonblock=True)
         self.fd = self.queue._writer.fileno()
-        self.process = SimpleNamespace(pid=PID, index=0, inqW_fd=self.fd)
+        self.alive = True
+        self.process = SimpleNamespace(
+            pid=PID, index=0, inqW_fd=self.fd, inq=self.queue, _is_alive=lambda: self.alive
+        )
         self.sentinel = SimpleNamespace(_cond=FakeLock(free=lock_free), _flag=FakeLock())
         self.pool = SimpleNamespace(
             threads=False,
@@ -158,6 +161,17 @@ def test_a_child_that_has_not_left_when_the_guard_stops_is_given_back(
     one.children.ask_to_leave(PID)
     one.children.let_stay()
     assert one.known() == before == (True, busy)
+
+
+def test_the_pipe_of_a_child_that_was_killed_is_emptied(made: list[OneChild]) -> None:
+    """It may have read a nudge in part, and Celery before 5.7 reads such pipes as it ends."""
+    made.append(one := OneChild())
+    one.children.ask_to_leave(PID)
+    os.read(one.queue._reader.fileno(), 4)
+    one.alive = False
+    one.children.let_stay()
+    assert one.in_pipe() == b""
+    assert one.known() == (False, False)
 
 
 @pytest.mark.parametrize("replaced", [False, True])

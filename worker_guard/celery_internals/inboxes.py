@@ -7,8 +7,8 @@ written to it is written to its end; and the replacement, which may get the same
 known again when it is up. Neither a reconnect nor ``AsynPool.flush`` adds one.
 
 Relies on ``AsynPool._all_inqueues``, ``_busy_workers``, ``_active_writes`` and
-``_fileno_to_inq``, on the processes' ``inqW_fd``, and on ``billiard.pool.Worker.workloop``, which
-passes over a request that is false.
+``_fileno_to_inq``, on the processes' ``inq`` and ``inqW_fd``, and on
+``billiard.pool.Worker.workloop``, which passes over a request that is false.
 """
 
 from __future__ import annotations
@@ -51,8 +51,16 @@ def close(pool: Any, process: Any) -> None:
 
 
 def reopen(pool: Any, process: Any, *, busy: bool) -> None:
-    """Have the pool give this child jobs again, after the one that it runs."""
-    if is_known(pool, process):
+    """Have the pool give this child jobs again, after the one that it runs; for a shutdown.
+
+    Of one that was killed the inbox is emptied. Celery before 5.7 reads such pipes as it ends,
+    message by message, and what is left of a nudge is none.
+    """
+    if not process._is_alive():
+        reader = process.inq._reader
+        while reader.poll(0):
+            os.read(reader.fileno(), 65536)
+    elif is_known(pool, process):
         pool._all_inqueues.add(process.inqW_fd)
         if busy:
             pool._busy_workers.add(process.inqW_fd)
