@@ -18,7 +18,6 @@ from worker_guard.containment import Containment
 from worker_guard.events import (
     CleanupCompleted,
     Event,
-    ExpiredBackfillDetected,
     PartFailed,
     Started,
     Stopped,
@@ -43,7 +42,7 @@ _ON = "on"
 class _Past:
     """An event that is remembered, and when it was, by the wall clock and by the monotonic one."""
 
-    event: CleanupCompleted | ExpiredBackfillDetected
+    event: CleanupCompleted
     at: float
     ended_mono: float
 
@@ -74,7 +73,6 @@ class Guard:
         self._last_cleanup: _Past | None = None
         self._last_clearing: _Past | None = None
         self._last_results_cleanup: _Past | None = None
-        self._last_backfill: _Past | None = None
 
         log, self._close_log = open_log(settings.log_format)
         self._reporter = Reporter(log, worker=worker.hostname, dry_run=settings.dry_run)
@@ -318,8 +316,16 @@ class Guard:
             "last_cleanup": age(self._last_cleanup),
             "last_clearing": age(self._last_clearing),
             "last_results_cleanup": age(self._last_results_cleanup),
-            "last_backfill": age(self._last_backfill),
+            "last_backfill": self._describe_backfill(now),
         }
+
+    def _describe_backfill(self, now: float) -> dict[str, Any] | None:
+        backfill = self._revoked.backfill
+        if backfill.last is None:
+            return None
+        age_s = now - backfill.last_mono
+        at = round(time.time() - age_s, 3)
+        return {**asdict(backfill.last), "at": at, "age_s": round(age_s, 1)}
 
     def _figures(self) -> Figures:
         """For the metrics, on whichever thread they are collected."""
@@ -346,15 +352,12 @@ class Guard:
     # -- what the parts are given ----------------------------------------------------------
 
     def _report(self, event: Event) -> None:
-        if isinstance(event, CleanupCompleted | ExpiredBackfillDetected):
+        if isinstance(event, CleanupCompleted):
             self._remember(event, _Past(event=event, at=time.time(), ended_mono=self._monotonic()))
         self._tally.note(event)
         self._reporter(event)
 
-    def _remember(self, event: CleanupCompleted | ExpiredBackfillDetected, past: _Past) -> None:
-        if isinstance(event, ExpiredBackfillDetected):
-            self._last_backfill = past
-            return
+    def _remember(self, event: CleanupCompleted, past: _Past) -> None:
         self._last_cleanup = past
         if event.revoked_tasks_cleared:
             self._last_clearing = past

@@ -99,12 +99,14 @@ def test_remote_commands_on_the_command_line(
     assert not any(task_id in json.dumps(shown) for task_id in EXPIRED)
 
     preview = run_celery("control", *patiently, "guard_sweep", "true", conf=conf)
-    assert json.loads(preview.stdout)[0][worker.name]["ok"]["revoked_tasks_cleared"] == 12
+    told = json.loads(preview.stdout)[0][worker.name]["ok"]
+    assert (told["revoked_tasks_cleared"], told["dry_run"]) == (12, True)
     assert worker.revoked() == EXPIRED
     assert worker.events("cleanup_completed")[-1]["dry_run"] is True
 
     swept = run_celery("control", *patiently, "guard_sweep", conf=conf)
-    assert json.loads(swept.stdout)[0][worker.name]["ok"]["revoked_tasks_cleared"] == 12
+    told = json.loads(swept.stdout)[0][worker.name]["ok"]
+    assert (told["revoked_tasks_cleared"], told["dry_run"]) == (12, False)
     assert worker.revoked() == set()
     event = worker.events("cleanup_completed")[-1]
     assert (event["trigger"], event["dry_run"], event["level"]) == ("control", False, "info")

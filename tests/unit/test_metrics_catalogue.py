@@ -145,8 +145,8 @@ def test_causes_are_counted_beyond_a_sweep() -> None:
     backfill = Backfill()
     backfill.add("a", Expiry("waited_in_queue", 5.0))
     backfill.add("a", Expiry("born_expired"))
-    assert backfill.drain() is None
+    assert backfill.drain(0.0) is None
     backfill.add("a", Expiry("waited_in_queue", 5.0))
     assert backfill.causes_in_all() == BackfillCauses(waited_in_queue=2, born_expired=1)
-    backfill.drain()
+    backfill.drain(0.0)
     assert backfill.causes_in_all() == BackfillCauses(waited_in_queue=2, born_expired=1)

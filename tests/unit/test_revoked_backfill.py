@@ -86,7 +86,7 @@ def test_few_are_no_backfill() -> None:
     for _ in range(2):
         for _ in range(THRESHOLD - 1):
             backfill.add("app.report", Expiry(WAITED, 1.0))
-        assert backfill.drain() is None
+        assert backfill.drain(0.0) is None
 
 
 def test_the_whole_event() -> None:
@@ -97,7 +97,7 @@ def test_the_whole_event() -> None:
             backfill.add(f"app.task_{number}", Expiry(WAITED, float(number)))
     for cause in (BORN, HELD, CLOCK):
         backfill.add("app.task_11", Expiry(cause))
-    event = backfill.drain()
+    event = backfill.drain(0.0)
     assert event == ExpiredBackfillDetected(
         expired_tasks=81,
         tasks={f"app.task_{n}": n + 1 + 3 * (n == 11) for n in range(11, 1, -1)},
@@ -108,7 +108,7 @@ def test_the_whole_event() -> None:
         ),
     )
     assert event.level == "warning"
-    assert backfill.drain() is None
+    assert backfill.drain(0.0) is None
 
 
 def test_all_born_expired() -> None:
@@ -116,6 +116,24 @@ def test_all_born_expired() -> None:
     backfill = Backfill()
     for _ in range(THRESHOLD):
         backfill.add("app.report", Expiry(BORN))
-    event = backfill.drain()
+    event = backfill.drain(0.0)
     assert event is not None
     assert (event.waited_s_p50, event.waited_s_max) == (None, None)
+
+
+def test_few_are_told_to_those_who_ask() -> None:
+    """Of sweeps in a row that found any, together; after one that found none it begins anew."""
+    backfill = Backfill()
+    assert backfill.last is None
+    for now, number in ((1.0, 8), (2.0, 7)):
+        for _ in range(number):
+            backfill.add("app.report", Expiry(WAITED, 3.0))
+        assert backfill.drain(now) is None
+    assert backfill.last is not None
+    assert (backfill.last.expired_tasks, backfill.last_mono) == (15, 2.0)
+    assert backfill.last.causes == BackfillCauses(waited_in_queue=15)
+    backfill.drain(3.0)
+    assert (backfill.last.expired_tasks, backfill.last_mono) == (15, 2.0)
+    backfill.add("app.other", Expiry(BORN))
+    backfill.drain(4.0)
+    assert backfill.last.tasks == {"app.other": 1}

@@ -51,6 +51,8 @@ class Clearing:
 class FakeRecords:
     """Verdicts as told, and a count of the round trips."""
 
+    one_trip = True
+
     def __init__(self, **verdicts: Verdict) -> None:
         self.known = verdicts
         self.asked: list[int] = []
@@ -288,11 +290,47 @@ def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
     assert len(pending) == LOOKUP_BATCH + 4
     store.error = None
     assert sum(1 for _ in marker.round()) == 2
-    assert (store.operators, store.unproven, pending) == ([*ids, "operators"], ["unproven"], {})
+    assert sorted(store.operators) == sorted([*ids, "operators"])
+    assert (store.unproven, pending) == (["unproven"], {})
     # Marks end by themselves; those of ids that are still held are written anew.
     now[0] = RENEW_S
     run_to_end(marker.round())
     assert (store.operators[-1], store.unproven) == ("kept", ["unproven", "unproven"])
+
+
+class OneByOne(FakeRecords):
+    """A store to which each key is a trip of its own, and one of them can be no key."""
+
+    one_trip = False
+
+    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
+        if "no/key" in operators:
+            raise FileNotFoundError("no/key")
+        super().mark(operators, unproven)
+
+
+def test_one_id_that_can_be_no_key_keeps_no_other_back() -> None:
+    """It is tried again after the others, and each key has a slice of its own."""
+    store = OneByOne()
+    pending = dict.fromkeys(["no/key", "a", "b"], True)
+    marker = Marker(
+        interval_s=30.0, pending=pending, held=(), kept=dict, store=store, monotonic=lambda: 0.0
+    )
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            run_to_end(marker.round())
+    assert (store.operators, pending) == (["a", "b"], {"no/key": True})
+
+
+def test_where_each_key_is_a_trip_each_has_a_slice() -> None:
+    """The loop waits for one answer at a time."""
+    records = OneByOne()
+    world = World(records=records)
+    world.add(Source.EXPIRY, "x", "y")
+    world.add(Source.FOREIGN, "f", "g")
+    world.now += 60
+    world.sweep()
+    assert (records.asked_for_marks, records.asked) == ([1, 1], [1, 1])
 
 
 def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:

@@ -309,8 +309,8 @@ def test_an_outage_is_told_from_its_begin_to_its_end() -> None:
     assert facts(revoked=ON_THEIR_WAY, last_backfill=BACKFILL) == [
         "expired 56 tasks, 40 s ago: mail.newsletter 40, mail.ping 16",
         (
-            "because no worker took them in time; they waited in the queue "
-            "(half of them 2 h or more, 5 h at most)"
+            "because no child was free in time; they waited (half of them 2 h or more, "
+            "5 h at most), in the queue or in a worker that had taken them"
         ),
         "revoked 56 ids will be cleared in 24 s; 2 ids that an operator revoked stay",
     ]
@@ -339,7 +339,7 @@ def test_an_outage_is_told_from_its_begin_to_its_end() -> None:
         ),
         (
             {"revoked": {"unproven": 1}},
-            ["revoked 1 id stays: nobody knows that an operator did not revoke them"],
+            ["revoked 1 id without proof stays: an operator may have revoked it"],
         ),
         (
             {"revoked": {"operator": 1, "stamps": 1}},
@@ -365,7 +365,7 @@ def test_no_line_says_that_nothing_happened(more: dict[str, Any], expected: list
 @pytest.mark.parametrize(
     ("cause", "word"),
     [
-        ("waited_in_queue", "waited in the queue"),
+        ("waited_in_queue", "no child was free in time"),
         ("held_until_eta", "countdown"),
         ("born_expired", "mend the sender"),
         ("clock_differs", "clock"),

@@ -109,18 +109,8 @@ OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
             [
                 (
                     "alert",
-                    "23 revoked ids won't leave by themselves, the threshold is 10, for 5 min",
+                    "23 ids will not be cleared by the guard, the threshold is 10, for 5 min",
                     "see why they stay: the how-to page, “Find out why an id stays”",
-                )
-            ],
-        ),
-        (
-            {**WELL, "alerts": [ALERT], "dry_run": True},
-            [
-                (
-                    "alert",
-                    "23 revoked ids won't leave by themselves, the threshold is 10, for 5 min",
-                    "nothing; without the dry run the guard would clear those that it can",
                 )
             ],
         ),
@@ -129,7 +119,7 @@ OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
             [
                 (
                     "alert",
-                    "23 revoked ids won't leave by themselves, the threshold is 10, for 5 min",
+                    "23 ids will not be cleared by the guard, the threshold is 10, for 5 min",
                     "have the result backend answer again; then they are cleared",
                 ),
                 (
@@ -214,6 +204,25 @@ OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
         ),
         (
             memory(suspended={"reason": "replacement_not_up", "retry_in_s": 720}),
+            [
+                (
+                    "recycling_suspended",
+                    (
+                        "no child is replaced: each new child ends before it is up; it is tried "
+                        "again in 12 min"
+                    ),
+                    "see its error in the worker's log",
+                )
+            ],
+        ),
+        (
+            memory(
+                suspended={
+                    "reason": "replacement_not_up",
+                    "setting": "worker_proc_alive_timeout",
+                    "retry_in_s": 720,
+                }
+            ),
             [
                 (
                     "recycling_suspended",
@@ -341,7 +350,7 @@ def test_the_document_holds_the_answers_as_they_came() -> None:
                     {
                         "kind": "alert",
                         "text": (
-                            "23 revoked ids won't leave by themselves, the threshold is 10, "
+                            "23 ids will not be cleared by the guard, the threshold is 10, "
                             "for 5 min"
                         ),
                         "to_do": "see why they stay: the how-to page, “Find out why an id stays”",

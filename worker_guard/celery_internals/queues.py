@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from queue import Empty
@@ -10,26 +11,37 @@ from weakref import WeakKeyDictionary
 
 from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Namespace
 
+#: So many names of queues are kept.
+_MOST_QUEUES = 1000
+
 
 class EmptyQueues:
     """When the queues of this worker were last empty, by the broker's own answer.
 
     Only a Redis broker (or Valkey, or Sentinel) tells: a BRPOP that comes back without a message,
     or a queue's length as it is declared. That no message came is no such answer: the broker, the
-    connection or the event loop may have hung.
+    connection or the event loop may have hung. What counts is what a channel hears that takes
+    messages: tasks may publish to a queue of the same name on another server.
+
+    The hooks stand in the way of each message, also in the children and in threads that publish. So
+    none of them lets an error out: ``on_error`` is told.
 
     Relies on ``kombu.transport.redis.Channel``: ``_brpop_start`` asks for a message of all
     ``active_queues``, ``_brpop_read`` raises ``Empty`` where none of these had one, and
-    ``_size(queue)`` is the number of messages; and on ``app.amqp.queues.consume_from``. Read in
-    kombu 5.3 to 5.7.
+    ``_size(queue)`` is the number of messages; and on ``app.amqp.queues.consume_from``, to which
+    other threads may add. Read in kombu 5.3 to 5.7.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, *, on_error: Callable[[Exception], None]) -> None:
         self._app = app
-        self._empty_mono: dict[str, float] = {}
+        self._on_error = on_error
+        self._pid = os.getpid()
         self._hooks: list[Hook] = []
+        self._empty_mono: dict[str, float] = {}
         #: The queues that each channel has asked of: others are added while it waits.
         self._asked: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+        #: The queues that were empty as each channel declared them, and when.
+        self._declared: WeakKeyDictionary[Any, dict[str, float]] = WeakKeyDictionary()
 
     def start(self) -> None:
         """Begin to listen; where this broker does not tell, nothing is ever known."""
@@ -38,10 +50,11 @@ class EmptyQueues:
                 return
         from kombu.transport.redis import Channel
 
+        channel = Namespace(Channel)
         try:
-            self._hooks.append(Hook(Namespace(Channel), "_brpop_start", self._note_asked))
-            self._hooks.append(Hook(Namespace(Channel), "_brpop_read", self._note_empty))
-            self._hooks.append(Hook(Namespace(Channel), "_size", self._note_size))
+            self._hooks.append(Hook(channel, "_brpop_start", self._hear_asked))
+            self._hooks.append(Hook(channel, "_brpop_read", self._hear_empty))
+            self._hooks.append(Hook(channel, "_size", self._hear_size))
         except MissingInternalError:
             self.stop()
 
@@ -55,45 +68,58 @@ class EmptyQueues:
 
         That is the time since each of the queues was empty.
         """
-        times = [self._empty_mono.get(queue) for queue in self._consumed()]
+        consumed = {queue.name for queue in list(self._app.amqp.queues.consume_from.values())}
+        times = [self._empty_mono.get(queue) for queue in consumed]
         known = [at for at in times if at is not None]
         if not known or len(known) < len(times):
             return None
         return time.monotonic() - min(known)
 
-    def _consumed(self) -> set[str]:
-        return {queue.name for queue in self._app.amqp.queues.consume_from.values()}
-
-    def _note_asked(self, start: Callable[..., Any]) -> Callable[..., Any]:
-        def note_and_start(channel: Any, *args: Any, **kwargs: Any) -> Any:
-            self._asked[channel] = list(channel.active_queues)
+    def _hear_asked(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(channel: Any, *args: Any, **kwargs: Any) -> Any:
+            self._contained(self._note_asked, channel)
             return start(channel, *args, **kwargs)
 
-        return note_and_start
+        return ask
 
-    def _note_empty(self, read: Callable[..., Any]) -> Callable[..., Any]:
-        def read_and_note(channel: Any, **options: Any) -> Any:
+    def _hear_empty(self, read: Callable[..., Any]) -> Callable[..., Any]:
+        def read_or_hear(channel: Any, **options: Any) -> Any:
             try:
                 return read(channel, **options)
             except Empty:
-                self._note(self._asked.get(channel, ()))
+                self._contained(self._note_empty, channel)
                 raise
 
-        return read_and_note
+        return read_or_hear
 
-    def _note_size(self, size: Callable[..., Any]) -> Callable[..., Any]:
-        def size_and_note(channel: Any, queue: str) -> Any:
+    def _hear_size(self, size: Callable[..., Any]) -> Callable[..., Any]:
+        def size_and_hear(channel: Any, queue: str) -> Any:
             messages = size(channel, queue)
             if messages == 0:
-                self._note([queue])
+                self._contained(self._note_declared, channel, queue)
             return messages
 
-        return size_and_note
+        return size_and_hear
 
-    def _note(self, queues: Any) -> None:
-        consumed = self._consumed()
-        now = time.monotonic()
-        self._empty_mono = {
-            **{name: at for name, at in self._empty_mono.items() if name in consumed},
-            **{name: now for name in queues if name in consumed},
-        }
+    def _note_asked(self, channel: Any) -> None:
+        queues = list(channel.active_queues)
+        self._asked[channel] = queues
+        declared = self._declared.pop(channel, {})
+        self._empty_mono.update({q: at for q, at in declared.items() if q in queues})
+
+    def _note_empty(self, channel: Any) -> None:
+        self._empty_mono.update(dict.fromkeys(self._asked.get(channel, ()), time.monotonic()))
+        if len(self._empty_mono) > _MOST_QUEUES:
+            # Each mingle has a queue for its answers.
+            self._empty_mono = dict.fromkeys(self._asked.get(channel, ()), time.monotonic())
+
+    def _note_declared(self, channel: Any, queue: str) -> None:
+        self._declared.setdefault(channel, {})[queue] = time.monotonic()
+
+    def _contained(self, note: Callable[..., None], *args: Any) -> None:
+        if os.getpid() != self._pid:
+            return
+        try:
+            note(*args)
+        except Exception as exc:  # noqa: BLE001 - told; in the way of the application's messages
+            self._on_error(exc)

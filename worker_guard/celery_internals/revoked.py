@@ -124,7 +124,7 @@ def watch_revoked_set(
         def watched_add(item: str, now: float | None = None) -> Any:
             with changing():
                 added = add(item, now)
-            on_added(item, _source.get())
+                on_added(item, _source.get())
             return added
 
         return watched_add
@@ -135,8 +135,8 @@ def watch_revoked_set(
             merged = list(held_ids(other)) if isinstance(other, LimitedSet) else ()
             with changing():
                 updated = update(other)
-            for task_id in merged:
-                on_added(task_id, _source.get())
+                for task_id in merged:
+                    on_added(task_id, _source.get())
             return updated
 
         return watched_update

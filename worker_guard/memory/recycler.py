@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -17,6 +18,9 @@ FOLLOW_S = 0.05
 
 #: Between two looks where no child is on its way out: there is nothing to see.
 IDLE_S = 5.0
+
+#: Between two looks at the processes that a child on its way out has started.
+RELATIVES_S = 5.0
 
 #: How long a child is given to leave by itself before it is woken: one that has handed in its last
 #: result can still be about to look at its sentinel, on a busy machine for a tenth of a second.
@@ -95,6 +99,7 @@ class _Leaving:
     asked: bool = False
     left: bool = False
     relatives: set[Relative] = field(default_factory=set)
+    relatives_mono: float = -math.inf
     replacement: _Starting | None = None
 
 
@@ -176,11 +181,18 @@ class Recycler:
         elif not leaving.asked and not self._listed(pid):
             self._forget(leaving)  # it ended before it could be asked
         else:
-            leaving.relatives |= self.roster.reader.relatives(pid)
+            self._look_for_relatives(leaving)
             self._allow_a_slow_start()
             self._ask(leaving)
         if pid in self.leaving:
             self._tell_that_it_waits(leaving)
+
+    def _look_for_relatives(self, leaving: _Leaving) -> None:
+        """Know its own processes before it leaves; not at each look: they are read one by one."""
+        now = self.monotonic()
+        if now - leaving.relatives_mono >= RELATIVES_S:
+            leaving.relatives_mono = now
+            leaving.relatives |= self.roster.reader.relatives(leaving.child.pid)
 
     def _failed(self, leaving: _Leaving, error: Exception, now: float) -> None:
         pid, policy = leaving.child.pid, self.roster.policy

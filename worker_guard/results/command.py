@@ -111,7 +111,7 @@ def _swept(job: Cleanup, target: Target, *, quiet: bool, server: Server) -> int:
     if stopped or outcome is None or not outcome.complete:
         say("Stopped; the counts are those up to here.")
         return EX_TROUBLE
-    return EX_OK if job.refused is None else failed(job.refused)
+    return EX_OK if job.refused is None else failed(job.refused, server=server)
 
 
 @contextmanager

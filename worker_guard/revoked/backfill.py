@@ -92,44 +92,71 @@ def _seconds(milliseconds: object) -> float:
         return 0.0
 
 
-class Backfill:
-    """The tasks that expired here since they were last asked for."""
+class _Tally:
+    """How many tasks expired, of which names, and why."""
 
     def __init__(self) -> None:
-        self._causes_in_all: Counter[str] = Counter()
-        self._start_anew()
+        self.tasks: Counter[str] = Counter()
+        self.causes: Counter[str] = Counter()
+        self.waits: list[float] = []
+        self.longest_s = 0.0
+
+    def add(self, task_name: str, expiry: Expiry) -> None:
+        self.tasks[task_name] += 1
+        self.causes[expiry.cause] += 1
+        if expiry.waited_s is not None:
+            self.longest_s = max(self.longest_s, expiry.waited_s)
+            if len(self.waits) < _WAITS_KEPT:
+                self.waits.append(expiry.waited_s)
+
+    def merge(self, other: _Tally) -> None:
+        self.tasks.update(other.tasks)
+        self.causes.update(other.causes)
+        self.waits = (self.waits + other.waits)[:_WAITS_KEPT]
+        self.longest_s = max(self.longest_s, other.longest_s)
+
+    def event(self) -> ExpiredBackfillDetected:
+        return ExpiredBackfillDetected(
+            expired_tasks=self.tasks.total(),
+            tasks=dict(self.tasks.most_common(_TASKS_NAMED)),
+            waited_s_p50=round(statistics.median(self.waits), 3) if self.waits else None,
+            waited_s_max=round(self.longest_s, 3) if self.waits else None,
+            causes=BackfillCauses(**self.causes),
+        )
+
+
+class Backfill:
+    """The tasks that expired here since they were last asked for.
+
+    ``last`` is what expired in the last sweeps in a row that found any, however few: for people who
+    ask. ``last_mono`` is when the last of these sweeps was.
+    """
+
+    def __init__(self) -> None:
+        self._in_all: Counter[str] = Counter()
+        self._since_sweep = _Tally()
+        self._in_a_row = _Tally()
+        self._goes_on = False
+        self.last: ExpiredBackfillDetected | None = None
+        self.last_mono = 0.0
 
     def causes_in_all(self) -> BackfillCauses:
         """Why tasks expired, since the start, whatever was drained meanwhile."""
-        return BackfillCauses(**self._causes_in_all)
-
-    def _start_anew(self) -> None:
-        self._tasks: Counter[str] = Counter()
-        self._causes: Counter[str] = Counter()
-        self._waits: list[float] = []
-        self._longest_s = 0.0
+        return BackfillCauses(**self._in_all)
 
     def add(self, task_name: str, expiry: Expiry) -> None:
         """A task expired."""
-        self._tasks[task_name] += 1
-        self._causes[expiry.cause] += 1
-        self._causes_in_all[expiry.cause] += 1
-        if expiry.waited_s is not None:
-            self._longest_s = max(self._longest_s, expiry.waited_s)
-            if len(self._waits) < _WAITS_KEPT:
-                self._waits.append(expiry.waited_s)
+        self._since_sweep.add(task_name, expiry)
+        self._in_all[expiry.cause] += 1
 
-    def drain(self) -> ExpiredBackfillDetected | None:
+    def drain(self, now: float) -> ExpiredBackfillDetected | None:
         """The event where enough tasks expired, else None; starts anew either way."""
-        total = self._tasks.total()
-        event = None
-        if total >= THRESHOLD:
-            event = ExpiredBackfillDetected(
-                expired_tasks=total,
-                tasks=dict(self._tasks.most_common(_TASKS_NAMED)),
-                waited_s_p50=round(statistics.median(self._waits), 3) if self._waits else None,
-                waited_s_max=round(self._longest_s, 3) if self._waits else None,
-                causes=BackfillCauses(**self._causes),
-            )
-        self._start_anew()
-        return event
+        drained, self._since_sweep = self._since_sweep, _Tally()
+        total = drained.tasks.total()
+        if total:
+            if not self._goes_on:
+                self._in_a_row = _Tally()
+            self._in_a_row.merge(drained)
+            self.last, self.last_mono = self._in_a_row.event(), now
+        self._goes_on = total > 0
+        return drained.event() if total >= THRESHOLD else None

@@ -40,6 +40,12 @@ _ASK_WITHIN_S = 5.0
 #: apart: it is to be there by then. But a result backend that hangs costs the loop each time.
 _LEAST_MARK_PAUSE_S = 10.0
 
+#: Marks are written anew for a peer that starts, but not for each of several within this time.
+_HAND_ON_S = 10.0
+
+#: So many marks wait at most for a result backend that is away: twice what Celery's set holds.
+_MOST_PENDING = 100_000
+
 #: The longest pause between tries at a look-up that fails: until it succeeds no id is cleared.
 _LONGEST_LOOKUP_PAUSE_S = 60.0
 
@@ -72,7 +78,7 @@ class Revoked:
         self._settings, self._hasten, self._monotonic = settings, hasten, monotonic
         self.states: dict[str, str] = {}
         self.backfill = Backfill()
-        self._queues = celery_internals.EmptyQueues(app)
+        self._queues = celery_internals.EmptyQueues(app, on_error=self.watch_failed)
         self._watch = RevokedWatch(
             queues=self._queues, backfill=self.backfill, monotonic=monotonic, listener=self
         )
@@ -106,6 +112,7 @@ class Revoked:
         )
         self.parts: list[Part] = [self._sweeper]
         self._pending_marks: dict[str, bool] = {}
+        self._handed_on_mono = -_HAND_ON_S
         self._marker: Marker | None = None
         if records is not None and not settings.dry_run:
             self._marker = Marker(
@@ -258,7 +265,7 @@ class Revoked:
         counts = self._counts()
         # Until the result backend answers, nothing is cleared.
         waiting = counts["expired"] + counts["proven"] if self.lookups.consecutive_failures else 0
-        return counts["unproven"] + counts["would_clear"] + waiting
+        return counts["unproven"] + waiting
 
     def _kept(self) -> dict[str, bool]:
         """What is to be marked, for as long as it is held: and whether it is an operator's."""
@@ -297,7 +304,11 @@ class Revoked:
         if self._marker is None:
             return
         # It will look for their marks, which the result backend may have lost meanwhile, or which
-        # could not be written so far.
+        # could not be written so far. Many peers start at once: one time serves all of them.
+        now = self._monotonic()
+        if now - self._handed_on_mono < _HAND_ON_S:
+            return
+        self._handed_on_mono = now
         self._pending_marks.update(dict.fromkeys(operators, True))
         if self._pending_marks:
             self._hasten(self._marker.name, anyway=True)
@@ -309,4 +320,6 @@ class Revoked:
     def _keep_marked(self, task_id: str, operators: bool) -> None:
         if self._marker is not None:
             self._pending_marks[task_id] = operators or self._pending_marks.get(task_id, False)
+            while len(self._pending_marks) > _MOST_PENDING:
+                del self._pending_marks[next(iter(self._pending_marks))]
             self._hasten(self._marker.name)

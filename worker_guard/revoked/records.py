@@ -50,9 +50,11 @@ class Records(Protocol):
     """Looks ids up, and marks them, in the result backend. Errors are the backend's own.
 
     ``unreadable`` says why records prove nothing here, as where they are pickled; else it is empty.
+    Many keys cost ``one_trip`` to the server and back; else each of them does.
     """
 
     unreadable: str
+    one_trip: bool
 
     def marked(self, task_ids: Sequence[str]) -> set[str]:
         """Which of these ids bear an operator's mark; one round trip."""
@@ -66,6 +68,8 @@ class Records(Protocol):
 
 class RedisRecords:
     """Records in Redis, through a client of the guard's own with short timeouts."""
+
+    one_trip = True
 
     def __init__(
         self,
@@ -130,6 +134,8 @@ class RedisRecords:
 
 class KeyValueRecords:
     """Records in any other key-value backend, through Celery's own backend class."""
+
+    one_trip = False
 
     def __init__(self, backend: Any, *, mark_prefix: str, unreadable: str = "") -> None:
         self._backend = backend

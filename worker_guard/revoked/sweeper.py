@@ -58,7 +58,9 @@ class DryRun:
 
 
 class RecordLookup(Protocol):
-    """Where ids are looked up."""
+    """Where ids are looked up: many at once where that is ``one_trip`` to the server and back."""
+
+    one_trip: bool
 
     def marked(self, task_ids: Sequence[str]) -> set[str]:
         """Which of these bear an operator's mark."""
@@ -68,7 +70,9 @@ class RecordLookup(Protocol):
 
 
 class MarkStore(Protocol):
-    """Where ids are marked that are not to be cleared."""
+    """Where ids are marked that are not to be cleared; see :class:`RecordLookup`."""
+
+    one_trip: bool
 
     def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
         """One round trip for all."""
@@ -138,12 +142,14 @@ class Sweeper:
 
     def preview(self, report: Callable[[Event], None]) -> Sweeper:
         """A sweeper that does the same without leaving a trace, and says so by ``report``."""
+        self.compare()  # the one of the copy would not reach it
         return replace(
             self,
             ledger=self.ledger.copy(),
             actor=DryRun(),
             backfill=Backfill(),
             totals=Totals(),
+            lookups=Containment(self.name, first_pause_s=self.interval_s, report=report),
             on_kept=lambda _task_id, _operators: None,
             report=report,
         )
@@ -153,11 +159,11 @@ class Sweeper:
         expired: list[str] = []
         foreign: list[str] = []
         yield from self._select(expired, foreign)
-        for batch in _batches(expired, MARKS_BATCH):
+        for batch in _batches(expired, _batch(self.marks, MARKS_BATCH)):
             if not self._may_ask(self.marks):
                 break
             yield self._clear_expired(batch)
-        for batch in _batches(foreign, LOOKUP_BATCH):
+        for batch in _batches(foreign, _batch(self.records, LOOKUP_BATCH)):
             if self.records is None or not self._may_ask(self.records):
                 break
             yield self._look_up(self.records, batch)
@@ -242,7 +248,7 @@ class Sweeper:
                 duration_s=round(duration_s, 6),
             )
         )
-        backfill = self.backfill.drain()
+        backfill = self.backfill.drain(self.monotonic())
         if backfill is not None:
             self.report(backfill)
 
@@ -273,11 +279,18 @@ class Marker:
         if self.monotonic() - self._renewed_mono >= RENEW_S:
             self.pending.update(self.kept())
             self._renewed_mono = self.monotonic()
-        while batch := list(islice(self.pending.items(), LOOKUP_BATCH)):
-            self.store.mark(
-                [task_id for task_id, is_op in batch if is_op],
-                [task_id for task_id, is_op in batch if not is_op and task_id in self.held],
-            )
+        size = _batch(self.store, LOOKUP_BATCH)
+        while batch := list(islice(self.pending.items(), size)):
+            try:
+                self.store.mark(
+                    [task_id for task_id, is_op in batch if is_op],
+                    [task_id for task_id, is_op in batch if not is_op and task_id in self.held],
+                )
+            except Exception:
+                # One that can be no key there is not to keep the others back.
+                for task_id, _ in batch:
+                    self.pending[task_id] = self.pending.pop(task_id)
+                raise
             for task_id, is_op in batch:
                 # One that became an operator's meanwhile waits for its other mark.
                 if self.pending.get(task_id) == is_op:
@@ -289,6 +302,11 @@ def clear_in_s(ready_in_s: float, *, due_in_s: float, interval_s: float) -> floa
     """In how many seconds an id is cleared whose grace is over in ``ready_in_s``: by a sweep."""
     sweeps_before = max(0, ceil((ready_in_s - due_in_s) / interval_s))
     return max(0.0, due_in_s) + sweeps_before * interval_s
+
+
+def _batch(store: RecordLookup | MarkStore | None, size: int) -> int:
+    """How many ids make one slice."""
+    return size if store is None or store.one_trip else 1
 
 
 def _batches(ids: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -218,7 +218,8 @@ def _expired(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
     backfill, revoked = guard.last_backfill, guard.revoked
     if backfill is None or (backfill.age_s or 0) + old_s > FORGOTTEN_S:
         if revoked is not None and revoked.expired:
-            yield "expired", Text(f"{count(revoked.expired, 'task')}, before they could run")
+            they = "it" if revoked.expired == 1 else "they"
+            yield "expired", Text(f"{count(revoked.expired, 'task')}, before {they} could run")
         return
     tasks = sorted(backfill.tasks.items(), key=lambda task: -task[1])
     named = some((f"{name} {number}" for name, number in tasks), FULL_TASKS)
@@ -239,7 +240,10 @@ def _why(cause: str, backfill: Backfill) -> str:
             waited = (
                 f" ({half})" if half == most else f" (half of them {half} or more, {most} at most)"
             )
-        return f"no worker took them in time; they waited in the queue{waited}"
+        return (
+            f"no child was free in time; they waited{waited}, in the queue or in a worker that "
+            "had taken them"
+        )
     return _CAUSES.get(cause, cause.replace("_", " "))
 
 
@@ -270,8 +274,8 @@ def ids(guard: GuardState) -> str:
         )
     if revoked.unproven:
         known.append(
-            f"{count(revoked.unproven, 'id')} {_stay(revoked.unproven)}: nobody knows that an "
-            "operator did not revoke them"
+            f"{count(revoked.unproven, 'id')} without proof {_stay(revoked.unproven)}: an operator "
+            "may have revoked " + ("it" if revoked.unproven == 1 else "them")
         )
     if revoked.stamps:
         known.append(f"{count(revoked.stamps, 'stamped header')} revoked")

@@ -98,7 +98,8 @@ def _alert(alert: Alert, guard: GuardState) -> Trouble:
     value, threshold = _number(alert.value), _number(alert.threshold)
     text, to_do = f"{alert.alert} is {value}, the threshold is {threshold}", "see the worker's log"
     if alert.alert == "revoked_tasks":
-        text = f"{value} revoked ids won't leave by themselves, the threshold is {threshold}"
+        ids = "id" if alert.value == 1 else "ids"
+        text = f"{value} {ids} will not be cleared by the guard, the threshold is {threshold}"
         to_do = _about_ids(guard)
     elif alert.alert == "redis_memory":
         value, threshold = _percent(alert.value), _percent(alert.threshold)
@@ -107,7 +108,8 @@ def _alert(alert: Alert, guard: GuardState) -> Trouble:
         )
         to_do = "celery guard sweep --dry-run says which old results would go"
     elif alert.alert == "recycles_per_hour":
-        text = f"{value} children were replaced in the last hour, the threshold is {threshold}"
+        were = "child was" if alert.value == 1 else "children were"
+        text = f"{value} {were} replaced in the last hour, the threshold is {threshold}"
         suspects = guard.memory.suspects if guard.memory is not None else ()
         named = f": {some(suspects, _NAMED)}" if suspects else ""
         to_do = f"mend the task that grows{named}"
@@ -126,8 +128,6 @@ def leave(guard: GuardState) -> str:
 
 def _about_ids(guard: GuardState) -> str:
     """The alert counts no operator's ids, and none that are about to be cleared."""
-    if guard.dry_run:
-        return "nothing; without the dry run the guard would clear those that it can"
     if "revoked_verify" in guard.failing:
         return "have the result backend answer again; then they are cleared"
     return "see why they stay: the how-to page, “Find out why an id stays”"
@@ -206,9 +206,12 @@ def _suspended(suspension: Suspension) -> Trouble:
         case "regrows_at_once":
             text = f"each new child is over the limit{of_limit} again after its first tasks"
         case "replacement_not_up":
-            setting = suspension.setting or "worker_proc_alive_timeout"
-            text = "a replacement does not come up in the time that Celery gives it"
-            to_do = f"raise {setting}, or make the start of a child faster"
+            if suspension.setting is None:
+                text = "each new child ends before it is up"
+                to_do = "see its error in the worker's log"
+            else:
+                text = "a replacement does not come up in the time that Celery gives it"
+                to_do = f"raise {suspension.setting}, or make the start of a child faster"
         case _:
             used = suspension.baseline_bytes
             uses = "" if used is None else f" uses {size(used, limit)} and so"

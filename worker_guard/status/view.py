@@ -90,7 +90,8 @@ class Fleet:
 
 def _outlook(workers: Sequence[WorkerRow]) -> str:
     """What goes by itself."""
-    waiting = [w.guard.revoked for w in workers if w.guard is not None and leave(w.guard)]
+    guards = [w.guard for w in workers if w.guard is not None and not w.guard.dry_run]
+    waiting = [guard.revoked for guard in guards if leave(guard)]
     known = [revoked for revoked in waiting if revoked is not None]
     if not known:
         return ""
