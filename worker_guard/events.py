@@ -180,6 +180,7 @@ class ChildRecycleRequested(Event):
     child_pid: int
     used_bytes: int
     limit_bytes: int
+    limit: Literal["child"] = "child"
     busy: bool
     task_id: str | None
     task_name: str | None

@@ -339,17 +339,15 @@ def test_an_outage_as_it_is_seen_at_night(tmp_path: Path, server: RedisServer) -
         assert sum(state["last_backfill"]["causes"].values()) == 12
         assert 0 <= state["last_backfill"]["age_s"] <= state["uptime_s"]
         assert state["revoked"]["clearing"] == 12
-        assert 0 <= state["revoked"]["next_clear_s"] <= 3600 * 1.1
+        assert 0 <= state["revoked"]["next_clear_s"] <= 2 * 3600 * 1.1
         done = run(conf, "guard", "status", "-d", "w@test", "--timeout", "60")
         lines = done.stdout.splitlines()
         assert re.search(r"^  expired  12 tasks, \d+ s ago: harness.add 12$", done.stdout, re.M)
         assert "  because  no child was free in time" in done.stdout
-        assert re.search(r"^  revoked  12 ids will be cleared in \d+ min$", done.stdout, re.M), (
+        assert re.search(r"^  revoked  12 ids will be cleared in .*$", done.stdout, re.M), (
             done.stdout
         )
-        assert re.fullmatch(
-            r"ok: 1 worker; 12 ids will be cleared in \d+ min; nothing to do", lines[-1]
-        )
+        assert re.fullmatch(r"ok: 1 worker; 12 ids will be cleared in .*; nothing to do", lines[-1])
         assert done.returncode == 0
         worker.stop()
 

@@ -317,8 +317,11 @@ def test_each_command_of_the_table_exists() -> None:
     assert table
     for row in table:
         checked_celery(code(row[0]))
-    ours = {name for name, function in Panel.data.items() if "worker_guard" in function.__module__}
-    assert ours == {guard.__name__, guard_sweep.__name__}
+    # The harness has a worker whose command of that name answers strangely.
+    theirs = ("tests.", "celery.")
+    others = {name for name, f in Panel.data.items() if not f.__module__.startswith(theirs)}
+    ours = {guard.__name__, guard_sweep.__name__}
+    assert others <= ours <= Panel.data.keys()
     assert {name for name in ours if not any(name in row[0] for row in table)} == set()
 
 

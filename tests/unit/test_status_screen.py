@@ -251,7 +251,7 @@ def test_a_dashboard_on_hardly_any_screen(rows: int) -> None:
     """The verdict, then the count of what is left out, before anything else."""
     lines = dashboard(fleet(a=answer(BUSY), b={"error": "no Redis"}), 80, rows)
     assert len(lines) <= rows
-    assert lines[-1] == "unknown: nobody answers, and the figures are from before"
+    assert lines[-1] == "unknown: no worker answers, and the figures are old"
     assert rows == 1 or lines[-2] == "and 2 more workers, 2 of them in trouble"
     assert lines[:-2] == ["HEAD", "TROUBLE", ""][: max(0, rows - 2)]
 

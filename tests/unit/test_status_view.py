@@ -419,6 +419,17 @@ def test_a_worker_that_said_that_it_shuts_down_is_gone_and_not_in_trouble() -> N
     assert remembered.add(fleet_of(b=WELL), 11.0).trouble
 
 
+def test_a_fleet_that_shut_down_is_in_no_trouble() -> None:
+    """Nobody answers any more, as they said."""
+    remembered = Remembered()
+    assert not remembered.add(fleet_of(), 0.0).all_gone
+    remembered.add(fleet_of(a=WELL, b=WELL), 1.0)
+    assert not remembered.add(fleet_of(), 2.0, ["a"]).all_gone
+    fleet = remembered.add(fleet_of(), 3.0, ["b"])
+    assert fleet.all_gone
+    assert fleet.verdict() == "ok: 0 workers, 2 shut down; nothing to do"
+
+
 def test_a_worker_that_answers_again_is_well_again() -> None:
     """And one that answers with an error is what it says now, not what it was."""
     remembered = Remembered()

@@ -30,7 +30,7 @@ LOOK_S = 0.1
 Line = list[Segment]
 
 #: The verdict while nobody can be asked.
-_UNKNOWN = Text("unknown: nobody answers, and the figures are from before", "bold red")
+_UNKNOWN = Text("unknown: no worker answers, and the figures are old", "bold red")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +175,9 @@ class Watch:
         """These are the last answers."""
         now = self.monotonic()
         self._heard_mono = now
-        self._trouble = "" if answers.present else "no worker answered"
         self.fleet = self._remembered.add(read_fleet(answers), now, answers.left)
+        silent = not answers.present and not self.fleet.all_gone
+        self._trouble = "no worker answered" if silent else ""
 
     def begin_when_due(self) -> None:
         """Begin the next round, where the interval is over and no round is under way."""

@@ -65,6 +65,11 @@ class Fleet:
         """Whether something is the matter with any of them, or with how many there are."""
         return self.too_few or any(worker.troubles for worker in self.workers)
 
+    @property
+    def all_gone(self) -> bool:
+        """Whether there were workers, and each of them shut down."""
+        return bool(self.workers) and all(worker.is_gone for worker in self.workers)
+
     def worst_first(self) -> list[WorkerRow]:
         """Those that something is the matter with, then the others, then those that are gone."""
         return sorted(self.workers, key=lambda worker: (worker.is_gone, not worker.troubles))
