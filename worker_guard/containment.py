@@ -42,7 +42,7 @@ class Containment:
         return not self._failures or now >= self._retry_mono
 
     def lapse(self, now: float) -> None:
-        """Count anew where no failure came for as long again as the last pause took.
+        """Reset the count after one further pause without a failure.
 
         For what is told of its failures only.
         """

@@ -89,8 +89,9 @@ class Scheduler:
                     report=report,
                 ),
                 now,
-                # A fleet that was started at once is spread. And what waited in the queue for the
-                # worker is discarded before the first sweep, which tells of it as one backfill.
+                # Jitter, so that workers started together don't sweep together. At least half an
+                # interval, so that messages that expired while the worker was down are reported
+                # as one backfill.
                 uniform(0.5, 1.0) * part.interval_s,
             )
             for part in parts

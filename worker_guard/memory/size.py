@@ -48,8 +48,10 @@ def parse_size(value: object) -> int | str | None:
     if unit == "%" and 0 < float(number) <= 100:
         return f"{float(number):g}%"
     size = f"{number}{_unit(unit)}"
-    if _unit(unit) is None or _bytes_of(size) < LEAST_BYTES:
+    if _unit(unit) is None:
         raise ValueError(ALLOWED)
+    if _bytes_of(size) < LEAST_BYTES:
+        raise ValueError(f"{ALLOWED}. No worker is so small: another unit was meant")
     return size
 
 

@@ -12,7 +12,7 @@ from worker_guard.status.reply import BrokenReplyError, GuardState, Process, rea
 from worker_guard.status.troubles import Trouble, leave
 from worker_guard.status.wording import count, duration, some
 
-#: A worker that stopped to answer is shown for so long.
+#: Seconds for which a worker that stopped answering stays on screen.
 REMEMBERED_S = 600.0
 
 #: Workers in trouble that the verdict names.
