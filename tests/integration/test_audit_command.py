@@ -155,7 +155,7 @@ def test_json_is_all_there_is_on_stdout() -> None:
     assert "finalized" in done.stderr
     report = json.loads(done.stdout)
     jsonschema.validate(report, SCHEMA)
-    assert report["checked"] == {"rules": len(IDS), "beat_entries": 1, "tasks": 8}
+    assert report["checked"] == {"rules": len(IDS), "beat_entries": 1, "tasks": 9}
 
 
 def screen(columns: int, *options: str, **environ: str) -> list[str]:

@@ -331,8 +331,9 @@ class Histories(RuleBasedStateMachine):
         ours = {each.name: set(held_ids(each.ours.revoked)) for each in (seat, *peers)}
         seat.plain.say_hello([peer.plain for peer in peers])
         seat.ours.say_hello([peer.ours for peer in peers])
+        said = seat.operators & held[seat.name]  # to all, before any of them answers
         for peer in peers:
-            peer.operators |= seat.operators & held[seat.name]
+            peer.operators |= said
             peer.doubt(ours[seat.name])
             seat.operators |= peer.operators & held[peer.name]
             # Its answer holds what it had, and what it was just given.

@@ -27,11 +27,15 @@ from worker_guard.revoked.sweeper import (
     clear_in_s,
 )
 from worker_guard.revoked.watch import RevokedWatch
-from worker_guard.scheduler import SLICE_S, Part, run_to_end
+from worker_guard.scheduler import Part, run_to_end
 from worker_guard.settings import PREFIX, Settings
 
 #: The last marks and the last sweep take no longer each, so that a worker told to stop does.
 _AT_STOP_S = 1.0
+
+#: A sweep that somebody asked for runs so long before it goes on in slices: the answer is to hold
+#: its counts where the set is small, and the result backend is asked for marks meanwhile.
+_ASKED_S = 0.05
 
 #: An id from elsewhere is looked up within this time, or the interval where that is shorter.
 _ASK_WITHIN_S = 5.0
@@ -215,7 +219,7 @@ class Revoked:
         if not self.watches:
             raise WorkerGuardError(f"the revoked set is not swept: {self.states['revoked']}")
         sweeper = self._sweeper.preview(note) if preview else replace(self._sweeper, report=note)
-        deadline = self._monotonic() + SLICE_S
+        deadline = self._monotonic() + _ASKED_S
         slices = sweeper.round(trigger)
         run_to_end(slices, until=lambda: self._monotonic() >= deadline)
         return (done[0] if done else None), slices
