@@ -146,15 +146,18 @@ def test_no_line_ends_in_blanks(swept: dict[str, Any]) -> None:
 
 def test_status_shows_an_active_alert(make_fleet: MakeFleet) -> None:
     """Of a real worker; and the exit code says that something is the matter."""
-    fleet = make_fleet(worker_guard_alert_revoked=10)
-    fleet.expire(*(f"expired-{n}" for n in range(15)))
-    # A dry run takes no id out, so that the alert stays.
-    worker = fleet.start("w", "--without-mingle", "--guard-dry-run")
-    wait_for(lambda: worker.ask("guard")["alerts"], "the alert")
-    # The answer of one that is named ends the wait.
-    patiently = ("--destination", worker.name, "--timeout", "60")
-    done = guard(fleet.app.conf["harness"], "status", *patiently)
-    assert "15 ids are in the revoked set, the threshold is 10" in done.stdout
+    with RedisServer() as results:
+        fleet = make_fleet(result_backend=results.url(), worker_guard_revoked_grace=3.0)
+        fleet.expire(*(f"expired-{n}" for n in range(15)))
+        worker = fleet.start("w", "--without-mingle")
+        wait_for(lambda: worker.ask("guard")["revoked"]["expired"] == 15, "the ids to expire")
+        # Nothing is cleared until the result backend answers, so that the alert stays.
+        results.kill()
+        wait_for(lambda: worker.ask("guard")["alerts"], "the alert")
+        # The answer of one that is named ends the wait.
+        patiently = ("--destination", worker.name, "--timeout", "60")
+        done = guard(fleet.app.conf["harness"], "status", *patiently)
+    assert "15 ids will not be cleared by the guard, the threshold is 10" in done.stdout
     assert done.returncode == 1
 
 
