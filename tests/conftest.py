@@ -30,6 +30,7 @@ settings.load_profile("any machine")
 # the background of a shell script.
 for _signum, _usual in (
     (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
     (signal.SIGINT, signal.default_int_handler),
 ):
     if signal.getsignal(_signum) is signal.SIG_IGN:
