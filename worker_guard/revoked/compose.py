@@ -266,10 +266,13 @@ class Revoked:
         """How many ids are no operator's, and not about to be cleared."""
         if not self.watches:
             return len(state.revoked)
-        counts = self._counts()
-        # Until the result backend answers, nothing is cleared.
-        waiting = counts["expired"] + counts["proven"] if self.lookups.consecutive_failures else 0
-        return counts["unproven"] + waiting
+        count = self._watch.ledger.count
+        stay = [Origin.UNPROVEN, Origin.EXPIRING]
+        if self._sweeper.records is None or self.lookups.consecutive_failures:
+            stay.append(Origin.FOREIGN)  # else it is asked for within seconds
+        if self.lookups.consecutive_failures:
+            stay += [Origin.EXPIRED, Origin.PROVEN]  # nothing is cleared until it answers
+        return sum(map(count, stay))
 
     def _kept(self) -> dict[str, bool]:
         """What is to be marked, for as long as it is held: and whether it is an operator's."""
