@@ -39,6 +39,7 @@ CONTRACT: dict[str, tuple[str, set[str]]] = {
             "child_pid",
             "used_bytes",
             "limit_bytes",
+            "limit",
             "busy",
             "task_id",
             "task_name",
