@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.harness.redis_server import RedisServer
 from tests.harness.workers import NEVER_DUE, Fleet, fleet
-from worker_guard.reporting import LOGGER, _WorkersOwnDestination
+from worker_guard.event_log import LOGGER
+from worker_guard.log_destination import WorkersOwnDestination
 
 #: Fast enough for a test, and each still many times the time that a step of it takes.
 FAST = {"worker_guard_interval": 0.3, "worker_guard_revoked_grace": 0.6, **NEVER_DUE}
@@ -42,7 +43,7 @@ def no_log_is_left_open() -> Iterator[None]:
     """A guard that a test leaves behind would write, and fail, in the tests after it."""
     yield
     left = [type(handler).__name__ for handler in logging.getLogger(LOGGER).handlers]
-    assert _WorkersOwnDestination.__name__ not in left
+    assert WorkersOwnDestination.__name__ not in left
 
 
 @pytest.fixture

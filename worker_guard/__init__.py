@@ -13,7 +13,8 @@ loaded for every app, also for one that has no guard.
 import sys
 from typing import TYPE_CHECKING, Any
 
-from worker_guard.errors import SettingError, WorkerGuardError
+from worker_guard.errors import WorkerGuardError
+from worker_guard.settings import SettingError
 
 if TYPE_CHECKING:
     from worker_guard.bootstep import WorkerGuard

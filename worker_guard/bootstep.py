@@ -9,9 +9,8 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 
 from worker_guard import remote as _remote  # noqa: F401 - registers the remote commands
-from worker_guard.errors import SettingError
 from worker_guard.results import task as _task  # noqa: F401 - registers worker_guard.cleanup
-from worker_guard.settings import check_shares, read_settings
+from worker_guard.settings import SettingError, check_shares, read_settings
 
 if TYPE_CHECKING:
     from worker_guard.guard import Guard
@@ -35,7 +34,7 @@ class WorkerGuard(bootsteps.StartStopStep):
     def __init__(self, worker: Any, guard_dry_run: bool = False, **kwargs: Any) -> None:
         from celery.worker import state as worker_state
 
-        from worker_guard.reporting import structlog_is_configured
+        from worker_guard.event_log import structlog_is_configured
 
         self.settings = read_settings(
             worker.app.conf,

@@ -17,7 +17,7 @@ from celery.bin.base import COMMA_SEPARATED_LIST, CeleryOption
 from celery.bin.worker import worker
 
 if TYPE_CHECKING:
-    from worker_guard.audit.finding import Level
+    from worker_guard.commands.audit.finding import Level
 
 _NOT_WRITTEN = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF)
 
@@ -127,7 +127,7 @@ def status(
     expect: int | None,
 ) -> None:
     """Show what the guards of the workers see and did."""
-    from worker_guard.status.command import run_status
+    from worker_guard.commands.status.command import run_status
 
     ctx.exit(
         run_status(
@@ -156,7 +156,7 @@ def status(
 @click.pass_context
 def watch(ctx: click.Context, timeout: float, destination: list[str], interval: float) -> None:
     """Show the same live, until q or Ctrl-C."""
-    from worker_guard.status.command import run_watch
+    from worker_guard.commands.status.command import run_watch
 
     ctx.exit(
         run_watch(
@@ -204,7 +204,7 @@ def sweep(
     yes: bool,
 ) -> None:
     """Clean the result backend from this process."""
-    from worker_guard.results.command import run_sweep
+    from worker_guard.commands.cleanup import run_sweep
 
     if yes and not purge_queues:
         raise click.UsageError("--yes answers the question of --purge-queues", ctx=ctx)
@@ -226,7 +226,7 @@ def sweep(
 @click.pass_context
 def history(ctx: click.Context, as_json: bool) -> None:
     """Show the last cleanups of the result backend."""
-    from worker_guard.results.command import run_history
+    from worker_guard.commands.cleanup import run_history
 
     ctx.exit(run_history(ctx.obj.app, as_json=as_json))
 
@@ -243,7 +243,7 @@ def history(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def audit(ctx: click.Context, as_json: bool, fail_on: Level) -> None:
     """Find what in configuration and Beat schedule will hurt."""
-    from worker_guard.audit.command import run_audit
+    from worker_guard.commands.audit.command import run_audit
 
     ctx.exit(
         run_audit(ctx.obj.app, json_wanted=as_json, fail_on=fail_on, color=not ctx.obj.no_color)

@@ -1,6 +1,6 @@
 """The catalogue: every event that worker_guard reports, with its fields.
 
-Durations end in ``_s`` (seconds), sizes in ``_bytes``. :mod:`worker_guard.reporting` adds the
+Durations end in ``_s`` (seconds), sizes in ``_bytes``. :mod:`worker_guard.event_log` adds the
 fields that all events share.
 """
 

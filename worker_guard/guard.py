@@ -13,8 +13,9 @@ import celery
 from celery.worker import state
 
 from worker_guard import celery_internals
-from worker_guard.alerts.compose import Alerts
-from worker_guard.containment import Containment
+from worker_guard.alerts.part import Alerts
+from worker_guard.backoff import Backoff
+from worker_guard.event_log import Reporter, open_log
 from worker_guard.events import (
     CleanupCompleted,
     Event,
@@ -23,17 +24,17 @@ from worker_guard.events import (
     Stopped,
     Trigger,
 )
-from worker_guard.memory.compose import Memory
+from worker_guard.memory.part import Memory
 from worker_guard.metrics.catalogue import AlertFigures, Figures, Tally, figures_of
-from worker_guard.metrics.compose import METRICS, Metrics
 from worker_guard.metrics.endpoint import Endpoint
-from worker_guard.reporting import Reporter, masked, open_log
-from worker_guard.results.janitor import Janitor
-from worker_guard.results.opening import open_janitor
-from worker_guard.revoked.compose import Revoked
+from worker_guard.metrics.part import METRICS, Metrics
+from worker_guard.results.cleanup import open_scheduled_cleanup
+from worker_guard.results.scheduled_cleanup import ScheduledCleanup
+from worker_guard.revoked.part import Revoked
 from worker_guard.revoked.sweeper import Sweeper, Totals
 from worker_guard.scheduler import BURST_S, REST_S, Later, Part, Scheduler
 from worker_guard.settings import Settings
+from worker_guard.values.masking import reason_of
 
 _ON = "on"
 
@@ -87,7 +88,7 @@ class Guard:
             settings,
             totals=self._totals,
             report=self._report,
-            hasten=self._hasten,
+            run_soon=self._hasten,
             monotonic=self._monotonic,
         )
         parts: list[Part] = [*self._revoked.parts]
@@ -128,20 +129,20 @@ class Guard:
                 self._settings,
                 report=self._report,
                 recycled=self._child_recycled,
-                hasten=self._hasten,
+                run_soon=self._hasten,
                 on_error=lambda error: self._pool_hooks.noticed(error, self._monotonic()),
                 monotonic=self._monotonic,
             )
         except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
-            self.parts["memory"] = self.parts["recycling"] = masked(str(exc) or repr(exc))
+            self.parts["memory"] = self.parts["recycling"] = reason_of(exc)
             return None
         self.parts.update(memory.states)
         return memory
 
-    def _open_janitor(self) -> Janitor | None:
+    def _open_janitor(self) -> ScheduledCleanup | None:
         try:
             janitor, self.parts["results"] = (
-                open_janitor(
+                open_scheduled_cleanup(
                     self._worker.app,
                     self._settings,
                     by=self._worker.hostname,
@@ -152,7 +153,7 @@ class Guard:
                 _ON,
             )
         except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
-            self.parts["results"] = masked(str(exc) or repr(exc))
+            self.parts["results"] = reason_of(exc)
             return None
         return janitor
 
@@ -164,7 +165,7 @@ class Guard:
         self._start_memory()
         pool = celery_internals.pool_name(self._worker)
         self._attempt(METRICS, lambda: self._metrics.start(pool))
-        self._scheduler.hasten(Endpoint.name)
+        self._scheduler.run_soon(Endpoint.name)
         self._report(
             Started(
                 version=self._version,
@@ -194,7 +195,7 @@ class Guard:
             self._memory = None
             for part in memory.parts:
                 self._scheduler.drop(part.name)
-            self.parts["memory"] = self.parts["recycling"] = masked(str(exc) or repr(exc))
+            self.parts["memory"] = self.parts["recycling"] = reason_of(exc)
             self._attempt("memory", memory.stop)
 
     def abandon(self) -> None:
@@ -284,7 +285,7 @@ class Guard:
         report = self._reporter.as_dry_run() if preview else self._report
         done, rest = self._revoked.sweep(report, trigger, preview=preview)
         if done is None:
-            self._scheduler.go_on(Sweeper.name, rest)
+            self._scheduler.resume(Sweeper.name, rest)
         return done, dry_run or self._settings.dry_run
 
     def describe(self, *, suspects: bool = True) -> dict[str, Any]:
@@ -364,12 +365,12 @@ class Guard:
         if event.trigger == "schedule":
             self._last_results_cleanup = past
 
-    def _containment(self, part: str) -> Containment:
-        return Containment(part, first_pause_s=self._settings.interval, report=self._report)
+    def _containment(self, part: str) -> Backoff:
+        return Backoff(part, first_pause_s=self._settings.interval, report=self._report)
 
     def _hasten(self, part: str, *, within_s: float = 0.0, anyway: bool = False) -> None:
         # The parts are made before the scheduler that runs them.
-        self._scheduler.hasten(part, within_s=within_s, anyway=anyway)
+        self._scheduler.run_soon(part, within_s=within_s, anyway=anyway)
 
     def _child_recycled(self) -> None:
         self._totals.children_recycled += 1

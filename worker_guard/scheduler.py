@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from worker_guard.containment import LONGEST_PAUSE_S, Containment
+from worker_guard.backoff import LONGEST_PAUSE_S, Backoff
 from worker_guard.events import Event, Trigger
 
 #: A part gives the event loop back when it has held it for this long. The promise is 5 ms; the
@@ -39,16 +39,16 @@ class Part(Protocol):
     def interval_s(self) -> float:
         """Seconds between two rounds."""
 
-    def round(self, trigger: Trigger = "timer") -> Iterator[None]:
+    def run(self, trigger: Trigger = "timer") -> Iterator[None]:
         """Do the job once. Each ``yield`` gives the event loop back for a moment."""
 
 
 class _Run:
     """A part with what the scheduler knows of it."""
 
-    def __init__(self, part: Part, containment: Containment, now: float, first_s: float) -> None:
+    def __init__(self, part: Part, backoff: Backoff, now: float, first_s: float) -> None:
         self.part = part
-        self.containment = containment
+        self.backoff = backoff
         self.due_mono = now + first_s
         #: Until the first connection is there: how long after it the first round is.
         self.first_s: float | None = first_s
@@ -82,7 +82,7 @@ class Scheduler:
         self._runs = {
             part.name: _Run(
                 part,
-                Containment(
+                Backoff(
                     part.name,
                     first_pause_s=part.interval_s,
                     longest_pause_s=(longest_pauses_s or {}).get(part.name, LONGEST_PAUSE_S),
@@ -133,7 +133,7 @@ class Scheduler:
             if isinstance(slices, Generator):
                 slices.close()
 
-    def hasten(self, name: str, *, within_s: float = 0.0, anyway: bool = False) -> None:
+    def run_soon(self, name: str, *, within_s: float = 0.0, anyway: bool = False) -> None:
         """Have a part's next round at a moment of the next ``within_s`` if it is due later.
 
         A part that failed is left alone until its pause is over; ``anyway`` tries it once.
@@ -142,11 +142,11 @@ class Scheduler:
         if run is None or run.slices is not None:
             return
         now = self._monotonic()
-        if run.due_mono > now + within_s and (anyway or run.containment.ready(now)):
+        if run.due_mono > now + within_s and (anyway or run.backoff.ready(now)):
             run.due_mono, run.first_s = now + self._uniform(0.0, within_s), None
             self._call(run, run.due_mono - now)
 
-    def go_on(self, name: str, slices: Iterator[None]) -> None:
+    def resume(self, name: str, slices: Iterator[None]) -> None:
         """Run the rest of a round of this part that was begun outside the schedule."""
         run = self._runs[name]
         if run.slices is None:
@@ -157,7 +157,7 @@ class Scheduler:
 
     def failures(self) -> dict[str, int]:
         """Consecutive failures of each part."""
-        return {name: run.containment.consecutive_failures for name, run in self._runs.items()}
+        return {name: run.backoff.consecutive_failures for name, run in self._runs.items()}
 
     def due_in_s(self, name: str) -> float:
         """Seconds until a part's next round begins; 0 while one is under way, or without a part."""
@@ -182,7 +182,7 @@ class Scheduler:
             return
         try:
             if run.slices is None:
-                run.slices = run.waiting.pop(0) if run.waiting else run.part.round()
+                run.slices = run.waiting.pop(0) if run.waiting else run.part.run()
             until = self._monotonic() + self._burst_s
             slices = run.slices
             next(slices)
@@ -193,14 +193,14 @@ class Scheduler:
                 next(slices)
         except StopIteration:
             run.slices = None
-            run.containment.succeeded()
+            run.backoff.succeeded()
             if run.waiting:
                 self._call(run, PAUSE_S)
                 return
             run.due_mono = self._monotonic() + run.part.interval_s * self._uniform(0.9, 1.1)
         except Exception as exc:  # noqa: BLE001 - contained: reported, and tried again later
             run.slices = None
-            run.due_mono = self._monotonic() + run.containment.failed(exc, self._monotonic())
+            run.due_mono = self._monotonic() + run.backoff.failed(exc, self._monotonic())
         else:
             self._call(run, PAUSE_S)
             return

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
-from worker_guard.errors import SettingError
-from worker_guard.memory.size import LEAST_BYTES, parse_size, size_bytes, spelt
+from celery.exceptions import CeleryCommandException, ImproperlyConfigured
+
+from worker_guard.errors import WorkerGuardError
+from worker_guard.values.sizes import LEAST_BYTES, parse_size, size_bytes, spelt
 
 PREFIX = "worker_guard_"
 LOG_FORMATS = ("json", "console", "inherit")
@@ -20,6 +23,25 @@ Parse = Callable[[Any], Any]
 
 #: What ``conf.get`` answers for a key that it lists but does not serve, such as an upper-case one.
 _UNREADABLE = object()
+
+
+class SettingError(WorkerGuardError, ImproperlyConfigured, CeleryCommandException):
+    """A ``worker_guard_*`` setting is misspelt or has a value that is not allowed.
+
+    The worker does not start. Correct the setting that the message names, or remove it to get
+    its default. On the command line this is one line and exit code 2; in Python it is an
+    :exc:`~celery.exceptions.ImproperlyConfigured`.
+    """
+
+    def __init__(self, message: str) -> None:
+        CeleryCommandException.__init__(self, message, 2)
+
+    def __str__(self) -> str:
+        return str(self.message)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line that Celery's command line ends with."""
+        print(f"ImproperlyConfigured: {self.message}", file=file or sys.stderr)
 
 
 class Configuration(Protocol):
@@ -136,7 +158,7 @@ def _above_zero(value: Any, allowed: str) -> float:
 
 
 def _state_patterns(value: Any) -> tuple[str, ...]:
-    from worker_guard.results.globs import Glob
+    from worker_guard.values.key_patterns import Glob
 
     allowed = "a tuple or list of Redis key patterns such as ('app-state:*',)"
     if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):

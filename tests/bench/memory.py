@@ -24,7 +24,7 @@ from worker_guard.events import Event
 from worker_guard.memory.policy import ChildPolicy
 from worker_guard.memory.reader import MemoryReader
 from worker_guard.memory.roster import Roster
-from worker_guard.memory.watchdog import DryRun, MemoryWatchdog, NoChildren
+from worker_guard.memory.watchdog import MemoryDryRun, MemoryWatchdog, NoChildren
 from worker_guard.scheduler import run_to_end
 
 PRELOAD_MB = 300
@@ -127,11 +127,11 @@ def reading() -> Figure:
             parent_limit_bytes=10**12,
             parent_action="log",
             strikes=3,
-            actor=DryRun(count=lambda: None),
+            actor=MemoryDryRun(count=lambda: None),
             report=events.append,
             monotonic=time.monotonic,
         )
-        median = statistics.median(_time(lambda: run_to_end(watchdog.round())) for _ in range(200))
+        median = statistics.median(_time(lambda: run_to_end(watchdog.run())) for _ in range(200))
     return Figure(
         what=f"one reading with {CHILDREN} children below the limit (median of 200)",
         measured=f"{median * 1000:.2f} ms",

@@ -20,9 +20,9 @@ from typing import Any
 
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import DAY_S, date, policy, record, run
+from worker_guard.results.cleanup_run import WAYS, CleanupRun
 from worker_guard.results.selection import VALUE_LIMIT_BYTES, Kind, classify, judge
-from worker_guard.results.store import WAYS, Sweep
-from worker_guard.results.way import DRY_RUN, FULL_SPEED, REAL, Actor
+from worker_guard.results.strategy import DRY_RUN, FULL_SPEED, REAL, ResultsActor
 
 KEYS = 300_000
 GROWTH = (10_000, 100_000, 1_000_000)
@@ -93,8 +93,8 @@ def pages_with_pipelines(client: Any) -> None:
             judge(classify(key, rules), next(answers), pttl, rules)
 
 
-def swept(client: Any, actor: Actor, way: str) -> Sweep:
-    sweep = Sweep(client, policy(), actor=actor, pace=FULL_SPEED, first_way=way)
+def swept(client: Any, actor: ResultsActor, strategy: str) -> CleanupRun:
+    sweep = CleanupRun(client, policy(), actor=actor, pace=FULL_SPEED, first_way=strategy)
     run(sweep)
     return sweep
 
@@ -119,18 +119,21 @@ def say(what: str, figure: str, aim: str = "") -> None:
 
 
 def speed(client: Any, count: int) -> None:
-    """Keys in a second, each way, as ratios."""
+    """Keys in a second, each strategy, as ratios."""
     fill(client, count)
     sample = min(count, 20_000)
-    for way in WAYS:
-        swept(client, DRY_RUN, way)
+    for strategy in WAYS:
+        swept(client, DRY_RUN, strategy)
     rounds: dict[str, list[float]] = {}
     # In turn, so that a neighbour on the machine meets them all; the best of each counts.
     measured: tuple[tuple[str, Callable[[], object], int], ...] = (
         ("bare SCAN", lambda: bare_scan(client), count),
         ("one at a time", lambda: one_at_a_time(client, sample), sample),
         ("pages with pipelines", lambda: pages_with_pipelines(client), count),
-        *((f"dry run, {way}", partial(swept, client, DRY_RUN, way), count) for way in WAYS),
+        *(
+            (f"dry run, {strategy}", partial(swept, client, DRY_RUN, strategy), count)
+            for strategy in WAYS
+        ),
     )
     for _ in range(ROUNDS):
         for name, function, share in measured:
@@ -143,13 +146,13 @@ def speed(client: Any, count: int) -> None:
     say("sweep against pages with pipelines", f"{fastest / best['pages with pipelines']:.2f}")
     say("sweep against a bare SCAN", f"{fastest / best['bare SCAN']:.2f}", "aim: 0.3")
     calls: list[float] = []
-    for way in WAYS:
+    for strategy in WAYS:
         fill(client, count)
         scan_s = timed(lambda: bare_scan(client))
-        seconds, of_way = calls_ms(client, partial(swept, client, REAL, way))
+        seconds, of_way = calls_ms(client, partial(swept, client, REAL, strategy))
         calls += of_way
         say(
-            f"real sweep that deletes half, {way}",
+            f"real sweep that deletes half, {strategy}",
             f"{count / seconds:,.0f} keys/s",
             f"{scan_s / seconds:.2f} of a bare SCAN",
         )

@@ -10,11 +10,12 @@ from typing import Any
 from celery.utils.collections import LimitedSet
 
 from tests.bench.figure import Figure
+from worker_guard.backoff import Backoff
 from worker_guard.celery_internals import Discarding, held_ids
-from worker_guard.containment import Containment
-from worker_guard.revoked.backfill import Backfill
-from worker_guard.revoked.ledger import Ledger, Source
+from worker_guard.revoked.backfill import BackfillCounter
+from worker_guard.revoked.ledger import Ledger
 from worker_guard.revoked.sweeper import Sweeper, Totals
+from worker_guard.values.source import Source
 
 IDS = 50_000
 ROUNDS = 9
@@ -84,22 +85,22 @@ def _sweep(*, expired: int, operators: int) -> tuple[float, float]:
     sweeper = Sweeper(
         interval_s=30.0,
         grace_s=0.0,
-        proof_grace_s=0.0,
+        confirmed_grace_s=0.0,
         compare=lambda: _compare(ledger, revoked),
         ledger=ledger,
         revoked=revoked,
         actor=Discarding(revoked),
         marks=None,
         records=None,
-        lookups=Containment("revoked_verify", first_pause_s=30.0, report=lambda _: None),
-        backfill=Backfill(),
+        lookups=Backoff("revoked_verify", first_pause_s=30.0, report=lambda _: None),
+        backfill=BackfillCounter(),
         totals=Totals(),
         on_kept=lambda _id, _operators: None,
         report=lambda _: None,
         monotonic=time.perf_counter,
     )
     gc.collect()
-    slices, total, longest = sweeper.round(), 0.0, 0.0
+    slices, total, longest = sweeper.run(), 0.0, 0.0
     while True:
         began = time.perf_counter()
         over = next(slices, "over") == "over"

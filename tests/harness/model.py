@@ -22,7 +22,7 @@ from celery.worker.consumer.mingle import Mingle
 from celery.worker.state import Persistent
 
 from worker_guard.events import Event
-from worker_guard.revoked.compose import Revoked
+from worker_guard.revoked.part import Revoked
 from worker_guard.revoked.sweeper import Totals
 from worker_guard.scheduler import run_to_end
 from worker_guard.settings import Settings
@@ -169,7 +169,7 @@ class Process:
                 Settings(revoked_grace=GRACE_S),
                 totals=Totals(),
                 report=self.events.append,
-                hasten=lambda *_, **__: None,
+                run_soon=lambda *_, **__: None,
                 monotonic=self.clock.monotonic,
             )
             self.guard.start(self._worker, before_statedb=before_statedb)
@@ -266,13 +266,13 @@ class Process:
         """The guard writes a mark as soon as it can."""
         if self.guard is not None and self.guard._marker is not None:
             with self.acting(), contextlib.suppress(ConnectionError):
-                run_to_end(self.guard._marker.round())
+                run_to_end(self.guard._marker.run())
 
     def sweep(self) -> None:
         """The guard's timer fires."""
         if self.guard is not None:
             with self.acting():
-                run_to_end(self.guard._sweeper.round())
+                run_to_end(self.guard._sweeper.run())
             self.write_marks()
 
     def stop(self, *, cold: bool = False) -> None:

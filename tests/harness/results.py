@@ -13,11 +13,11 @@ from typing import Any
 from celery import states
 
 from tests.harness.redis_server import RedisServer
-from worker_guard.results.globs import Glob
-from worker_guard.results.neighbours import protected
+from worker_guard.results.cleanup_run import WAYS, CleanupRun
+from worker_guard.results.protected_keys import protected
 from worker_guard.results.selection import Policy
-from worker_guard.results.store import WAYS, Sweep
-from worker_guard.results.way import FULL_SPEED, REAL, Actor, Pace, Tally
+from worker_guard.results.strategy import FULL_SPEED, REAL, CleanupCounts, Pace, ResultsActor
+from worker_guard.values.key_patterns import Glob
 
 TASK_PREFIX = b"celery-task-meta-"
 GROUP_PREFIX = b"celery-taskset-meta-"
@@ -81,26 +81,26 @@ def encoded(*args: Any, **kwargs: Any) -> bytes:
     return json.dumps(record(*args, **kwargs)).encode()
 
 
-def run(sweep: Sweep) -> Tally:
-    """Sweep to the end."""
+def run(sweep: CleanupRun) -> CleanupCounts:
+    """CleanupRun to the end."""
     while not sweep.finished:
         sweep.step()
-    return sweep.tally
+    return sweep.counts
 
 
 def sweep(
     client: Any,
     rules: Policy | None = None,
     *,
-    actor: Actor = REAL,
-    way: str = WAYS[0],
+    actor: ResultsActor = REAL,
+    strategy: str = WAYS[0],
     pace: Pace = FULL_SPEED,
-) -> Tally:
-    """Sweep this database to the end, by this way and no other."""
-    one = Sweep(client, rules or policy(), actor=actor, pace=pace, first_way=way)
-    tally = run(one)
-    assert (one.way, one.refused) == (way, None)
-    return tally
+) -> CleanupCounts:
+    """CleanupRun this database to the end, by this strategy and no other."""
+    one = CleanupRun(client, rules or policy(), actor=actor, pace=pace, first_way=strategy)
+    counts = run(one)
+    assert (one.strategy, one.refused) == (strategy, None)
+    return counts
 
 
 @contextmanager
@@ -171,14 +171,14 @@ COLLECTIONS = {
 }
 
 
-def fill(client: Any, prefix: str = "") -> Tally:
+def fill(client: Any, prefix: str = "") -> CleanupCounts:
     """Put one key of each kind into the database; what a sweep of it comes to."""
     for name, (value, ttl_s, _fate) in KINDS.items():
         client.set(prefix + name, value, ex=ttl_s)
     for name in COLLECTIONS:
         client.rpush(prefix + name, encoded())
     fates = [*(fate for *_, fate in KINDS.values()), *COLLECTIONS.values()]
-    return Tally(
+    return CleanupCounts(
         keys_scanned=len(fates),
         expired_results_deleted=sum(fate.startswith("delete") for fate in fates),
         task_states_cleaned=sum(fate.startswith("expire") for fate in fates),

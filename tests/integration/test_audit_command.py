@@ -23,7 +23,7 @@ from tests.harness.audit_django_settings import CONFIGURATION as DJANGO
 from tests.harness.audit_django_settings import DATABASE
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.workers import ROOT
-from worker_guard.audit.rules import IDS
+from worker_guard.commands.audit.rules import IDS
 
 SCHEMA = json.loads((ROOT / "docs/reference/audit.schema.json").read_text())
 

@@ -27,13 +27,14 @@ from tests.harness.workers import ROOT, wait_for
 from worker_guard import WorkerGuard
 from worker_guard.bootstep import GuardTimer
 from worker_guard.celery_internals import Discarding, Hook, MissingInternalError
+from worker_guard.event_log import LOGGER, Reporter, open_log
 from worker_guard.events import Stopped
 from worker_guard.guard import Guard
-from worker_guard.reporting import LOGGER, Reporter, open_log
-from worker_guard.revoked.backfill import Backfill
-from worker_guard.revoked.ledger import Ledger, Origin, Source
-from worker_guard.revoked.watch import RevokedWatch
+from worker_guard.revoked.backfill import BackfillCounter
+from worker_guard.revoked.ledger import Ledger, Origin
+from worker_guard.revoked.set_watch import RevokedWatch
 from worker_guard.settings import Settings
+from worker_guard.values.source import Source
 
 
 def hooks_in_place() -> dict[str, Any]:
@@ -234,10 +235,10 @@ class Heard:
     def operator_revoked(self, task_id: str) -> None:
         self.operators.append(task_id)
 
-    def proof_lost(self, task_id: str) -> None:
+    def confirmation_lost(self, task_id: str) -> None:
         self.proofs_lost.append(task_id)
 
-    def foreign_came(self) -> None:
+    def inherited_came(self) -> None:
         self.foreign += 1
 
     def peer_came(self, operators: Collection[str]) -> None:
@@ -254,7 +255,7 @@ def heard() -> Iterator[tuple[RevokedWatch, Heard]]:
     listener = Heard()
     watch = RevokedWatch(
         queues=SimpleNamespace(empty_for_s=lambda: None),
-        backfill=Backfill(),
+        backfill=BackfillCounter(),
         monotonic=lambda: 50_000.0,
         listener=listener,
     )
@@ -274,7 +275,7 @@ def test_a_peers_clock_is_not_ours(heard: tuple[RevokedWatch, Heard]) -> None:
     assert listener.errors == []
     assert listener.foreign == 2
     found = watch.ledger.select(
-        ["young", "old"], 60_000.0, held=state.revoked, grace_s=0.0, proof_grace_s=0.0
+        ["young", "old"], 60_000.0, held=state.revoked, grace_s=0.0, confirmed_grace_s=0.0
     )
     assert set(found.look_up) == {"young", "old"}
 
@@ -396,7 +397,7 @@ def test_a_revoke_while_a_peers_ids_are_taken_in_is_an_operators(
         SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=peers_ids()
     )
     assert listener.errors == []
-    assert watch.ledger.origin("foreign") is Origin.FOREIGN
+    assert watch.ledger.origin("foreign") is Origin.INHERITED
     assert watch.ledger.origin("operators") is Origin.OPERATOR
 
 

@@ -115,7 +115,7 @@ def test_watch_that_fails_leaves_nothing(workers: Fleet) -> None:
     code = """
 import sys
 from celery.bin.celery import main
-from worker_guard.status import live
+from worker_guard.commands.status import live
 draw = live.Watch.dashboard
 def failing(self):
     if not self.asked.begin() and self.monotonic() > self._begun_mono + 0.5:

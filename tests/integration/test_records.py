@@ -12,14 +12,14 @@ import redis
 from celery import Celery
 
 from tests.harness.redis_server import RedisServer
-from worker_guard.revoked.ledger import Verdict
-from worker_guard.revoked.records import (
+from worker_guard.revoked.confirmation import (
     RECORD_LIMIT_BYTES,
     Records,
     RecordsUnavailableError,
     RedisRecords,
     open_records,
 )
+from worker_guard.revoked.ledger import Confirmation
 
 Opened = tuple[Celery, Records]
 
@@ -59,15 +59,15 @@ def test_verdicts_on_what_celery_wrote(backend: Callable[[], Opened]) -> None:
     app.backend.mark_as_started("started")
     records.mark(["both"], ["doubted"])
     ids = ["expired", "both", "doubted", "revoked", "done", "failed", "started", "absent"]
-    assert records.verdicts(ids) == {
-        "expired": Verdict.EXPIRED,
-        "both": Verdict.OPERATOR,
-        "doubted": Verdict.UNPROVEN,
-        "revoked": Verdict.OPERATOR,
-        "done": Verdict.UNPROVEN,
-        "failed": Verdict.UNPROVEN,
-        "started": Verdict.UNPROVEN,
-        "absent": Verdict.UNPROVEN,
+    assert records.confirmations(ids) == {
+        "expired": Confirmation.EXPIRED,
+        "both": Confirmation.OPERATOR,
+        "doubted": Confirmation.UNCONFIRMED,
+        "revoked": Confirmation.OPERATOR,
+        "done": Confirmation.UNCONFIRMED,
+        "failed": Confirmation.UNCONFIRMED,
+        "started": Confirmation.UNCONFIRMED,
+        "absent": Confirmation.UNCONFIRMED,
     }
     assert app.backend.get_state("both") == "REVOKED"
 
@@ -79,9 +79,9 @@ def test_another_apps_marks_do_not_count(redis_server: RedisServer) -> None:
     _, others = opened(redis_server.url(1))
     shop.backend.mark_as_revoked("x", "expired")
     others.mark(["x"], [])
-    assert shops.verdicts(["x"]) == {"x": Verdict.EXPIRED}
+    assert shops.confirmations(["x"]) == {"x": Confirmation.EXPIRED}
     shops.mark(["x"], [])
-    assert shops.verdicts(["x"]) == {"x": Verdict.OPERATOR}
+    assert shops.confirmations(["x"]) == {"x": Confirmation.OPERATOR}
 
 
 def test_what_is_not_a_record_proves_nothing(redis_server: RedisServer) -> None:
@@ -101,10 +101,10 @@ def test_what_is_not_a_record_proves_nothing(redis_server: RedisServer) -> None:
         raw.set(app.backend.get_key_for_task(task_id), value)
     raw.rpush(app.backend.get_key_for_task("a-list"), "x")
     app.backend.mark_as_revoked("proven", "expired")
-    verdicts = records.verdicts([*values, "a-list", "proven", "sur\udc80rogate"])
-    assert verdicts.pop("proven") is Verdict.EXPIRED
-    assert set(verdicts.values()) == {Verdict.UNPROVEN}
-    assert records.verdicts([17, "proven"])["proven"] is Verdict.EXPIRED  # type: ignore[list-item]
+    confirmations = records.confirmations([*values, "a-list", "proven", "sur\udc80rogate"])
+    assert confirmations.pop("proven") is Confirmation.EXPIRED
+    assert set(confirmations.values()) == {Confirmation.UNCONFIRMED}
+    assert records.confirmations([17, "proven"])["proven"] is Confirmation.EXPIRED  # type: ignore[list-item]
     raw.close()
 
 
@@ -113,7 +113,7 @@ def test_odd_ids_do_not_keep_the_other_marks_back(redis_server: RedisServer) -> 
     app, records = opened(redis_server.url(1))
     records.mark([17, "sur\udc80rogate", "plain"], [])  # type: ignore[list-item]
     app.backend.mark_as_revoked("plain", "expired")
-    assert records.verdicts(["plain"]) == {"plain": Verdict.OPERATOR}
+    assert records.confirmations(["plain"]) == {"plain": Confirmation.OPERATOR}
 
 
 def test_a_doubt_never_replaces_an_operators_mark(redis_server: RedisServer) -> None:
@@ -122,14 +122,14 @@ def test_a_doubt_never_replaces_an_operators_mark(redis_server: RedisServer) -> 
     app, records = opened(redis_server.url(1))
     app.backend.mark_as_revoked("x", "expired")
     records.mark([], ["x"])
-    assert records.verdicts(["x"]) == {"x": Verdict.UNPROVEN}
+    assert records.confirmations(["x"]) == {"x": Confirmation.UNCONFIRMED}
     assert records.marked(["x"]) == set()
     raw.pexpire("worker-guard-operator-x", 60_000)
     records.mark([], ["x"])
     assert raw.pttl("worker-guard-operator-x") > 60_000
     records.mark(["x"], [])
     records.mark([], ["x"])
-    assert records.verdicts(["x"]) == {"x": Verdict.OPERATOR}
+    assert records.confirmations(["x"]) == {"x": Confirmation.OPERATOR}
     assert records.marked(["x", "y"]) == {"x"}
     raw.close()
 
@@ -154,13 +154,13 @@ def test_a_server_that_is_down_or_hangs_raises(redis_server: RedisServer) -> Non
     assert limits["socket_timeout"] + limits["socket_connect_timeout"] <= 1.0
     redis_server.pause()
     with pytest.raises(redis.TimeoutError):
-        records.verdicts(["x"])
+        records.confirmations(["x"])
     redis_server.resume()
     redis_server.kill()
     with pytest.raises(redis.ConnectionError):
         records.mark(["x"], [])
     redis_server.start()
-    assert records.verdicts(["x"]) == {"x": Verdict.UNPROVEN}
+    assert records.confirmations(["x"]) == {"x": Confirmation.UNCONFIRMED}
 
 
 def test_a_server_that_was_restarted_costs_no_failure(redis_server: RedisServer) -> None:
@@ -169,7 +169,7 @@ def test_a_server_that_was_restarted_costs_no_failure(redis_server: RedisServer)
     records.mark(["x"], [])
     redis_server.kill()
     redis_server.start()
-    assert records.verdicts(["x"]) == {"x": Verdict.UNPROVEN}
+    assert records.confirmations(["x"]) == {"x": Confirmation.UNCONFIRMED}
 
 
 @pytest.mark.parametrize(
@@ -229,5 +229,5 @@ def test_records_are_read_before_marks() -> None:
         decode=lambda _: None,
         mark_ttl_s=1.0,
     )
-    records.verdicts(["a", "b"])
+    records.confirmations(["a", "b"])
     assert pipeline.called == ["record", "record", "marks"]

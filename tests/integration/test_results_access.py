@@ -18,10 +18,10 @@ from tests.harness.guard_command import guard
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import record
 from tests.harness.workers import Worker, fleet, wait_for
-from worker_guard.results.opening import Cleanup, open_history, open_lease
-from worker_guard.results.store import SweepImpossibleError
-from worker_guard.results.target import Target, open_target
-from worker_guard.results.way import Tally
+from worker_guard.results.backend import ResultBackend, open_result_backend
+from worker_guard.results.cleanup import FullSpeedCleanup, open_history, open_lease
+from worker_guard.results.cleanup_run import CleanupImpossibleError
+from worker_guard.results.strategy import CleanupCounts
 from worker_guard.scheduler import run_to_end
 from worker_guard.settings import read_settings
 
@@ -29,10 +29,12 @@ DAY_S = 86_400
 #: Celery 5.3 puts an underscore behind any prefix, later releases behind one that ends in no sign.
 GLOBAL, PREFIX = "shop", "shop_"
 
-#: What the user may run, by the way that a sweep takes then.
+#: What the user may run, by the strategy that a sweep takes then.
 BY_SCRIPT, BY_WATCH = ("+@all",), ("+@all", "-@scripting")
 ways = pytest.mark.parametrize(
-    ("allowed", "way"), [(BY_SCRIPT, "scan-script"), (BY_WATCH, "watch")], ids=["script", "watch"]
+    ("allowed", "strategy"),
+    [(BY_SCRIPT, "scan-script"), (BY_WATCH, "watch")],
+    ids=["script", "watch"],
 )
 
 
@@ -76,19 +78,21 @@ def application(port: int, user: str = "", **values: Any) -> Celery:
     return app
 
 
-def opened(app: Celery) -> Target:
-    return open_target(app, read_settings(app.conf), timeout_s=10.0)
+def opened(app: Celery) -> ResultBackend:
+    return open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
 
 
-def cleanup(target: Target, **values: Any) -> Cleanup:
-    return Cleanup(target, max_age_s=None, dry_run=False, by="test", trigger="cli", **values)
+def cleanup(target: ResultBackend, **values: Any) -> FullSpeedCleanup:
+    return FullSpeedCleanup(
+        target, max_age_s=None, dry_run=False, by="test", trigger="cli", **values
+    )
 
 
-def came_to(job: Cleanup, way: str) -> Tally:
+def came_to(job: FullSpeedCleanup, strategy: str) -> CleanupCounts:
     outcome = job.outcome()
     assert outcome is not None
-    assert outcome.way == way
-    return outcome.tally
+    assert outcome.strategy == strategy
+    return outcome.counts
 
 
 # -- a TTL of a result's own ---------------------------------------------------------------
@@ -96,7 +100,7 @@ def came_to(job: Cleanup, way: str) -> Tally:
 
 @ways
 def test_a_result_with_a_ttl_of_its_own_is_left_alone(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], way: str
+    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
     """Stored by Celery for 3 s, and given 30 days by the application: not deleted after 10 s."""
     app = application(server.port, user(client, *allowed), result_expires=3)
@@ -107,17 +111,19 @@ def test_a_result_with_a_ttl_of_its_own_is_left_alone(
     client.persist("celery-task-meta-plain")
     job = cleanup(opened(app))
     job.run()
-    assert came_to(job, way) == Tally(2, expired_results_deleted=1, keys_with_longer_ttl=1)
+    assert came_to(job, strategy) == CleanupCounts(
+        2, expired_results_deleted=1, keys_with_longer_ttl=1
+    )
     assert client.ttl("celery-task-meta-kept") > 29 * DAY_S
     by_hand = cleanup(opened(app), ignore_ttl=True)
     by_hand.run()
-    assert came_to(by_hand, way) == Tally(1, expired_results_deleted=1)
+    assert came_to(by_hand, strategy) == CleanupCounts(1, expired_results_deleted=1)
     assert not client.dbsize()
 
 
 @ways
 def test_an_age_below_result_expires_is_what_it_was_set_for(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], way: str
+    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
     """What has the TTL that Celery gave it goes at the age; what the application keeps, stays."""
     app = application(
@@ -136,13 +142,15 @@ def test_an_age_below_result_expires_is_what_it_was_set_for(
     client.expire("celery-task-meta-shorter", 4 * 3600)
     job = cleanup(opened(app))
     job.run()
-    assert came_to(job, way) == Tally(4, expired_results_deleted=1, keys_with_longer_ttl=2)
+    assert came_to(job, strategy) == CleanupCounts(
+        4, expired_results_deleted=1, keys_with_longer_ttl=2
+    )
     assert not client.exists("celery-task-meta-celerys")
 
 
 @ways
 def test_a_ttl_that_is_given_in_mid_sweep_keeps_a_result(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], way: str
+    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
     """Check and delete are one step: each moment of a sweep is tried, one after the other."""
     key = "celery-task-meta-1"
@@ -164,7 +172,7 @@ def test_a_ttl_that_is_given_in_mid_sweep_keeps_a_result(
         # It stays where it was there to be given a TTL.
         kept = moment > 0 and there[moment - 1]
         assert client.exists(key) == kept
-        assert came_to(job, way).expired_results_deleted == (not kept)
+        assert came_to(job, strategy).expired_results_deleted == (not kept)
     raise AssertionError("the sweep has no end")
 
 
@@ -192,7 +200,7 @@ def test_the_command_says_how_many_were_left_alone(server: RedisServer, client: 
 @ways
 @pytest.mark.parametrize("info", ["+info", "-info"])
 def test_a_user_of_one_prefix_needs_no_other_key(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], way: str, info: str
+    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str, info: str
 ) -> None:
     """Neither the sweep, nor its probe for a cluster, its lease, its history."""
     fill(client, PREFIX)
@@ -208,7 +216,9 @@ def test_a_user_of_one_prefix_needs_no_other_key(
     job = cleanup(target)
     job.run()
     run_to_end(lease.renew())
-    assert came_to(job, way) == Tally(101, expired_results_deleted=40, task_states_cleaned=10)
+    assert came_to(job, strategy) == CleanupCounts(
+        101, expired_results_deleted=40, task_states_cleaned=10
+    )
     assert job.refused is None
     run_to_end(lease.release())
     outcome = job.outcome()
@@ -230,7 +240,7 @@ def test_a_cluster_is_told_by_a_user_of_one_prefix_too() -> None:
         app = application(
             node.port, name, result_backend_transport_options={"global_keyprefix": GLOBAL}
         )
-        with pytest.raises(SweepImpossibleError, match="Cluster"):
+        with pytest.raises(CleanupImpossibleError, match="Cluster"):
             cleanup(opened(app)).run()
 
 
@@ -239,28 +249,28 @@ def test_a_cluster_is_told_by_a_user_of_one_prefix_too() -> None:
 
 @ways
 @pytest.mark.parametrize(
-    ("refused", "tally"),
+    ("refused", "counts"),
     [
-        ("pexpire", Tally(50, expired_results_deleted=40)),
-        ("unlink", Tally(50, task_states_cleaned=10)),
+        ("pexpire", CleanupCounts(50, expired_results_deleted=40)),
+        ("unlink", CleanupCounts(50, task_states_cleaned=10)),
     ],
 )
 def test_what_is_refused_costs_no_count_of_what_is_not(
     server: RedisServer,
     client: Any,
     allowed: tuple[str, ...],
-    way: str,
+    strategy: str,
     refused: str,
-    tally: Tally,
+    counts: CleanupCounts,
 ) -> None:
     """The sweep goes on to its end, and says once what it may not do."""
     fill(client)
     job = cleanup(opened(application(server.port, user(client, *allowed, f"-{refused}"))))
     job.run()
-    assert came_to(job, way) == tally
+    assert came_to(job, strategy) == counts
     assert isinstance(job.refused, redis.exceptions.NoPermissionError)
     assert f"'{refused}'" in str(job.refused)
-    assert client.dbsize() == 50 - tally.expired_results_deleted
+    assert client.dbsize() == 50 - counts.expired_results_deleted
     outcome = job.outcome()
     assert outcome is not None
     assert outcome.complete
@@ -268,7 +278,7 @@ def test_what_is_refused_costs_no_count_of_what_is_not(
 
 @ways
 def test_the_command_shows_what_was_done_and_what_was_refused(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], way: str
+    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
     """With exit code 1."""
     fill(client)
@@ -277,7 +287,7 @@ def test_the_command_shows_what_was_done_and_what_was_refused(
     said = guard(conf, "sweep", "--json")
     assert said.returncode == 1
     told = json.loads(said.stdout)
-    assert (told["expired_results_deleted"], told["way"]) == (40, way)
+    assert (told["expired_results_deleted"], told["strategy"]) == (40, strategy)
     assert len(said.stderr.splitlines()) == 1
     assert "refuses" in said.stderr
     assert "'pexpire'" in said.stderr
@@ -305,7 +315,7 @@ def failures(worker: Worker) -> list[dict[str, Any]]:
 
 @ways
 def test_a_worker_of_one_prefix_sweeps(
-    server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], way: str
+    server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], strategy: str
 ) -> None:
     """Its lease, its history, its marks and the results all bear the prefix; no part fails."""
     fill(client, PREFIX)
@@ -325,12 +335,12 @@ def test_a_worker_of_one_prefix_sweeps(
         )
         assert not worker.events("part_failed")
         assert worker.stop() == 0
-    assert json.loads(client.lindex(f"{PREFIX}worker-guard-history", 0))["way"] == way
+    assert json.loads(client.lindex(f"{PREFIX}worker-guard-history", 0))["strategy"] == strategy
 
 
 @ways
 def test_a_worker_says_once_what_it_may_not_do(
-    server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], way: str
+    server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], strategy: str
 ) -> None:
     """After it has counted what it did; it sweeps again when the schedule says so, not before."""
     fill(client, PREFIX)
@@ -353,7 +363,7 @@ def test_a_worker_says_once_what_it_may_not_do(
         assert worker.stop() == 0
         assert len(failures(worker)) == 1
         assert worker.events("stopped")[0]["expired_results_deleted"] == 40
-    assert json.loads(client.lindex(f"{PREFIX}worker-guard-history", 0))["way"] == way
+    assert json.loads(client.lindex(f"{PREFIX}worker-guard-history", 0))["strategy"] == strategy
 
 
 # -- an answer that is lost ----------------------------------------------------------------
@@ -361,11 +371,11 @@ def test_a_worker_says_once_what_it_may_not_do(
 
 @ways
 def test_what_a_lost_answer_told_is_not_counted_twice_and_not_kept_quiet(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], way: str
+    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
     """The connection ends when the server has deleted the second page: that much is not known."""
     fill(client, old=2000, forgotten=0)
-    changing = (b"EVALSHA", b"EVAL") if way != "watch" else (b"EXEC",)
+    changing = (b"EVALSHA", b"EVAL") if strategy != "watch" else (b"EXEC",)
     with AnswerLost(server.port, *changing) as front:
         target = opened(application(front.port, user(client, *allowed)))
         job = cleanup(target)
@@ -373,7 +383,7 @@ def test_what_a_lost_answer_told_is_not_counted_twice_and_not_kept_quiet(
             job.run()
         # What redis-py opens for an UNWATCH after that.
         target.changer.connection_pool.disconnect()
-    counted = came_to(job, way).expired_results_deleted
+    counted = came_to(job, strategy).expired_results_deleted
     left = client.dbsize()
     # What was counted was done; a page was done that nobody counted.
     assert 0 < counted < 2000 - left

@@ -172,7 +172,7 @@ def silent() -> Iterator[int]:
     ids=["redis", "parameter", "rediss", "sentinel", "socket", "name"],
 )
 def test_a_server_that_is_away_is_told_apart(server: RedisServer, url: str, command: str) -> None:
-    """69, and no password, in whatever way it is quoted."""
+    """69, and no password, in whatever strategy it is quoted."""
     options = {"master_name": "main", "sentinel_kwargs": {"password": PASSWORD}}
     values = conf(
         server,

@@ -13,8 +13,8 @@ from celery import Celery
 
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import encoded
-from worker_guard.results.opening import Cleanup
-from worker_guard.results.target import open_target
+from worker_guard.results.backend import open_result_backend
+from worker_guard.results.cleanup import FullSpeedCleanup
 from worker_guard.settings import read_settings
 
 needs_lifetimes = pytest.mark.skipif(
@@ -38,12 +38,12 @@ def application(server: RedisServer, **values: Any) -> Celery:
 
 
 def cleaned(app: Celery) -> int:
-    target = open_target(app, read_settings(app.conf), timeout_s=10.0)
-    job = Cleanup(target, max_age_s=None, dry_run=False, by="test", trigger="cli")
+    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    job = FullSpeedCleanup(target, max_age_s=None, dry_run=False, by="test", trigger="cli")
     job.run()
     outcome = job.outcome()
     assert outcome is not None
-    return outcome.tally.expired_results_deleted
+    return outcome.counts.expired_results_deleted
 
 
 @needs_lifetimes
@@ -54,7 +54,7 @@ def test_what_celery_keeps_for_longer_is_not_deleted_before(server: RedisServer)
     app.backend.store_result("failed", ValueError("x"), "FAILURE")
     longest_s = max(server.client.ttl(f"celery-task-meta-{name}") for name in ("done", "failed"))
     assert 7100 < longest_s <= 7200
-    target = open_target(app, read_settings(app.conf), timeout_s=10.0)
+    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
     assert target.configured_max_age_s == 7200
     for name, age_s in (("hour", 3600), ("three-hours", 3 * 3600)):
         done_at = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() - age_s))
@@ -67,7 +67,7 @@ def test_what_celery_keeps_for_longer_is_not_deleted_before(server: RedisServer)
 @needs_lifetimes
 def test_where_failures_are_kept_for_ever_nothing_is_deleted(server: RedisServer) -> None:
     """What is meant to stay is not told from the rest."""
-    from worker_guard.results.opening import NoAgeError
+    from worker_guard.results.cleanup import NoAgeError
 
     app = application(server, result_expires=600, result_failure_expires=0)
     app.backend.store_result("failed", ValueError("x"), "FAILURE")

@@ -13,9 +13,9 @@ from celery import Celery
 
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import contents, encoded, policy, sweep
-from worker_guard.results.opening import Cleanup
-from worker_guard.results.store import WAYS
-from worker_guard.results.target import open_target
+from worker_guard.results.backend import open_result_backend
+from worker_guard.results.cleanup import FullSpeedCleanup
+from worker_guard.results.cleanup_run import WAYS
 from worker_guard.settings import read_settings
 
 #: Together they fit every key: a pattern of wildcards alone is refused as a setting.
@@ -42,8 +42,8 @@ def application(server: RedisServer, queue: str = "work", **values: Any) -> Cele
 
 
 def swept(app: Celery) -> None:
-    target = open_target(app, read_settings(app.conf), timeout_s=10.0)
-    Cleanup(target, max_age_s=3600.0, dry_run=False, by="test", trigger="cli").run()
+    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    FullSpeedCleanup(target, max_age_s=3600.0, dry_run=False, by="test", trigger="cli").run()
 
 
 def use_broker(app: Celery) -> None:
@@ -101,9 +101,9 @@ def test_another_apps_queues_are_left_alone(server: RedisServer, client: Any) ->
     other.close()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_queues_that_are_named_like_results_are_left_alone(
-    server: RedisServer, client: Any, way: str
+    server: RedisServer, client: Any, strategy: str
 ) -> None:
     """A ``task_keyprefix`` of one's own can be how the name of a queue begins."""
     app = application(server)
@@ -113,8 +113,8 @@ def test_queues_that_are_named_like_results_are_left_alone(
     client.set("mine-1", encoded(status="STARTED", age_s=None))
     rules = replace(policy(), task_prefix=b"mine-", state_prefixes=(b"mine-too-",))
     assert len(kept) == 2
-    tally = sweep(client, rules, way=way)
-    assert (tally.task_states_cleaned, tally.keys_unreadable) == (1, 0)
+    counts = sweep(client, rules, strategy=strategy)
+    assert (counts.task_states_cleaned, counts.keys_unreadable) == (1, 0)
     assert kept <= forever(client)
     app.close()
 

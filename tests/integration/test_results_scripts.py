@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import DAY_S, MESSAGE, date, encoded, policy, record
 from worker_guard.results import scripts
-from worker_guard.results.globs import Glob, literal
-from worker_guard.results.selection import VALUE_LIMIT_BYTES, Kind, Verdict, classify, judge
+from worker_guard.results.selection import VALUE_LIMIT_BYTES, KeyVerdict, Kind, classify, judge
+from worker_guard.values.key_patterns import Glob, literal
 
 SETTINGS = settings(
     max_examples=400,
@@ -48,8 +48,8 @@ def expected(client: Any, key: bytes, rules: Any) -> tuple[int, int, int, int]:
         first_item = client.lindex(key, 0)
     decision = judge(kind, value, client.pttl(key), rules, first_item=first_item)
     return (
-        int(decision.verdict is Verdict.DELETE),
-        int(decision.verdict is Verdict.EXPIRE),
+        int(decision.verdict is KeyVerdict.DELETE),
+        int(decision.verdict is KeyVerdict.EXPIRE),
         int(decision.unreadable),
         int(decision.longer_ttl),
     )
@@ -202,12 +202,12 @@ def test_a_pattern_fits_what_it_fits_in_redis(client: Any, pattern: str, name: s
     fits = bool(list(client.scan_iter(match=pattern)))
     assert glob.matches(name.encode()) == fits
     rules = policy(state_patterns=(glob,), protected=())
-    assert classify(name.encode(), rules) is (Kind.OWN if fits else Kind.FOREIGN)
+    assert classify(name.encode(), rules) is (Kind.OWN if fits else Kind.OTHERS)
     assert decided(client, name.encode(), rules) == (0, int(fits), 0, 0)
     if not name:
         return
     rules = policy(state_patterns=(Glob(literal(name)),), protected=(glob,))
-    assert classify(name.encode(), rules) is (Kind.FOREIGN if fits else Kind.OWN)
+    assert classify(name.encode(), rules) is (Kind.OTHERS if fits else Kind.OWN)
     assert decided(client, name.encode(), rules) == (0, int(not fits), 0, 0)
 
 

@@ -23,15 +23,15 @@ from tests.harness.results import (
     policy,
 )
 from worker_guard.events import Event, PartFailed
-from worker_guard.results.by_watch import READ_BYTES
+from worker_guard.results.backend import open_result_backend
+from worker_guard.results.cleanup import FullSpeedCleanup
+from worker_guard.results.cleanup_run import WAYS, CleanupRun, refuse_cluster
 from worker_guard.results.history import History, PrivateHistory
-from worker_guard.results.janitor import Janitor
 from worker_guard.results.lease import Lease, SeenLease
-from worker_guard.results.opening import Cleanup
+from worker_guard.results.scheduled_cleanup import ScheduledCleanup
 from worker_guard.results.selection import VALUE_LIMIT_BYTES
-from worker_guard.results.store import WAYS, Sweep, refuse_cluster
-from worker_guard.results.target import open_target
-from worker_guard.results.way import DRY_RUN, IN_WORKER, REAL
+from worker_guard.results.strategy import DRY_RUN, IN_WORKER, REAL
+from worker_guard.results.watch_strategy import READ_BYTES
 from worker_guard.revoked.sweeper import Totals
 from worker_guard.scheduler import Scheduler, run_to_end
 from worker_guard.settings import read_settings
@@ -89,14 +89,16 @@ def trips(wire: Wire, slices: Iterator[None]) -> list[int]:
             return found
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_each_step_of_a_sweep_is_one_round_trip(server: RedisServer, client: Any, way: str) -> None:
-    """By each way, though the server forgets the script, and though others write in between."""
+@pytest.mark.parametrize("strategy", WAYS)
+def test_each_step_of_a_sweep_is_one_round_trip(
+    server: RedisServer, client: Any, strategy: str
+) -> None:
+    """By each strategy, though the server forgets the script and others write in between."""
     wire = Wire()
     fill(client)
     for i in range(500):
         client.set(f"celery-task-meta-{i}", encoded())
-    one = Sweep(wire.client(server), policy(), actor=REAL, pace=IN_WORKER, first_way=way)
+    one = CleanupRun(wire.client(server), policy(), actor=REAL, pace=IN_WORKER, first_way=strategy)
     steps = 0
     while not one.finished:
         before = wire.trips
@@ -106,14 +108,14 @@ def test_each_step_of_a_sweep_is_one_round_trip(server: RedisServer, client: Any
         if steps % 3 == 0:
             client.script_flush()
             client.set("celery-task-meta-old", encoded(age_s=0))
-    assert one.way == way
-    assert one.tally.expired_results_deleted > 400
+    assert one.strategy == strategy
+    assert one.counts.expired_results_deleted > 400
 
 
 @pytest.mark.parametrize("young", ["by itself", "among others"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_a_result_written_between_any_two_round_trips_stays(
-    server: RedisServer, client: Any, way: str, young: str
+    server: RedisServer, client: Any, strategy: str, young: str
 ) -> None:
     """Wherever a sweep stands when a task finishes: each moment is tried, one after the other."""
     others = [] if young == "by itself" else [f"celery-task-meta-{i}" for i in range(3)]
@@ -121,7 +123,7 @@ def test_a_result_written_between_any_two_round_trips_stays(
     for moment in range(100):
         client.flushall()
         client.mset(dict.fromkeys([key, *others], encoded()))
-        one = Sweep(server.client, policy(), actor=REAL, pace=IN_WORKER, first_way=way)
+        one = CleanupRun(server.client, policy(), actor=REAL, pace=IN_WORKER, first_way=strategy)
         steps = 0
         while not one.finished:
             if steps == moment:
@@ -133,33 +135,33 @@ def test_a_result_written_between_any_two_round_trips_stays(
             assert not client.exists(key)
             break
         assert client.get(key) == value, f"gone, though it was written at {moment} of {steps}"
-        assert one.tally.expired_results_deleted == len(others)
-    assert moment >= (7 if way == "watch" else 1)
+        assert one.counts.expired_results_deleted == len(others)
+    assert moment >= (7 if strategy == "watch" else 1)
 
 
-class Target:
-    """A real server, swept by one way."""
+class ResultBackend:
+    """A real server, swept by one strategy."""
 
-    def __init__(self, client: Any, way: str) -> None:
-        self._client, self._way = client, way
+    def __init__(self, client: Any, strategy: str) -> None:
+        self._client, self._way = client, strategy
 
     def check(self) -> None:
         refuse_cluster(self._client, "worker-guard-")
 
-    def begin(self, *, max_age_s: float, actor: Any, pace: Any) -> Sweep:
-        return Sweep(self._client, policy(), actor=actor, pace=pace, first_way=self._way)
+    def begin(self, *, max_age_s: float, actor: Any, pace: Any) -> CleanupRun:
+        return CleanupRun(self._client, policy(), actor=actor, pace=pace, first_way=self._way)
 
 
 def janitor(
-    client: Any, way: str = WAYS[0], *, dry_run: bool = False, **values: Any
-) -> tuple[Janitor, list[Event]]:
+    client: Any, strategy: str = WAYS[0], *, dry_run: bool = False, **values: Any
+) -> tuple[ScheduledCleanup, list[Event]]:
     """One that is due each day, as a worker has it."""
     events: list[Event] = []
     ours: dict[str, Any] = {
         "longest_wait_s": 30.0,
         "max_age_s": float(DAY_S),
         "schedule": lambda last_run: (last_run < time.time() - DAY_S, 60.0),
-        "target": Target(client, way),
+        "target": ResultBackend(client, strategy),
         "actor": DRY_RUN if dry_run else REAL,
         "dry_run": dry_run,
         "lease": SeenLease(client, "worker-guard-results-lease")
@@ -172,25 +174,25 @@ def janitor(
         "monotonic": time.monotonic,
         "now": time.time,
     }
-    return Janitor(**{**ours, **values}), events
+    return ScheduledCleanup(**{**ours, **values}), events
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_a_slow_server_costs_each_slice_one_answer(
-    server: RedisServer, client: Any, way: str
+    server: RedisServer, client: Any, strategy: str
 ) -> None:
     """From the first look at the schedule to the history, with a lease that is renewed."""
     wire = Wire()
     slow = wire.client(server)
     expected = fill(client)
     lease = Lease(slow, "worker-guard-results-lease", "w", monotonic=lambda: 50.0 * wire.trips)
-    part, events = janitor(slow, way, lease=lease, monotonic=wire.monotonic)
+    part, events = janitor(slow, strategy, lease=lease, monotonic=wire.monotonic)
     # The free time after a slow slice is not waited for.
     part._rest = lambda _started: iter([None])  # type: ignore[method-assign, assignment]
-    assert max(trips(wire, part.round())) == 1
+    assert max(trips(wire, part.run())) == 1
     assert events == []
     client.set("worker-guard-results-last-run", "1.0")
-    assert max(trips(wire, part.round())) == 1
+    assert max(trips(wire, part.run())) == 1
     (event,) = events
     assert event.expired_results_deleted == expected.expired_results_deleted  # type: ignore[attr-defined]
     assert client.llen("worker-guard-history") == 1
@@ -198,7 +200,7 @@ def test_a_slow_server_costs_each_slice_one_answer(
     # Somebody else's lease is looked at in slices, too.
     client.set("worker-guard-results-last-run", "1.0")
     client.set("worker-guard-results-lease", "another")
-    assert max(trips(wire, part.round())) == 1
+    assert max(trips(wire, part.run())) == 1
 
 
 def test_a_last_run_of_the_future_does_not_stop_the_sweeps(client: Any) -> None:
@@ -206,7 +208,7 @@ def test_a_last_run_of_the_future_does_not_stop_the_sweeps(client: Any) -> None:
     far = time.time() + 30 * DAY_S
     client.set("worker-guard-results-last-run", repr(far))
     part, events = janitor(client)
-    run_to_end(part.round())
+    run_to_end(part.run())
     assert float(client.get("worker-guard-results-last-run")) == pytest.approx(time.time(), abs=60)
     assert events == []
 
@@ -218,11 +220,11 @@ def test_a_dry_run_sweeps_only_where_nobody_does(client: Any) -> None:
     part, events = janitor(client, dry_run=True)
     part.history.ran(1.0)
     before = contents(client)
-    run_to_end(part.round())
+    run_to_end(part.run())
     assert events == []
     client.delete("worker-guard-results-lease")
     with all_keys_kept(client):
-        run_to_end(part.round())
+        run_to_end(part.run())
     assert len(events) == 1
     assert len(before) == client.dbsize() + 1
 
@@ -234,7 +236,7 @@ def test_watch_reads_a_bounded_amount_between_two_pauses(server: RedisServer, cl
         client.set(f"celery-task-meta-{i}", encoded(result="x" * large))
         client.set(f"celery-task-meta-small-{i}", encoded())
         client.set(f"celery-task-meta-huge-{i}", encoded(result="x" * 200_000))
-    one = Sweep(server.client, policy(), actor=REAL, pace=IN_WORKER, first_way="watch")
+    one = CleanupRun(server.client, policy(), actor=REAL, pace=IN_WORKER, first_way="watch")
     sent, most = sent_bytes(client), 0
     while not one.finished:
         one.step()
@@ -242,8 +244,8 @@ def test_watch_reads_a_bounded_amount_between_two_pauses(server: RedisServer, cl
         most = max(most, sent - before)
     # The rest is the answers' framing, and the INFO by which this test asks.
     assert large < most < READ_BYTES + 16 * 1024
-    assert one.tally.expired_results_deleted == 120
-    assert one.tally.keys_unreadable == 60
+    assert one.counts.expired_results_deleted == 120
+    assert one.counts.keys_unreadable == 60
 
 
 def sent_bytes(client: Any) -> int:
@@ -263,14 +265,14 @@ def test_one_connection_as_a_limit_is_no_obstacle(server: RedisServer, client: A
         redis_max_connections=1,
         worker_guard_state_patterns=["app-state:*"],
     )
-    target = open_target(app, read_settings(app.conf), timeout_s=10.0)
+    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
     target = at_the_harness_time(target)
-    job = Cleanup(target, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
+    job = FullSpeedCleanup(target, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
     job.run()
     outcome = job.outcome()
     assert outcome is not None
-    assert outcome.way == "watch"
-    assert outcome.tally == expected
+    assert outcome.strategy == "watch"
+    assert outcome.counts == expected
     check_filled(client)
 
 
@@ -278,8 +280,8 @@ def test_the_duration_of_a_cleanup_is_that_of_its_sweep(server: RedisServer, cli
     """Not of what comes before it and after it, the drop of the waiting messages say."""
     fill(client)
     app = Celery("test", set_as_current=False, broker="memory://", backend=server.url())
-    target = open_target(app, read_settings(app.conf), timeout_s=10.0)
-    job = Cleanup(target, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
+    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    job = FullSpeedCleanup(target, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
     built_at = time.time()
     job.run()
     outcome = job.outcome()
@@ -300,10 +302,10 @@ def test_the_lease_is_retaken_by_its_holder_after_a_sweep_that_failed(client: An
     fill(client)
     client.set("worker-guard-results-last-run", "1.0")
 
-    class Failing(Target):
+    class Failing(ResultBackend):
         fails = True
 
-        def begin(self, **arguments: Any) -> Sweep:
+        def begin(self, **arguments: Any) -> CleanupRun:
             sweep = super().begin(**arguments)
             if self.fails:
                 sweep.step = self.fail  # type: ignore[method-assign]
@@ -323,7 +325,7 @@ def test_the_lease_is_retaken_by_its_holder_after_a_sweep_that_failed(client: An
         loop.run_until_failed()
         assert client.get("worker-guard-results-lease") == b"w"
         client.pexpire("worker-guard-results-lease", 50_000)
-        run_to_end(other.round())
+        run_to_end(other.run())
         assert client.get("worker-guard-results-lease") == b"w"
     assert [event.retry_in_s for event in loop.failures] == [30.0, 60.0, 120.0, 240.0]
     assert events == []
@@ -339,7 +341,7 @@ def test_the_lease_is_retaken_by_its_holder_after_a_sweep_that_failed(client: An
 class Loop:
     """The scheduler's timer, whose time passes by what it is asked to wait."""
 
-    def __init__(self, part: Janitor) -> None:
+    def __init__(self, part: ScheduledCleanup) -> None:
         self.now = 0.0
         self.failures: list[PartFailed] = []
         self._timers: list[tuple[float, Any]] = []
@@ -396,7 +398,7 @@ def test_of_two_hundred_workers_that_start_at_once_one_sweeps(
         own.ping()
         lease = Patient(own, "worker-guard-results-lease", f"w{number}", monotonic=lambda: 0.0)
         part, events = janitor(own, lease=lease)
-        run_to_end(part.round())
+        run_to_end(part.run())
         found.extend(events)
         leases.append(number)
         own.close()

@@ -25,17 +25,17 @@ from tests.harness.results import (
     run,
     sweep,
 )
-from worker_guard.results.globs import Glob
-from worker_guard.results.lease import Lease, LeaseLostError
-from worker_guard.results.store import (
+from worker_guard.results.cleanup_run import (
     WAYS,
-    Sweep,
-    SweepImpossibleError,
+    CleanupImpossibleError,
+    CleanupRun,
     refuse_cluster,
     server_time,
 )
-from worker_guard.results.way import DRY_RUN, FULL_SPEED, IN_WORKER, REAL, Pace, Tally
+from worker_guard.results.lease import Lease, LeaseLostError
+from worker_guard.results.strategy import DRY_RUN, FULL_SPEED, IN_WORKER, REAL, CleanupCounts, Pace
 from worker_guard.scheduler import run_to_end
+from worker_guard.values.key_patterns import Glob
 
 #: redis-py 5 has an error of its own for it.
 FULL = pytest.raises(redis.ResponseError, match="maxmemory")
@@ -55,44 +55,44 @@ def client(server: RedisServer) -> Any:
     return server.client
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", WAYS)
 @pytest.mark.parametrize("pace", [FULL_SPEED, IN_WORKER, SMALL])
-def test_each_kind_of_key_meets_its_fate(client: Any, way: str, pace: Pace) -> None:
+def test_each_kind_of_key_meets_its_fate(client: Any, strategy: str, pace: Pace) -> None:
     """And a second sweep finds nothing to do."""
     expected = fill(client)
-    assert sweep(client, way=way, pace=pace) == expected
+    assert sweep(client, strategy=strategy, pace=pace) == expected
     check_filled(client)
-    again = sweep(client, way=way, pace=pace)
+    again = sweep(client, strategy=strategy, pace=pace)
     assert (again.expired_results_deleted, again.task_states_cleaned) == (0, 0)
     assert again.keys_unreadable == expected.keys_unreadable
     check_filled(client)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", WAYS)
 def test_a_dry_run_writes_nothing_and_counts_what_the_real_one_does(
-    server: RedisServer, client: Any, way: str
+    server: RedisServer, client: Any, strategy: str
 ) -> None:
     """By the server's own count of commands."""
     fill(client)
     client.config_resetstat()
     with all_keys_kept(client):
-        would = sweep(client, way=way, actor=DRY_RUN)
+        would = sweep(client, strategy=strategy, actor=DRY_RUN)
     assert not WRITES & server.calls().keys()
-    assert sweep(client, way=way) == would
+    assert sweep(client, strategy=strategy) == would
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_other_databases_are_untouched(server: RedisServer, client: Any, way: str) -> None:
+@pytest.mark.parametrize("strategy", WAYS)
+def test_other_databases_are_untouched(server: RedisServer, client: Any, strategy: str) -> None:
     """A sweep knows of one database."""
     with redis.Redis(port=server.port, db=3) as other:
         fill(other)
         fill(client)
         with all_keys_kept(other):
-            sweep(client, way=way)
+            sweep(client, strategy=strategy)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_counts_are_exact_over_many_pages(client: Any, way: str) -> None:
+@pytest.mark.parametrize("strategy", WAYS)
+def test_counts_are_exact_over_many_pages(client: Any, strategy: str) -> None:
     """Of 5,000 keys in an order of the server's own."""
     with client.pipeline(transaction=False) as pipe:
         for i in range(5000):
@@ -101,9 +101,9 @@ def test_counts_are_exact_over_many_pages(client: Any, way: str) -> None:
         for i in range(500):
             pipe.set(f"app-state:{i}", "1")
         pipe.execute()
-    assert sweep(client, way=way, pace=Pace(page_keys=100, budget_s=0.001)) == Tally(
-        keys_scanned=5500, expired_results_deleted=2500, task_states_cleaned=500
-    )
+    assert sweep(
+        client, strategy=strategy, pace=Pace(page_keys=100, budget_s=0.001)
+    ) == CleanupCounts(keys_scanned=5500, expired_results_deleted=2500, task_states_cleaned=500)
     assert client.dbsize() == 3000
 
 
@@ -114,28 +114,30 @@ def test_a_user_who_may_not_touch_others_keys_is_swept_by_the_fastest_way(
     with client.pipeline(transaction=False) as pipe:
         for i in range(500):
             pipe.set(f"celery-task-meta-{i}", encoded())
-            pipe.set(f"foreign-{i}", "1")
+            pipe.set(f"others-{i}", "1")
         pipe.execute()
     own = ("~celery-task-meta-*", "~celery-taskset-meta-*", "~chord-unlock-*")
     client.execute_command("ACL", "SETUSER", "limited", "on", ">x", "+@all", *own)
     try:
         with redis.Redis(port=server.port, username="limited", password="x") as limited:
-            assert sweep(limited, pace=SMALL) == Tally(
+            assert sweep(limited, pace=SMALL) == CleanupCounts(
                 keys_scanned=1000, expired_results_deleted=500
             )
     finally:
         client.execute_command("ACL", "DELUSER", "limited")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_pattern_with_many_wildcards_holds_nobody_up(client: Any, way: str) -> None:
-    """On keys that nearly fit it: each would cost seconds if every way to place the wildcards
+@pytest.mark.parametrize("strategy", WAYS)
+def test_a_pattern_with_many_wildcards_holds_nobody_up(client: Any, strategy: str) -> None:
+    """On keys that nearly fit it: each would cost seconds if every strategy to place the wildcards
     were tried, and one call looks at several keys before it looks at its clock."""
     for i in range(20):
         client.set("app" + "a" * 300 + str(i), "1")
     client.set("app" + "a" * 300 + "z", "1")
     rules = policy(state_patterns=(Glob("app*a*a*a*a*a*z"),))
-    assert sweep(client, rules, way=way) == Tally(keys_scanned=21, task_states_cleaned=1)
+    assert sweep(client, rules, strategy=strategy) == CleanupCounts(
+        keys_scanned=21, task_states_cleaned=1
+    )
 
 
 def test_prefixes_with_pattern_characters_are_taken_as_they_stand(client: Any) -> None:
@@ -143,19 +145,19 @@ def test_prefixes_with_pattern_characters_are_taken_as_they_stand(client: Any) -
     rules = policy(task_prefix=b"a[b]*celery-task-meta-", state_prefixes=(b"a[b]*celery-taskset-",))
     client.set("a[b]*celery-task-meta-1", encoded())
     client.set("ab-celery-task-meta-1", encoded())
-    for way in reversed(WAYS):
-        assert sweep(client, rules, way=way, actor=DRY_RUN).expired_results_deleted == 1
+    for strategy in reversed(WAYS):
+        assert sweep(client, rules, strategy=strategy, actor=DRY_RUN).expired_results_deleted == 1
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_server_may_forget_the_script(client: Any, way: str) -> None:
+@pytest.mark.parametrize("strategy", WAYS)
+def test_the_server_may_forget_the_script(client: Any, strategy: str) -> None:
     """SCRIPT FLUSH in mid-sweep costs one more call."""
     expected = fill(client)
-    one = Sweep(client, policy(), actor=REAL, pace=SMALL, first_way=way)
+    one = CleanupRun(client, policy(), actor=REAL, pace=SMALL, first_way=strategy)
     while not one.finished:
         client.script_flush()
         one.step()
-    assert one.tally == expected
+    assert one.counts == expected
     check_filled(client)
 
 
@@ -164,9 +166,9 @@ def test_undeclared_keys_refused_the_page_script_is_taken(client: Any) -> None:
     expected = fill(client)
     server_port = client.connection_pool.connection_kwargs["port"]
     with UndeclaredKeysRefused(server_port) as fussy, redis.Redis(port=fussy.port) as front:
-        one = Sweep(front, policy(), actor=REAL, pace=FULL_SPEED)
+        one = CleanupRun(front, policy(), actor=REAL, pace=FULL_SPEED)
         assert run(one) == expected
-        assert (one.way, fussy.refused) == ("page-script", 1)
+        assert (one.strategy, fussy.refused) == ("page-script", 1)
     check_filled(client)
 
 
@@ -178,9 +180,9 @@ def test_scripts_refused_watch_is_taken(client: Any) -> None:
         "plain", enabled=True, nopass=True, keys=["*"], categories=["+@all", "-@scripting"]
     )
     with redis.Redis(port=port, username="plain", password="x") as plain:
-        one = Sweep(plain, policy(), actor=REAL, pace=SMALL)
+        one = CleanupRun(plain, policy(), actor=REAL, pace=SMALL)
         assert run(one) == expected
-        assert one.way == "watch"
+        assert one.strategy == "watch"
     check_filled(client)
 
 
@@ -196,31 +198,34 @@ def test_a_command_refused_is_an_error_and_never_a_guess(client: Any, refused: s
         client.execute_command("ACL", "SETUSER", user, command)
     limited = redis.Redis(port=port, username=user, password="x")
     with limited, all_keys_kept(client), pytest.raises(redis.ResponseError):
-        run(Sweep(limited, policy(), actor=REAL, pace=FULL_SPEED))
+        run(CleanupRun(limited, policy(), actor=REAL, pace=FULL_SPEED))
 
 
 def test_a_read_only_replica_is_left_alone(server: RedisServer, client: Any) -> None:
-    """The error says so, and no slower way is tried; a dry run works there."""
+    """The error says so, and no slower strategy is tried; a dry run works there."""
     fill(client)
     with RedisServer("--replicaof", "127.0.0.1", str(server.port)) as replica:
         from tests.harness.workers import wait_for
 
         wait_for(lambda: replica.client.dbsize() == client.dbsize(), "the replica to be filled")
         with all_keys_kept(client):
-            one = Sweep(replica.client, policy(), actor=REAL, pace=FULL_SPEED)
+            one = CleanupRun(replica.client, policy(), actor=REAL, pace=FULL_SPEED)
             with pytest.raises(redis.ResponseError, match=r"READONLY|read only"):
                 run(one)
-            assert one.way == WAYS[0]
-            for way in WAYS:
-                assert sweep(replica.client, way=way, actor=DRY_RUN).expired_results_deleted > 0
+            assert one.strategy == WAYS[0]
+            for strategy in WAYS:
+                assert (
+                    sweep(replica.client, strategy=strategy, actor=DRY_RUN).expired_results_deleted
+                    > 0
+                )
 
 
-@pytest.mark.parametrize("way", WAYS[:2])
-def test_out_of_memory_a_sweep_makes_room(client: Any, way: str) -> None:
+@pytest.mark.parametrize("strategy", WAYS[:2])
+def test_out_of_memory_a_sweep_makes_room(client: Any, strategy: str) -> None:
     """A script needs no command that a full server refuses."""
     expected = fill(client)
     with out_of_memory(client):
-        assert sweep(client, way=way) == expected
+        assert sweep(client, strategy=strategy) == expected
     check_filled(client)
 
 
@@ -228,7 +233,7 @@ def test_out_of_memory_watch_is_an_error(client: Any) -> None:
     """A full server takes no MULTI; nothing is changed then."""
     fill(client)
     with out_of_memory(client), all_keys_kept(client), FULL:
-        sweep(client, way="watch")
+        sweep(client, strategy="watch")
 
 
 @contextlib.contextmanager
@@ -246,9 +251,9 @@ def out_of_memory(client: Any) -> Iterator[None]:
 def test_a_cluster_is_refused_before_anything_is_changed() -> None:
     """With a line that says why."""
     with cluster_node() as node:
-        with pytest.raises(SweepImpossibleError, match="Cluster"):
+        with pytest.raises(CleanupImpossibleError, match="Cluster"):
             refuse_cluster(node.client, "worker-guard-")
-        told = pytest.raises(SweepImpossibleError, match="it can't be told")
+        told = pytest.raises(CleanupImpossibleError, match="it can't be told")
         with blind_client(node) as blind, told:
             refuse_cluster(blind, "worker-guard-")
 
@@ -270,7 +275,7 @@ def test_the_server_killed_in_mid_sweep_is_an_error(client: Any) -> None:
     """And the sweep begins anew, without harm, once it is back."""
     with RedisServer() as mortal:
         fill(mortal.client)
-        one = Sweep(mortal.client, policy(), actor=REAL, pace=SMALL)
+        one = CleanupRun(mortal.client, policy(), actor=REAL, pace=SMALL)
         one.step()
         mortal.kill()
         with pytest.raises(redis.ConnectionError):
@@ -280,13 +285,13 @@ def test_the_server_killed_in_mid_sweep_is_an_error(client: Any) -> None:
         assert sweep(mortal.client) == expected
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_sweep_that_is_begun_again_does_no_harm(client: Any, way: str) -> None:
+@pytest.mark.parametrize("strategy", WAYS)
+def test_a_sweep_that_is_begun_again_does_no_harm(client: Any, strategy: str) -> None:
     """What the first half did and what the second whole did add up."""
     expected = fill(client)
-    first = Sweep(client, policy(), actor=REAL, pace=SMALL, first_way=way)
+    first = CleanupRun(client, policy(), actor=REAL, pace=SMALL, first_way=strategy)
     first.step()
-    whole = first.tally + sweep(client, way=way)
+    whole = first.counts + sweep(client, strategy=strategy)
     assert replace(whole, keys_scanned=0, keys_unreadable=0) == replace(
         expected, keys_scanned=0, keys_unreadable=0
     )
@@ -300,8 +305,8 @@ def test_now_is_by_whichever_clock_is_behind(client: Any) -> None:
     assert server_time(client, lambda: 5.0) == 5.0
 
 
-def race(server: RedisServer, way: str, rewrites: int) -> None:
-    """Sweep while writers write young results over old ones, each key once.
+def race(server: RedisServer, strategy: str, rewrites: int) -> None:
+    """CleanupRun while writers write young results over old ones, each key once.
 
     A young result that is gone was deleted by a check that was no longer true.
     """
@@ -329,30 +334,30 @@ def race(server: RedisServer, way: str, rewrites: int) -> None:
     for writer in writers:
         writer.start()
     with redis.Redis(port=server.port) as own:
-        first = Sweep(own, policy(), actor=REAL, pace=SMALL, first_way=way)
+        first = CleanupRun(own, policy(), actor=REAL, pace=SMALL, first_way=strategy)
         # Nobody writes before it is at work, or there might be no race.
-        while not first.tally.expired_results_deleted:
+        while not first.counts.expired_results_deleted:
             first.step()
         under_way.set()
         run(first)
         while any(writer.is_alive() for writer in writers):
-            sweep(own, way=way, pace=SMALL)
+            sweep(own, strategy=strategy, pace=SMALL)
     values = client.mget([f"celery-task-meta-{task_id}" for task_id in ids])
     young = [encoded(task_id, age_s=0) for task_id in ids]
     assert sum(value != written for value, written in zip(values, young, strict=True)) == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_nothing_fresh_is_deleted_in_a_race(server: RedisServer, way: str) -> None:
+@pytest.mark.parametrize("strategy", WAYS)
+def test_nothing_fresh_is_deleted_in_a_race(server: RedisServer, strategy: str) -> None:
     """A result that is written between the check and the delete stays."""
-    race(server, way, rewrites=3_000)
+    race(server, strategy, rewrites=3_000)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_nothing_fresh_is_deleted_in_100_000_races(server: RedisServer, way: str) -> None:
+@pytest.mark.parametrize("strategy", WAYS)
+def test_nothing_fresh_is_deleted_in_100_000_races(server: RedisServer, strategy: str) -> None:
     """The same, for as long as it takes."""
-    race(server, way, rewrites=100_000)
+    race(server, strategy, rewrites=100_000)
 
 
 class Overwriting:
@@ -382,8 +387,8 @@ class Overwriting:
 def test_watch_lets_go_of_what_was_written_after_its_last_look(client: Any) -> None:
     """And changes the others all the same."""
     client.mset({f"celery-task-meta-{i}": encoded() for i in range(5)})
-    tally = run(
-        Sweep(
+    counts = run(
+        CleanupRun(
             Overwriting(client, "celery-task-meta-3"),
             policy(),
             actor=REAL,
@@ -391,7 +396,7 @@ def test_watch_lets_go_of_what_was_written_after_its_last_look(client: Any) -> N
             first_way="watch",
         )
     )
-    assert tally.expired_results_deleted == 4
+    assert counts.expired_results_deleted == 4
     assert client.keys() == [b"celery-task-meta-3"]
     assert client.get("celery-task-meta-3") == encoded(age_s=0)
 

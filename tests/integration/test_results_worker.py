@@ -28,7 +28,7 @@ from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.results import DAY_S, check_filled, cluster_node, contents, encoded
 from tests.harness.results import fill as fill_at_now
 from tests.harness.workers import ROOT, Fleet, Worker, fleet, wait_for
-from worker_guard.results.way import Tally
+from worker_guard.results.strategy import CleanupCounts
 
 #: Real sweeps go by the real time, at which everything in the harness is of the future but for
 #: what is made older by this.
@@ -64,14 +64,14 @@ def the_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "KINDS", kinds)
 
 
-def fill(client: Any) -> Tally:
+def fill(client: Any) -> CleanupCounts:
     """The harness's keys, and what a sweep does to them; it scans the guard's own keys as well."""
     return replace(fill_at_now(client), keys_scanned=0)
 
 
-def done(entry: dict[str, Any]) -> Tally:
-    """The tally of an event, of the task's return value, or of the history."""
-    return Tally(0, *(int(entry[name]) for name in list(asdict(Tally()))[1:]))
+def done(entry: dict[str, Any]) -> CleanupCounts:
+    """The counts of an event, of the task's return value, or of the history."""
+    return CleanupCounts(0, *(int(entry[name]) for name in list(asdict(CleanupCounts()))[1:]))
 
 
 def conf(server: RedisServer, **values: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_of_three_workers_one_sweeps(tmp_path: Path, server: RedisServer) -> Non
         assert all(worker.events("started")[0]["parts"]["results"] == "on" for worker in three)
     check_filled(server.client)
     listed = json.loads(guard(server, "history", "--json").stdout)
-    assert [(done(entry), entry["by"], entry["way"]) for entry in listed] == [
+    assert [(done(entry), entry["by"], entry["strategy"]) for entry in listed] == [
         (expected, event["worker"], "scan-script")
     ]
     table = guard(server, "history").stdout.splitlines()
@@ -386,10 +386,10 @@ def test_the_history_keeps_the_last_hundred(server: RedisServer) -> None:
                 trigger="schedule",
                 dry_run=False,
                 complete=True,
-                way="watch",
+                strategy="watch",
                 max_age_s=1.0,
                 duration_s=1.0,
-                tally=Tally(),
+                counts=CleanupCounts(),
             )
         )
     server.client.lpush("worker-guard-history", "not JSON")

@@ -23,7 +23,7 @@ from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.terminal import celery, environ_of, terminal
 from tests.harness.workers import ROOT, bare_worker, fleet, wait_for
 from worker_guard.celery_internals import Mailbox
-from worker_guard.status.asking import BROKER_S, Workers
+from worker_guard.commands.status.asking import BROKER_S, Workers
 
 REFERENCE = ROOT / "docs" / "reference"
 PASSWORD = "hunter2-is-no-password"

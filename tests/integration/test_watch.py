@@ -18,7 +18,7 @@ import pytest
 from tests.harness.redis_server import RedisServer
 from tests.harness.terminal import Terminal, celery, environ_of, terminal
 from tests.harness.workers import ROOT, Fleet, fleet
-from worker_guard.status.wording import count
+from worker_guard.commands.status.wording import count
 
 #: The cursor is hidden, and a screen besides the one with the shell's lines is used; and back.
 SWITCHED = ((b"\x1b[?25l", b"\x1b[?25h"), (b"\x1b[?1049h", b"\x1b[?1049l"))
@@ -112,7 +112,7 @@ def test_an_error_leaves_the_terminal_in_order(workers: Fleet) -> None:
     code = """
 import sys
 from celery.bin.celery import main
-from worker_guard.status import live
+from worker_guard.commands.status import live
 draw, left = live.Watch.dashboard, [3]
 def failing(self):
     left[0] -= 1

@@ -13,8 +13,8 @@ from tests.harness.redis_server import RedisServer
 from tests.harness.workers import bare_worker, wait_for
 from tests.screens.audit import AUDIT_SCREEN, audit_screen
 from tests.screens.draw import SCREENS, keep, recorded, screens
-from worker_guard.status.asking import Workers
-from worker_guard.status.view import Answers, document, read_fleet
+from worker_guard.commands.status.asking import Workers
+from worker_guard.commands.status.view import Answers, document, read_fleet
 
 GUARDED = ("images@test", "mail@test")
 

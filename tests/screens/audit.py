@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import io
 
-from worker_guard.audit.facts import BeatEntry, Delivery, Facts, GuardFacts, Memory, Results
-from worker_guard.audit.finding import judge
-from worker_guard.audit.gaps import Gaps
-from worker_guard.audit.render import Report, show
-from worker_guard.audit.rules import RULES
+from worker_guard.commands.audit.facts import (
+    BeatEntry,
+    Delivery,
+    Facts,
+    GuardFacts,
+    MemoryFacts,
+    Results,
+)
+from worker_guard.commands.audit.finding import judge
+from worker_guard.commands.audit.gaps import Gaps
+from worker_guard.commands.audit.render import Report, show
+from worker_guard.commands.audit.rules import RULES
 
 AUDIT_SCREEN = "audit-80.txt"
 
@@ -29,7 +36,7 @@ def report() -> Report:
             BeatEntry(name="mails", task="proj.mails", schedule=crontab, gaps=Gaps(600.0, 600.0)),
         ),
         delivery=Delivery(acks_late=True),
-        memory=Memory(child_limit_kib=200.0),
+        memory=MemoryFacts(child_limit_kib=200.0),
         results=Results(is_redis=True, backend="RedisBackend", expires_s=None),
         guard=GuardFacts(dry_run=True),
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.harness.workers import ROOT
-from worker_guard.status.asking import Asked
-from worker_guard.status.live import Dashboard, Watch
-from worker_guard.status.screen import written
-from worker_guard.status.view import Answers, Fleet, read_fleet
+from worker_guard.commands.status.asking import Asked
+from worker_guard.commands.status.live import Dashboard, Watch
+from worker_guard.commands.status.screen import written
+from worker_guard.commands.status.view import Answers, Fleet, read_fleet
 
 SCREENS = ROOT / "docs" / "screens"
 RECORD = SCREENS / "answers.json"

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from worker_guard.alerts.compose import Alerts
-from worker_guard.errors import SettingError
+from worker_guard.alerts.part import Alerts
 from worker_guard.events import Event
-from worker_guard.settings import Settings, read_settings
+from worker_guard.settings import SettingError, Settings, read_settings
 
 NUMBER = "None, or a number, 0 or more"
 SHARE = "None, or a share, 0 to 1, such as 0.8"
@@ -142,13 +141,13 @@ def test_recycles_are_counted() -> None:
     (part,) = alerts.parts
     for _ in range(2):
         alerts.recycled()
-        list(part.round())
+        list(part.run())
     now.s = 1030.04
     assert alerts.describe() == [
         {"alert": "recycles_per_hour", "value": 2, "threshold": 1, "since_s": 30.0}
     ]
     now.s = 1000 + 2 * 3600.0
-    list(part.round())
+    list(part.run())
     assert alerts.describe() == []
     assert [event.name for event in told] == [
         "worker_guard.alert_raised", "worker_guard.alert_cleared",

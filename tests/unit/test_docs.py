@@ -28,12 +28,12 @@ from celery.schedules import crontab
 from celery.worker.control import Panel
 
 from worker_guard import events
+from worker_guard.event_log import Reporter
 from worker_guard.events import Event, Level
 from worker_guard.guard import Guard
 from worker_guard.metrics.catalogue import FAMILIES
-from worker_guard.metrics.compose import METRICS
+from worker_guard.metrics.part import METRICS
 from worker_guard.remote import guard, guard_sweep
-from worker_guard.reporting import Reporter
 from worker_guard.results import task
 from worker_guard.settings import PREFIX, Settings, read_settings
 
@@ -235,7 +235,7 @@ NAMED_BY_THE_FIRST_ARGUMENT = {
     "self._attempt",
     "self._containment",
     "self._watch",
-    "Containment",
+    "Backoff",
     "PartFailed",
 }
 

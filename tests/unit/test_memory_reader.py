@@ -112,7 +112,7 @@ def test_what_every_celery_command_loads_is_light(module: str) -> None:
     assert not {"psutil", "redis", "structlog"} & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["policy", "suspension", "suspects", "size"])
+@pytest.mark.parametrize("module", ["policy", "suspension", "suspects"])
 def test_the_core_imports_nothing_that_it_could_act_by(module: str) -> None:
     """No celery, no psutil, no clock, no operating system: what it is told is all it knows."""
     import ast

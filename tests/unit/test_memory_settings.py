@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from worker_guard.errors import SettingError
-from worker_guard.memory.size import LEAST_BYTES
-from worker_guard.settings import Settings, check_shares, read_settings
+from worker_guard.settings import SettingError, Settings, check_shares, read_settings
+from worker_guard.values.sizes import LEAST_BYTES
 
 
 def read(**values: Any) -> Settings:

@@ -19,7 +19,7 @@ from worker_guard.events import (
     PartFailed,
     RecyclingSuspended,
 )
-from worker_guard.memory.compose import Acting
+from worker_guard.memory.part import Acting
 from worker_guard.memory.policy import ChildPolicy, Reading, Relative
 from worker_guard.memory.recycler import (
     FOLLOW_S,
@@ -31,10 +31,10 @@ from worker_guard.memory.recycler import (
     Recycler,
 )
 from worker_guard.memory.roster import Roster
-from worker_guard.memory.starts import IDLE_S as STARTS_IDLE_S
-from worker_guard.memory.starts import STARTING_S, StartWatch
+from worker_guard.memory.start_watch import IDLE_S as STARTS_IDLE_S
+from worker_guard.memory.start_watch import STARTING_S, StartWatch
 from worker_guard.memory.suspension import Start
-from worker_guard.memory.watchdog import Actor, Child, DryRun, MemoryWatchdog, Task
+from worker_guard.memory.watchdog import Child, MemoryActor, MemoryDryRun, MemoryWatchdog, Task
 from worker_guard.scheduler import SLICE_S, run_to_end
 
 LIMIT = 1000
@@ -223,7 +223,7 @@ def setup() -> Setup:
 
 def watchdog(
     setup: Setup,
-    actor: Actor,
+    actor: MemoryActor,
     *,
     parent_limit_bytes: int | None = None,
     parent_action: str = "log",
@@ -259,7 +259,7 @@ def test_a_round_observes_decides_acts_and_reports(setup: Setup) -> None:
     grown(setup, 11, 1, 3000)
     setup.machine.tasks[11] = FakeTask("id-1", "app.leak")
     setup.roster.began.append((11, "app.leak"))
-    run_to_end(watchdog(setup, recorder).round())
+    run_to_end(watchdog(setup, recorder).run())
     sampled, over, requested = setup.events
     assert isinstance(sampled, MemorySampled)
     assert [child.pid for child in sampled.children] == [10, 11]
@@ -282,7 +282,7 @@ def test_a_job_in_the_pipe_makes_a_child_busy_without_a_task(setup: Setup) -> No
     """The child has it and has not said so: busy, and no task can be named."""
     grown(setup, 10, 0, 3000)
     setup.machine.busy.add(10)
-    run_to_end(watchdog(setup, Recorder()).round())
+    run_to_end(watchdog(setup, Recorder()).run())
     (requested,) = setup.told(ChildRecycleRequested)
     assert isinstance(requested, ChildRecycleRequested)
     assert (requested.busy, requested.task_id, requested.task_name) == (True, None, None)
@@ -294,7 +294,7 @@ def test_no_slice_is_longer_than_its_time_and_one_reading(setup: Setup) -> None:
     for slot in range(16):
         grown(setup, 10 + slot, slot, 400)
     slices, last = [], setup.machine.now
-    for _ in watchdog(setup, Recorder()).round():
+    for _ in watchdog(setup, Recorder()).run():
         slices.append(setup.machine.now - last)
         last = setup.machine.now
     assert len(slices) >= 4
@@ -310,7 +310,7 @@ def test_children_that_start_or_have_ended_are_passed_over(setup: Setup) -> None
     grown(setup, 11, 1, 3000)
     del setup.machine.used[11]
     recorder = Recorder()
-    run_to_end(watchdog(setup, recorder).round())
+    run_to_end(watchdog(setup, recorder).run())
     assert recorder.recycled == []
 
 
@@ -334,13 +334,13 @@ def test_a_round_that_fails_takes_nobodys_place(
     else:
         dog.report = refuse
     with pytest.raises(OSError, match="no "):
-        run_to_end(dog.round())
+        run_to_end(dog.run())
     assert recorder.recycled == handed_over
     assert setup.roster.policy.leaving() == set(handed_over)
     setup.machine.failing.clear()
     recorder.failing.clear()
     dog.report = setup.events.append
-    run_to_end(dog.round())
+    run_to_end(dog.run())
     assert recorder.recycled == [11, 10]
 
 
@@ -357,7 +357,7 @@ def test_a_child_that_cant_be_read_leaves_no_other_unread(setup: Setup) -> None:
     machine.failing.add(("read", 10))
     guard = watchdog(setup, recorder)
     for _ in range(3):
-        run_to_end(guard.round())
+        run_to_end(guard.run())
         machine.now += 5.0
     assert recorder.recycled == [11]
     failures = [event for event in setup.events if isinstance(event, PartFailed)]
@@ -367,7 +367,7 @@ def test_a_child_that_cant_be_read_leaves_no_other_unread(setup: Setup) -> None:
     ]
     machine.failing.clear()
     machine.now += 10.0
-    run_to_end(guard.round())
+    run_to_end(guard.run())
     assert 10 in setup.roster.readings
     assert not setup.roster.unreadable
 
@@ -377,11 +377,11 @@ def test_nothing_is_kept_of_a_child_that_left_between_two_rounds(setup: Setup) -
     grown(setup, 10, 0, 400)
     grown(setup, 11, 1, 400)
     dog = watchdog(setup, Recorder())
-    run_to_end(dog.round())
+    run_to_end(dog.run())
     setup.roster.began.append((10, "app.last"))
     setup.machine.end(10)
     for _ in range(2):
-        run_to_end(dog.round())
+        run_to_end(dog.run())
     roster = setup.roster
     assert not roster.began
     assert roster.suspects.children() == roster.born_mono.keys() == roster.readings.keys() == {11}
@@ -397,9 +397,9 @@ def test_a_dry_run_counts_once_and_frees_the_place(setup: Setup) -> None:
     counted: list[int] = []
     grown(setup, 10, 0, 3000)
     grown(setup, 11, 1, 2000)
-    dog = watchdog(setup, DryRun(count=lambda: counted.append(1)))
+    dog = watchdog(setup, MemoryDryRun(count=lambda: counted.append(1)))
     for _ in range(4):
-        run_to_end(dog.round())
+        run_to_end(dog.run())
     requested = [e.child_pid for e in setup.events if isinstance(e, ChildRecycleRequested)]
     assert requested == [10, 11]
     assert len(counted) == 2
@@ -424,7 +424,7 @@ def test_the_main_process_has_strikes_too(
     dog = watchdog(setup, recorder, parent_limit_bytes=LIMIT, parent_action=action, strikes=3)
     for used_bytes in used:
         setup.machine.used[PARENT] = used_bytes
-        run_to_end(dog.round())
+        run_to_end(dog.run())
     over = setup.told(ParentOverLimit)
     event = ParentOverLimit(
         used_bytes=2000, limit_bytes=LIMIT, action=action, at_start_bytes=used[0]
@@ -439,7 +439,7 @@ def test_a_newborn_over_the_limit_suspends_and_is_told_once(setup: Setup) -> Non
         setup.machine.fork(pid, pid, 1500)
         setup.roster.up(pid, 0.0)
     recorder = Recorder()
-    run_to_end(watchdog(setup, recorder).round())
+    run_to_end(watchdog(setup, recorder).run())
     assert setup.told(RecyclingSuspended) == [
         RecyclingSuspended(
             reason="baseline_over_limit",
@@ -460,7 +460,7 @@ def test_where_nobody_tells_of_births_the_first_reading_of_an_unused_child_count
         setup.machine.fork(pid, pid, 1500)
         if ran:
             setup.roster.began.append((pid, "app.task"))
-    run_to_end(watchdog(setup, Recorder()).round())
+    run_to_end(watchdog(setup, Recorder()).run())
     assert len(setup.told(RecyclingSuspended)) == suspended
 
 
@@ -469,7 +469,7 @@ def test_where_nobody_tells_of_tasks_no_child_passes_for_a_newborn(setup: Setup)
     setup.roster.knows_runs = False
     for pid in (10, 11):
         setup.machine.fork(pid, pid, 1500)
-    run_to_end(watchdog(setup, Recorder()).round())
+    run_to_end(watchdog(setup, Recorder()).run())
     assert not setup.told(RecyclingSuspended)
 
 
@@ -514,7 +514,7 @@ def test_a_start_took_as_long_as_looks_found_the_child_silent(
     for now, spoke in looks:
         machine.now = now
         machine.busy = {10} if spoke else set()
-        run_to_end(part.round())
+        run_to_end(part.run())
     machine.ages_s[10] = 10.0
     roster.up(10, 100.0)
     assert roster.policy.gains.newest_start == start
@@ -527,7 +527,7 @@ def test_where_births_are_heard_the_first_reading_makes_no_newborn(setup: Setup)
     setup.roster.hears_births = True
     for pid in (10, 11):
         setup.machine.fork(pid, pid, 1500)
-    run_to_end(watchdog(setup, Recorder()).round())
+    run_to_end(watchdog(setup, Recorder()).run())
     assert not setup.told(RecyclingSuspended)
 
 
@@ -557,7 +557,7 @@ class Following:
 
     def look(self, after_s: float = FOLLOW_S) -> None:
         self.setup.machine.now += after_s
-        run_to_end(self.recycler.round())
+        run_to_end(self.recycler.run())
 
 
 @pytest.fixture
@@ -570,7 +570,7 @@ def following(setup: Setup) -> Following:
         roster=setup.roster,
         report=setup.events.append,
         recycled=lambda: counted.append(1),
-        hasten=lambda: setup.machine.log.append(("hasten", 0)),
+        run_soon=lambda: setup.machine.log.append(("run_soon", 0)),
         monotonic=setup.machine.monotonic,
     )
     child = grown(setup, 10, 0, 3000)
@@ -586,7 +586,7 @@ def test_a_child_is_followed_until_its_replacement_is_up(following: Following) -
     """The whole event; the pool is looked after meanwhile, and left alone after that."""
     machine = following.setup.machine
     assert following.recycler.interval_s == FOLLOW_S
-    assert ("hasten", 0) in machine.log
+    assert ("run_soon", 0) in machine.log
     following.look()
     machine.end(10)
     following.look()
@@ -690,17 +690,17 @@ def test_a_child_that_cant_be_asked_at_all_gives_its_place_to_another(following:
     begun = [pid for pid in rounds(dog, following, 4) if pid != 10]
     assert begun == [11, 11, 11]
     grown(following.setup, 12, 2, 2000)
-    run_to_end(dog.round())
+    run_to_end(dog.run())
     assert policy.leaving() == {10, 12}
     machine.end(11)
-    run_to_end(dog.round())
+    run_to_end(dog.run())
     assert not following.setup.roster.failures
 
 
 def rounds(dog: MemoryWatchdog, following: Following, count: int) -> list[int]:
     """Read each five seconds; the children that were to be recycled."""
     for _ in range(count):
-        run_to_end(dog.round())
+        run_to_end(dog.run())
         following.look(5.0)
     requested = following.setup.told(ChildRecycleRequested)
     return [event.child_pid for event in requested if isinstance(event, ChildRecycleRequested)]
@@ -785,10 +785,10 @@ def test_one_that_waits_for_long_no_longer_keeps_a_place(following: Following) -
     grown(following.setup, 11, 1, 3000)
     dog = watchdog(following.setup, Acting(following.recycler))
     following.look(WAITING_S - 1)
-    run_to_end(dog.round())
+    run_to_end(dog.run())
     assert policy.leaving() == {10}
     following.look(1)
-    run_to_end(dog.round())
+    run_to_end(dog.run())
     assert policy.leaving() == {10, 11}
     assert following.recycler.waiting_for() == {0: "task", 1: "task"}
 

@@ -22,7 +22,7 @@ from worker_guard.metrics.catalogue import (
     Tally,
     figures_of,
 )
-from worker_guard.revoked.backfill import Backfill, Expiry
+from worker_guard.revoked.backfill import BackfillCounter, Expiry
 
 DESCRIBED: dict[str, Any] = {
     "parts": {"revoked": "on", "results": "no Redis result backend"},
@@ -142,7 +142,7 @@ def test_labels_are_bounded() -> None:
 
 def test_causes_are_counted_beyond_a_sweep() -> None:
     """Those below the threshold of the event too, which forgets them at each sweep."""
-    backfill = Backfill()
+    backfill = BackfillCounter()
     backfill.add("a", Expiry("waited_in_queue", 5.0))
     backfill.add("a", Expiry("born_expired"))
     assert backfill.drain(0.0) is None

@@ -64,7 +64,7 @@ class Site:
         client.start()
 
         def answered() -> list[str]:
-            run_to_end(self.endpoint.round())
+            run_to_end(self.endpoint.run())
             return got
 
         wait_for(answered, "the answer")
@@ -114,11 +114,11 @@ def test_how_often_it_looks() -> None:
         served.endpoint.open()
         assert served.endpoint.interval_s == IDLE_S
         with socket.create_connection(("127.0.0.1", served.port)):
-            run_to_end(served.endpoint.round())
+            run_to_end(served.endpoint.run())
             assert served.endpoint.interval_s == BUSY_S
 
         def gone() -> bool:
-            run_to_end(served.endpoint.round())
+            run_to_end(served.endpoint.run())
             return not served.endpoint.responder.is_busy
 
         wait_for(gone, "the client to be gone")
@@ -132,10 +132,10 @@ def test_a_port_that_is_taken_is_had_when_it_is_free() -> None:
         with pytest.raises(OSError, match="in use"):
             second.endpoint.open()
         with pytest.raises(OSError, match="in use"):
-            run_to_end(second.endpoint.round())
+            run_to_end(second.endpoint.run())
         assert second.opened == 0
         first.endpoint.stop()
-        run_to_end(second.endpoint.round())
+        run_to_end(second.endpoint.run())
         assert second.opened == 1
         assert second.scrape() == "page 1\n"
 
@@ -143,7 +143,7 @@ def test_a_port_that_is_taken_is_had_when_it_is_free() -> None:
 def test_before_it_is_begun_it_does_nothing() -> None:
     """Where the metrics are not to be had, no port is opened."""
     with site() as served:
-        run_to_end(served.endpoint.round())
+        run_to_end(served.endpoint.run())
         assert not served.endpoint.responder.is_open
 
 
@@ -153,5 +153,5 @@ def test_a_silent_client_does_not_hold_a_round() -> None:
         served.endpoint.open()
         with socket.create_connection(("127.0.0.1", served.port)):
             for _ in range(5):
-                assert list(served.endpoint.round()) == []
+                assert list(served.endpoint.run()) == []
             assert served.scrape() == "page 1\n"

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.results import DAY_S, MESSAGE, NOW, date, encoded, policy, record
-from worker_guard.results.globs import Glob
 from worker_guard.results.selection import (
     NO_TTL,
     VALUE_LIMIT_BYTES,
-    Decision,
+    KeyDecision,
+    KeyVerdict,
     Kind,
-    Verdict,
     classify,
     judge,
     read_date,
 )
+from worker_guard.values.key_patterns import Glob
 
 OLD = 2 * DAY_S
 
@@ -34,12 +34,12 @@ OLD = 2 * DAY_S
         (b"celery-taskset-meta-1.j", Kind.STATE),
         (b"chord-unlock-1", Kind.STATE),
         (b"app-state:1", Kind.OWN),
-        (b"app-state", Kind.FOREIGN),
-        (b"x-celery-task-meta-1", Kind.FOREIGN),
-        (b"worker-guard-history", Kind.FOREIGN),
-        (b"_kombu.binding.celery", Kind.FOREIGN),
-        (b"celery", Kind.FOREIGN),
-        (b"", Kind.FOREIGN),
+        (b"app-state", Kind.OTHERS),
+        (b"x-celery-task-meta-1", Kind.OTHERS),
+        (b"worker-guard-history", Kind.OTHERS),
+        (b"_kombu.binding.celery", Kind.OTHERS),
+        (b"celery", Kind.OTHERS),
+        (b"", Kind.OTHERS),
     ],
 )
 def test_a_key_is_known_by_its_name(key: bytes, kind: Kind) -> None:
@@ -48,10 +48,10 @@ def test_a_key_is_known_by_its_name(key: bytes, kind: Kind) -> None:
 
 
 def test_no_pattern_reaches_a_protected_key() -> None:
-    """The guard's own keys and the broker's stay foreign, whatever pattern fits them."""
+    """The guard's own keys and the broker's stay others, whatever pattern fits them."""
     rules = policy(state_patterns=(Glob("*-h*"), Glob("_*.*"), Glob("un*d*")))
     for key in (b"worker-guard-history", b"_kombu.binding.celery", b"unacked_index"):
-        assert classify(key, rules) is Kind.FOREIGN
+        assert classify(key, rules) is Kind.OTHERS
 
 
 def test_a_list_of_messages_is_the_brokers_whatever_its_name() -> None:
@@ -64,9 +64,9 @@ def test_a_list_of_messages_is_the_brokers_whatever_its_name() -> None:
         assert judge(Kind.RESULT, None, NO_TTL, policy(), first_item=item) == UNREADABLE
 
 
-DELETE, KEEP = Decision(Verdict.DELETE), Decision(Verdict.KEEP)
-LONGER = Decision(Verdict.KEEP, longer_ttl=True)
-EXPIRE, UNREADABLE = Decision(Verdict.EXPIRE), Decision(Verdict.EXPIRE, unreadable=True)
+DELETE, KEEP = KeyDecision(KeyVerdict.DELETE), KeyDecision(KeyVerdict.KEEP)
+LONGER = KeyDecision(KeyVerdict.KEEP, longer_ttl=True)
+EXPIRE, UNREADABLE = KeyDecision(KeyVerdict.EXPIRE), KeyDecision(KeyVerdict.EXPIRE, unreadable=True)
 
 
 @pytest.mark.parametrize(
@@ -106,17 +106,17 @@ EXPIRE, UNREADABLE = Decision(Verdict.EXPIRE), Decision(Verdict.EXPIRE, unreadab
     ],
 )
 def test_a_result_is_deleted_only_when_it_is_ready_and_old(
-    value: bytes | None, decision: Decision
+    value: bytes | None, decision: KeyDecision
 ) -> None:
     """What has no date, or can't be read, gets a lifetime where it has none, and no more."""
     assert judge(Kind.RESULT, value, -1, policy()) == decision
-    deletes = decision.verdict is Verdict.DELETE
-    lasting = Decision(Verdict.KEEP, decision.unreadable, longer_ttl=deletes)
+    deletes = decision.verdict is KeyVerdict.DELETE
+    lasting = KeyDecision(KeyVerdict.KEEP, decision.unreadable, longer_ttl=deletes)
     assert judge(Kind.RESULT, value, 5_000, policy()) == lasting
     by_age_alone = DELETE if deletes else lasting
     assert judge(Kind.RESULT, value, 5_000, policy(ignore_ttl=True)) == by_age_alone
-    assert judge(Kind.RESULT, value, -2, policy()) == Decision(Verdict.GONE)
-    assert judge(Kind.FOREIGN, value, -1, policy()) == KEEP
+    assert judge(Kind.RESULT, value, -2, policy()) == KeyDecision(KeyVerdict.GONE)
+    assert judge(Kind.OTHERS, value, -1, policy()) == KEEP
 
 
 HOUR_S = 3600

@@ -14,19 +14,23 @@ from celery.schedules import crontab, schedule
 
 from tests.unit.test_settings import conf
 from worker_guard.celery_internals import result_lifetime_s
-from worker_guard.errors import SettingError
-from worker_guard.reporting import masked
-from worker_guard.results.janitor import celery_schedule
-from worker_guard.results.opening import Cleanup, NoAgeError, ResultsOffError, open_janitor
-from worker_guard.results.running import seconds_of
-from worker_guard.results.target import (
+from worker_guard.results.backend import (
     BackendUnreadableError,
     NoPrefixError,
     NoRedisResultsError,
-    open_target,
+    open_result_backend,
 )
+from worker_guard.results.cleanup import (
+    FullSpeedCleanup,
+    NoAgeError,
+    ResultsOffError,
+    open_scheduled_cleanup,
+)
+from worker_guard.results.scheduled_cleanup import celery_schedule
+from worker_guard.results.task_run import seconds_of
 from worker_guard.revoked.sweeper import Totals
-from worker_guard.settings import Settings, read_settings
+from worker_guard.settings import SettingError, Settings, read_settings
+from worker_guard.values.masking import masked
 
 PREFIX = "worker_guard_"
 
@@ -93,7 +97,7 @@ def app(backend: str = "redis://", **values: Any) -> Celery:
 
 
 def target(one: Celery) -> Any:
-    return open_target(one, read_settings(one.conf), timeout_s=1.0)
+    return open_result_backend(one, read_settings(one.conf), timeout_s=1.0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_the_age_is_the_settings_or_celerys(values: Any, max_age_s: float | None
 
 
 def test_the_keys_names_are_the_backends() -> None:
-    """With its global prefix, whichever way this release joins them; the broker's stay out."""
+    """With its global prefix, whichever strategy this release joins them; the broker's stay out."""
     one = app(
         result_backend_transport_options={"global_keyprefix": "proj"},
         broker_transport_options={"global_keyprefix": "{q}"},
@@ -200,7 +204,7 @@ def test_a_naive_date_is_ambiguous_only_without_utc(values: Any, ahead_s: int) -
 
 
 def opened(one: Celery) -> Any:
-    return open_janitor(
+    return open_scheduled_cleanup(
         one,
         read_settings(one.conf),
         by="w@test",
@@ -236,8 +240,8 @@ def test_a_cleanup_needs_an_age() -> None:
     """Given or configured."""
     found = target(app(result_expires=None))
     with pytest.raises(NoAgeError, match="how old"):
-        Cleanup(found, max_age_s=None, dry_run=False, by="x", trigger="cli")
-    Cleanup(found, max_age_s=1.0, dry_run=False, by="x", trigger="cli")
+        FullSpeedCleanup(found, max_age_s=None, dry_run=False, by="x", trigger="cli")
+    FullSpeedCleanup(found, max_age_s=1.0, dry_run=False, by="x", trigger="cli")
 
 
 @pytest.mark.parametrize("hours", [0, -1, float("nan"), float("inf"), "24", True])

@@ -10,7 +10,7 @@ import pytest
 from worker_guard.events import BackfillCauses, ExpiredBackfillDetected
 from worker_guard.revoked.backfill import (
     THRESHOLD,
-    Backfill,
+    BackfillCounter,
     Cause,
     ExpiredMessage,
     Expiry,
@@ -82,7 +82,7 @@ def test_why_a_message_expired(
 
 def test_few_are_no_backfill() -> None:
     """Below the threshold there is no event, and the count begins anew."""
-    backfill = Backfill()
+    backfill = BackfillCounter()
     for _ in range(2):
         for _ in range(THRESHOLD - 1):
             backfill.add("app.report", Expiry(WAITED, 1.0))
@@ -91,7 +91,7 @@ def test_few_are_no_backfill() -> None:
 
 def test_the_whole_event() -> None:
     """At most ten names, the most frequent first; waits in seconds."""
-    backfill = Backfill()
+    backfill = BackfillCounter()
     for number in range(12):
         for _ in range(number + 1):
             backfill.add(f"app.task_{number}", Expiry(WAITED, float(number)))
@@ -113,7 +113,7 @@ def test_the_whole_event() -> None:
 
 def test_all_born_expired() -> None:
     """Nobody waited, so there are no waiting times."""
-    backfill = Backfill()
+    backfill = BackfillCounter()
     for _ in range(THRESHOLD):
         backfill.add("app.report", Expiry(BORN))
     event = backfill.drain(0.0)
@@ -123,7 +123,7 @@ def test_all_born_expired() -> None:
 
 def test_few_are_told_to_those_who_ask() -> None:
     """Of sweeps in a row that found any, together; after one that found none it begins anew."""
-    backfill = Backfill()
+    backfill = BackfillCounter()
     assert backfill.last is None
     for now, number in ((1.0, 8), (2.0, 7)):
         for _ in range(number):

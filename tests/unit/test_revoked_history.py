@@ -36,11 +36,12 @@ from tests.harness.model import (
     fresh_apps,
 )
 from worker_guard.celery_internals import held_ids
-from worker_guard.celery_internals import revoked as hooks
-from worker_guard.revoked import ledger, records
+from worker_guard.celery_internals import revoked_set as hooks
+from worker_guard.revoked import confirmation, ledger
 from worker_guard.revoked.ledger import Ledger, Origin
-from worker_guard.revoked.sweeper import Marker, Sweeper
-from worker_guard.revoked.watch import RevokedWatch
+from worker_guard.revoked.marker import Marker
+from worker_guard.revoked.set_watch import RevokedWatch
+from worker_guard.revoked.sweeper import Sweeper
 
 IDS = ("a", "b")
 
@@ -392,7 +393,7 @@ TestOtherHistories.settings = settings(max_examples=10_000, stateful_step_count=
 
 def ages_out() -> Iterator[Any]:
     """The guard enforces REVOKE_EXPIRES, for every id."""
-    sweep = Sweeper.round
+    sweep = Sweeper.run
 
     def sweep_and_age_out(self: Sweeper, trigger: Any = "timer") -> Iterator[None]:
         yield from sweep(self, trigger)
@@ -407,12 +408,12 @@ def ages_out() -> Iterator[Any]:
 
 def looks_at_no_mark() -> Iterator[Any]:
     """What expired here is cleared whatever mark stands."""
-    yield patch.object(records.KeyValueRecords, "marked", lambda _self, _ids: set())
+    yield patch.object(confirmation.KeyValueRecords, "marked", lambda _self, _ids: set())
 
 
 def does_not_wait_for_the_result_backend() -> Iterator[Any]:
     """Marks that can't be read are taken for none."""
-    marked = records.KeyValueRecords.marked
+    marked = confirmation.KeyValueRecords.marked
 
     def marked_or_none(self: Any, task_ids: Any) -> set[str]:
         try:
@@ -420,7 +421,7 @@ def does_not_wait_for_the_result_backend() -> Iterator[Any]:
         except ConnectionError:
             return set()
 
-    yield patch.object(records.KeyValueRecords, "marked", marked_or_none)
+    yield patch.object(confirmation.KeyValueRecords, "marked", marked_or_none)
 
 
 def takes_the_applications_ids_for_inherited() -> Iterator[Any]:
@@ -450,7 +451,7 @@ def counts_the_grace_from_the_last_expiry() -> Iterator[Any]:
 
 def marks_only_what_is_held() -> Iterator[Any]:
     """An id that the full set drops as it is added gets no mark."""
-    write = Marker.round
+    write = Marker.run
 
     def write_held(self: Marker, trigger: Any = "timer") -> Iterator[None]:
         for task_id in [i for i in self.pending if i not in self.held]:

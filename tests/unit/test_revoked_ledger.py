@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from worker_guard.revoked.ledger import Ledger, Origin, Selection, Source, Verdict
+from worker_guard.revoked.ledger import Confirmation, Ledger, Origin, Selection
+from worker_guard.values.source import Source
 
 GRACE_S = 60.0
 LONG_S = 1e9
 
-OPERATOR, FOREIGN, EXPIRY = Source.OPERATOR, Source.FOREIGN, Source.EXPIRY
+OPERATOR, INHERITED, EXPIRY = Source.OPERATOR, Source.INHERITED, Source.EXPIRY
 CONFIRM = "task_revoked(expired=True)"
 
 
-def history(*events: Source | Verdict | str) -> Ledger:
+def history(*events: Source | Confirmation | str) -> Ledger:
     """A ledger in which this happened to the id "x", one after another, at 0 s."""
     ledger = Ledger()
     for event in events:
         if isinstance(event, Source):
             ledger.added("x", event, 0.0)
-        elif isinstance(event, Verdict):
-            ledger.record_verdict("x", event, 0.0, GRACE_S)
+        elif isinstance(event, Confirmation):
+            ledger.record_confirmation("x", event, 0.0, GRACE_S)
         else:
             ledger.confirmed_expired("x")
     return ledger
 
 
 def select(ledger: Ledger, at: float) -> Selection:
-    return ledger.select(["x"], at, held={"x"}, grace_s=GRACE_S, proof_grace_s=GRACE_S)
+    return ledger.select(["x"], at, held={"x"}, grace_s=GRACE_S, confirmed_grace_s=GRACE_S)
 
 
 @pytest.mark.parametrize(
@@ -38,29 +39,29 @@ def select(ledger: Ledger, at: float) -> Selection:
         # It was known to be there by expiry alone; another expiry does not make that less so.
         ([EXPIRY, CONFIRM, EXPIRY], Origin.EXPIRED),
         ([EXPIRY, CONFIRM, EXPIRY, CONFIRM], Origin.EXPIRED),
-        ([FOREIGN], Origin.FOREIGN),
+        ([INHERITED], Origin.INHERITED),
         # It expires before the result backend was asked: its record proves nothing any more.
-        ([FOREIGN, EXPIRY, CONFIRM], Origin.UNPROVEN),
-        ([FOREIGN, Verdict.EXPIRED, EXPIRY, CONFIRM], Origin.PROVEN),
-        ([FOREIGN, Verdict.EXPIRED, FOREIGN], Origin.PROVEN),
-        ([FOREIGN, Verdict.EXPIRED, OPERATOR], Origin.OPERATOR),
-        ([FOREIGN, Verdict.UNPROVEN, EXPIRY, CONFIRM], Origin.UNPROVEN),
-        ([FOREIGN, Verdict.UNPROVEN, FOREIGN], Origin.UNPROVEN),
-        ([FOREIGN, Verdict.UNPROVEN, OPERATOR], Origin.OPERATOR),
-        ([EXPIRY, FOREIGN, CONFIRM], Origin.FOREIGN),
-        ([EXPIRY, CONFIRM, FOREIGN], Origin.FOREIGN),
+        ([INHERITED, EXPIRY, CONFIRM], Origin.UNCONFIRMED),
+        ([INHERITED, Confirmation.EXPIRED, EXPIRY, CONFIRM], Origin.CONFIRMED),
+        ([INHERITED, Confirmation.EXPIRED, INHERITED], Origin.CONFIRMED),
+        ([INHERITED, Confirmation.EXPIRED, OPERATOR], Origin.OPERATOR),
+        ([INHERITED, Confirmation.UNCONFIRMED, EXPIRY, CONFIRM], Origin.UNCONFIRMED),
+        ([INHERITED, Confirmation.UNCONFIRMED, INHERITED], Origin.UNCONFIRMED),
+        ([INHERITED, Confirmation.UNCONFIRMED, OPERATOR], Origin.OPERATOR),
+        ([EXPIRY, INHERITED, CONFIRM], Origin.INHERITED),
+        ([EXPIRY, CONFIRM, INHERITED], Origin.INHERITED),
         ([OPERATOR], Origin.OPERATOR),
         ([OPERATOR, EXPIRY, CONFIRM], Origin.OPERATOR),
         ([EXPIRY, OPERATOR, CONFIRM], Origin.OPERATOR),
         ([EXPIRY, CONFIRM, OPERATOR], Origin.OPERATOR),
-        ([OPERATOR, FOREIGN, EXPIRY, CONFIRM], Origin.OPERATOR),
-        ([FOREIGN, OPERATOR, FOREIGN], Origin.OPERATOR),
+        ([OPERATOR, INHERITED, EXPIRY, CONFIRM], Origin.OPERATOR),
+        ([INHERITED, OPERATOR, INHERITED], Origin.OPERATOR),
         # The signal alone, as for a revoke by stamped headers, says nothing of the set.
         ([CONFIRM], None),
     ],
 )
 def test_an_operators_id_stays_an_operators(
-    events: list[Source | Verdict | str], origin: Origin | None
+    events: list[Source | Confirmation | str], origin: Origin | None
 ) -> None:
     """An operator's word outweighs all, a peer's outweighs an expiry here."""
     assert history(*events).origin("x") is origin
@@ -72,29 +73,33 @@ def test_an_operators_id_stays_an_operators(
         ([EXPIRY, CONFIRM], GRACE_S - 0.1, Selection()),
         ([EXPIRY, CONFIRM], GRACE_S, Selection(clear=("x",))),
         ([EXPIRY], GRACE_S, Selection()),
-        ([FOREIGN], 0.0, Selection(look_up=("x",))),
-        ([FOREIGN, Verdict.EXPIRED], GRACE_S - 0.1, Selection()),
-        ([FOREIGN, Verdict.EXPIRED], GRACE_S, Selection(look_up=("x",))),
-        ([FOREIGN, Verdict.UNPROVEN], GRACE_S, Selection()),
-        ([FOREIGN, Verdict.OPERATOR], GRACE_S, Selection()),
+        ([INHERITED], 0.0, Selection(look_up=("x",))),
+        ([INHERITED, Confirmation.EXPIRED], GRACE_S - 0.1, Selection()),
+        ([INHERITED, Confirmation.EXPIRED], GRACE_S, Selection(look_up=("x",))),
+        ([INHERITED, Confirmation.UNCONFIRMED], GRACE_S, Selection()),
+        ([INHERITED, Confirmation.OPERATOR], GRACE_S, Selection()),
         ([OPERATOR], GRACE_S, Selection()),
         # Nothing else leaves, however old it is.
         ([OPERATOR], LONG_S, Selection()),
         ([OPERATOR, EXPIRY, CONFIRM], LONG_S, Selection()),
-        ([FOREIGN, Verdict.UNPROVEN], LONG_S, Selection()),
+        ([INHERITED, Confirmation.UNCONFIRMED], LONG_S, Selection()),
         ([EXPIRY], LONG_S, Selection()),
-        ([FOREIGN], LONG_S, Selection(look_up=("x",))),
+        ([INHERITED], LONG_S, Selection(look_up=("x",))),
         ([EXPIRY, CONFIRM], LONG_S, Selection(clear=("x",))),
     ],
 )
-def test_selection(events: list[Source | Verdict | str], at: float, selection: Selection) -> None:
+def test_selection(
+    events: list[Source | Confirmation | str], at: float, selection: Selection
+) -> None:
     """Only what expiry alone put there is cleared, and nothing ages out."""
     assert select(history(*events), at) == selection
 
 
 def test_an_id_that_is_not_held_needs_no_clearing() -> None:
     """It has left the set meanwhile."""
-    found = history(EXPIRY, CONFIRM).select(["x"], LONG_S, held=(), grace_s=0.0, proof_grace_s=0.0)
+    found = history(EXPIRY, CONFIRM).select(
+        ["x"], LONG_S, held=(), grace_s=0.0, confirmed_grace_s=0.0
+    )
     assert found == Selection()
 
 
@@ -103,13 +108,13 @@ def test_an_id_that_is_not_held_needs_no_clearing() -> None:
     [
         ([EXPIRY, CONFIRM], EXPIRY, GRACE_S),
         ([EXPIRY], EXPIRY, None),
-        ([FOREIGN, Verdict.EXPIRED], EXPIRY, GRACE_S),
+        ([INHERITED, Confirmation.EXPIRED], EXPIRY, GRACE_S),
         # A peer that brings the id again needs the time to mark it as an operator's.
-        ([FOREIGN, Verdict.EXPIRED], FOREIGN, 50.0 + GRACE_S),
+        ([INHERITED, Confirmation.EXPIRED], INHERITED, 50.0 + GRACE_S),
     ],
 )
 def test_the_grace_counts_from_the_first_expiry(
-    events: list[Source | Verdict | str], again: Source, due_at: float | None
+    events: list[Source | Confirmation | str], again: Source, due_at: float | None
 ) -> None:
     """An id that expires again and again gets free."""
     ledger = history(*events)
@@ -142,7 +147,7 @@ def test_a_mark_makes_an_id_that_expired_here_an_operators(
     assert ledger.origin("x") is origin
 
 
-@pytest.mark.parametrize("meanwhile", [OPERATOR, FOREIGN])
+@pytest.mark.parametrize("meanwhile", [OPERATOR, INHERITED])
 def test_an_answer_on_a_mark_that_comes_too_late(meanwhile: Source) -> None:
     """What happens to the id while its mark is looked up counts."""
     ledger = history(EXPIRY, CONFIRM)
@@ -154,14 +159,14 @@ def test_an_answer_on_a_mark_that_comes_too_late(meanwhile: Source) -> None:
     ("events", "after_expiry"),
     [
         ([OPERATOR], Origin.OPERATOR),
-        ([FOREIGN], Origin.UNPROVEN),
-        ([FOREIGN, Verdict.UNPROVEN], Origin.UNPROVEN),
-        ([FOREIGN, Verdict.EXPIRED], Origin.EXPIRED),
+        ([INHERITED], Origin.UNCONFIRMED),
+        ([INHERITED, Confirmation.UNCONFIRMED], Origin.UNCONFIRMED),
+        ([INHERITED, Confirmation.EXPIRED], Origin.EXPIRED),
         ([EXPIRY, CONFIRM], Origin.EXPIRED),
     ],
 )
 def test_what_celery_dropped_is_remembered_where_it_may_be_an_operators(
-    events: list[Source | Verdict | str], after_expiry: Origin
+    events: list[Source | Confirmation | str], after_expiry: Origin
 ) -> None:
     """An expiry brings the id back, and proves nothing of it."""
     ledger = history(*events)
@@ -210,34 +215,36 @@ def test_an_id_that_a_dry_run_would_have_cleared_is_counted_once() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "may_go", "origin"),
     [
-        (Verdict.EXPIRED, Verdict.EXPIRED, True, Origin.PROVEN),
-        (Verdict.EXPIRED, Verdict.UNPROVEN, False, Origin.UNPROVEN),
-        (Verdict.EXPIRED, Verdict.OPERATOR, False, Origin.OPERATOR),
-        (Verdict.UNPROVEN, Verdict.EXPIRED, False, Origin.UNPROVEN),
-        (Verdict.OPERATOR, Verdict.EXPIRED, False, Origin.OPERATOR),
+        (Confirmation.EXPIRED, Confirmation.EXPIRED, True, Origin.CONFIRMED),
+        (Confirmation.EXPIRED, Confirmation.UNCONFIRMED, False, Origin.UNCONFIRMED),
+        (Confirmation.EXPIRED, Confirmation.OPERATOR, False, Origin.OPERATOR),
+        (Confirmation.UNCONFIRMED, Confirmation.EXPIRED, False, Origin.UNCONFIRMED),
+        (Confirmation.OPERATOR, Confirmation.EXPIRED, False, Origin.OPERATOR),
     ],
 )
 def test_an_id_from_elsewhere_is_proven_at_first_and_after_the_grace(
-    first: Verdict, second: Verdict, may_go: bool, origin: Origin
+    first: Confirmation, second: Confirmation, may_go: bool, origin: Origin
 ) -> None:
     """Whatever once was no proof stays none: the expiry came after the revocation then."""
-    ledger = history(FOREIGN)
-    assert ledger.record_verdict("x", first, 0.0, GRACE_S) is False
-    assert ledger.record_verdict("x", second, GRACE_S, GRACE_S) is may_go
+    ledger = history(INHERITED)
+    assert ledger.record_confirmation("x", first, 0.0, GRACE_S) is False
+    assert ledger.record_confirmation("x", second, GRACE_S, GRACE_S) is may_go
     assert ledger.origin("x") is origin
 
 
 def test_a_proof_that_comes_after_the_grace_is_enough() -> None:
     """The result backend was down meanwhile; its first answer is fresh."""
-    assert history(FOREIGN).record_verdict("x", Verdict.EXPIRED, GRACE_S, GRACE_S) is True
+    assert (
+        history(INHERITED).record_confirmation("x", Confirmation.EXPIRED, GRACE_S, GRACE_S) is True
+    )
 
 
 @pytest.mark.parametrize("meanwhile", [OPERATOR, EXPIRY])
 def test_a_verdict_that_comes_too_late(meanwhile: Source) -> None:
     """What happens to the id while it is looked up counts."""
-    ledger = history(FOREIGN)
+    ledger = history(INHERITED)
     ledger.added("x", meanwhile, 1.0)
-    assert ledger.record_verdict("x", Verdict.EXPIRED, 2 * GRACE_S, GRACE_S) is False
+    assert ledger.record_confirmation("x", Confirmation.EXPIRED, 2 * GRACE_S, GRACE_S) is False
 
 
 def test_counts_follow_each_change() -> None:
@@ -247,23 +254,23 @@ def test_counts_follow_each_change() -> None:
         ledger.added(f"{n}", EXPIRY, 0.0)
         ledger.confirmed_expired(f"{n}")
     ledger.added("0", OPERATOR, 0.0)
-    ledger.added("1", FOREIGN, 0.0)
+    ledger.added("1", INHERITED, 0.0)
     ledger.cleared(["2", "unknown"], held=())
     counts = {origin: ledger.count(origin) for origin in Origin}
     expected = dict.fromkeys(Origin, 0)
-    expected |= {Origin.OPERATOR: 1, Origin.FOREIGN: 1, Origin.EXPIRED: 2}
+    expected |= {Origin.OPERATOR: 1, Origin.INHERITED: 1, Origin.EXPIRED: 2}
     assert counts == expected
     assert {o: len(ledger.ids(o)) for o in Origin} == expected
 
 
 def test_a_copy_leaves_no_trace() -> None:
     """What happens to the copy does not happen to the original."""
-    ledger = history(FOREIGN)
+    ledger = history(INHERITED)
     twin = ledger.copy()
-    twin.record_verdict("x", Verdict.UNPROVEN, 0.0, GRACE_S)
-    assert twin.origin("x") is Origin.UNPROVEN
+    twin.record_confirmation("x", Confirmation.UNCONFIRMED, 0.0, GRACE_S)
+    assert twin.origin("x") is Origin.UNCONFIRMED
     twin.cleared(["x"], held=())
-    assert (ledger.origin("x"), ledger.count(Origin.FOREIGN)) == (Origin.FOREIGN, 1)
+    assert (ledger.origin("x"), ledger.count(Origin.INHERITED)) == (Origin.INHERITED, 1)
     assert select(ledger, GRACE_S).look_up == ("x",)
 
 
@@ -275,7 +282,7 @@ def test_it_knows_when_the_last_of_those_that_leave_came_in() -> None:
     ledger.added("a", EXPIRY, 1.0)
     ledger.confirmed_expired("a")
     assert ledger.last_leaving_mono == 1.0
-    ledger.added("b", FOREIGN, 3.0)
+    ledger.added("b", INHERITED, 3.0)
     assert ledger.last_leaving_mono == 1.0
-    ledger.record_verdict("b", Verdict.EXPIRED, 5.0, GRACE_S)
+    ledger.record_confirmation("b", Confirmation.EXPIRED, 5.0, GRACE_S)
     assert ledger.last_leaving_mono == 3.0

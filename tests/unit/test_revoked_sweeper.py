@@ -6,22 +6,22 @@ from collections.abc import Generator, Iterable, Sequence
 
 import pytest
 
-from worker_guard.containment import Containment
+from worker_guard.backoff import Backoff
 from worker_guard.events import CleanupCompleted, Event, PartFailed, RevokedKept
-from worker_guard.revoked.backfill import Backfill
-from worker_guard.revoked.ledger import Ledger, Source, Verdict
+from worker_guard.revoked.backfill import BackfillCounter
+from worker_guard.revoked.batches import LOOKUP_BATCH
+from worker_guard.revoked.ledger import Confirmation, Ledger
+from worker_guard.revoked.marker import RENEW_S, Marker
 from worker_guard.revoked.sweeper import (
-    LOOKUP_BATCH,
     MARKS_BATCH,
-    RENEW_S,
-    Actor,
-    DryRun,
-    Marker,
+    RevokedActor,
+    RevokedDryRun,
     Sweeper,
     Totals,
     clear_in_s,
 )
 from worker_guard.scheduler import SLICE_S, run_to_end
+from worker_guard.values.source import Source
 
 
 class FakeSet(set[str]):
@@ -53,15 +53,15 @@ class FakeRecords:
 
     one_trip = True
 
-    def __init__(self, **verdicts: Verdict) -> None:
-        self.known = verdicts
+    def __init__(self, **confirmations: Confirmation) -> None:
+        self.known = confirmations
         self.asked: list[int] = []
         self.error: Exception | None = None
         self.operators: list[str] = []
         self.unproven: list[str] = []
         self.asked_for_marks: list[int] = []
 
-    def verdicts(self, task_ids: Sequence[str]) -> dict[str, Verdict]:
+    def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
         self.asked.append(len(task_ids))
         if self.error:
             raise self.error
@@ -71,7 +71,7 @@ class FakeRecords:
         self.asked_for_marks.append(len(task_ids))
         if self.error:
             raise self.error
-        return {i for i in task_ids if self.known.get(i) is Verdict.OPERATOR}
+        return {i for i in task_ids if self.known.get(i) is Confirmation.OPERATOR}
 
     def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
         if self.error:
@@ -88,19 +88,19 @@ class World:
         self.step_s = 0.0
         self.revoked, self.ledger, self.events = FakeSet(), Ledger(), list[Event]()
         self.kept: list[tuple[str, bool]] = []
-        actor: Actor = DryRun() if dry_run else Clearing(self.revoked)
+        actor: RevokedActor = RevokedDryRun() if dry_run else Clearing(self.revoked)
         self.sweeper = Sweeper(
             interval_s=30.0,
             grace_s=60.0,
-            proof_grace_s=60.0,
+            confirmed_grace_s=60.0,
             compare=self.compare,
             ledger=self.ledger,
             revoked=self.revoked,
             actor=actor,
             marks=records,
             records=records,
-            lookups=Containment("revoked_verify", first_pause_s=30, report=self.events.append),
-            backfill=Backfill(),
+            lookups=Backoff("revoked_verify", first_pause_s=30, report=self.events.append),
+            backfill=BackfillCounter(),
             totals=Totals(),
             on_kept=lambda task_id, operators: self.kept.append((task_id, operators)),
             report=self.events.append,
@@ -123,18 +123,18 @@ class World:
                 self.ledger.confirmed_expired(task_id)
 
     def sweep(self) -> CleanupCompleted:
-        run_to_end(self.sweeper.round())
+        run_to_end(self.sweeper.run())
         cleanups = [event for event in self.events if isinstance(event, CleanupCompleted)]
         return cleanups[-1]
 
 
 def test_the_event_says_what_was_cleared_and_what_was_kept_and_why() -> None:
     """The whole event of a sweep that meets every kind of id."""
-    records = FakeRecords(proven=Verdict.EXPIRED, marked=Verdict.OPERATOR)
+    records = FakeRecords(proven=Confirmation.EXPIRED, marked=Confirmation.OPERATOR)
     world = World(records=records)
     world.add(Source.EXPIRY, "expired-1", "expired-2")
     world.add(Source.EXPIRY, "unconfirmed", confirm=False)
-    world.add(Source.FOREIGN, "proven", "marked", "unknown")
+    world.add(Source.INHERITED, "proven", "marked", "unknown")
     world.add(Source.OPERATOR, "operators")
     world.now += 60
     world.add(Source.EXPIRY, "fresh")
@@ -156,7 +156,7 @@ def test_a_sweep_that_did_nothing_is_quiet() -> None:
     world.add(Source.EXPIRY, "x")
     world.now += 60
     assert world.sweep().level == "info"
-    run_to_end(world.sweeper.round("control"))
+    run_to_end(world.sweeper.run("control"))
     assert world.events[-1].level == "info"
 
 
@@ -171,11 +171,11 @@ def test_a_dry_run_counts_each_id_once_and_leaves_it() -> None:
 
 def test_a_preview_leaves_no_trace() -> None:
     """A dry sweep on a guard that is no dry run takes nothing from the next real one."""
-    world, seen = World(records=FakeRecords(proven=Verdict.EXPIRED)), list[Event]()
+    world, seen = World(records=FakeRecords(proven=Confirmation.EXPIRED)), list[Event]()
     world.add(Source.EXPIRY, "x")
-    world.add(Source.FOREIGN, "proven")
+    world.add(Source.INHERITED, "proven")
     world.now += 60
-    run_to_end(world.sweeper.preview(seen.append).round("control"))
+    run_to_end(world.sweeper.preview(seen.append).run("control"))
     assert [e.revoked_tasks_cleared for e in seen if isinstance(e, CleanupCompleted)] == [2]
     assert world.events == []
     assert world.revoked == {"x", "proven"}
@@ -187,21 +187,21 @@ def test_slices_hold_the_loop_for_a_moment_only() -> None:
     """A sweep of many ids gives the loop back when its time is over, and asks in batches."""
     records = FakeRecords()
     world = World(records=records)
-    world.add(Source.FOREIGN, *(f"{n}" for n in range(LOOKUP_BATCH * 2 + 1)))
+    world.add(Source.INHERITED, *(f"{n}" for n in range(LOOKUP_BATCH * 2 + 1)))
     world.add(Source.EXPIRY, *(f"x{n}" for n in range(1000)))
     world.now += 60
     world.step_s = SLICE_S / 3
-    slices = sum(1 for _ in world.sweeper.round())
+    slices = sum(1 for _ in world.sweeper.run())
     assert slices >= 6
     assert records.asked == [LOOKUP_BATCH, LOOKUP_BATCH, 1]
 
 
 def test_a_backend_that_fails_is_left_alone_for_a_while() -> None:
     """One failure, one report; what could bear a mark waits as what needs proof does."""
-    records = FakeRecords(proven=Verdict.EXPIRED)
+    records = FakeRecords(proven=Confirmation.EXPIRED)
     records.error = ConnectionError("refused")
     world = World(records=records)
-    world.add(Source.FOREIGN, "proven", *(f"{n}" for n in range(LOOKUP_BATCH * 3)))
+    world.add(Source.INHERITED, "proven", *(f"{n}" for n in range(LOOKUP_BATCH * 3)))
     world.add(Source.EXPIRY, "x")
     world.now += 60
     assert world.sweep().revoked_tasks_cleared == 0
@@ -224,7 +224,7 @@ def test_a_backend_that_fails_is_left_alone_for_a_while() -> None:
 
 def test_an_id_that_expired_here_and_bears_a_mark_is_kept() -> None:
     """Another worker heard the revoke; nothing but the mark says so."""
-    world = World(records=FakeRecords(marked=Verdict.OPERATOR))
+    world = World(records=FakeRecords(marked=Confirmation.OPERATOR))
     world.add(Source.EXPIRY, "plain", "marked")
     world.now += 60
     cleanup = world.sweep()
@@ -256,9 +256,9 @@ def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
     """At a shutdown the rest is left, and the set is in order."""
     world = World(records=FakeRecords())
     world.add(Source.EXPIRY, "x")
-    world.add(Source.FOREIGN, "y")
+    world.add(Source.INHERITED, "y")
     world.now += 60
-    slices = world.sweeper.round()
+    slices = world.sweeper.run()
     while world.revoked == {"x", "y"}:
         next(slices)
     slices.close()  # type: ignore[attr-defined]
@@ -286,15 +286,15 @@ def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
     )
     store.error = ConnectionError("refused")
     with pytest.raises(ConnectionError):
-        run_to_end(marker.round())
+        run_to_end(marker.run())
     assert len(pending) == LOOKUP_BATCH + 4
     store.error = None
-    assert sum(1 for _ in marker.round()) == 2
+    assert sum(1 for _ in marker.run()) == 2
     assert sorted(store.operators) == sorted([*ids, "operators"])
     assert (store.unproven, pending) == (["unproven"], {})
     # Marks end by themselves; those of ids that are still held are written anew.
     now[0] = RENEW_S
-    run_to_end(marker.round())
+    run_to_end(marker.run())
     assert (store.operators[-1], store.unproven) == ("kept", ["unproven", "unproven"])
 
 
@@ -318,7 +318,7 @@ def test_one_id_that_can_be_no_key_keeps_no_other_back() -> None:
     )
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
-            run_to_end(marker.round())
+            run_to_end(marker.run())
     assert (store.operators, pending) == (["a", "b"], {"no/key": True})
 
 
@@ -327,7 +327,7 @@ def test_where_each_key_is_a_trip_each_has_a_slice() -> None:
     records = OneByOne()
     world = World(records=records)
     world.add(Source.EXPIRY, "x", "y")
-    world.add(Source.FOREIGN, "f", "g")
+    world.add(Source.INHERITED, "f", "g")
     world.now += 60
     world.sweep()
     assert (records.asked_for_marks, records.asked) == ([1, 1], [1, 1])
@@ -339,7 +339,7 @@ def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
     world.add(Source.EXPIRY, *(f"{n}" for n in range(300)))
     world.now += 60
     world.step_s = SLICE_S
-    slices = world.sweeper.round("control")
+    slices = world.sweeper.run("control")
     while len(world.revoked) == 300:
         next(slices)
     left = len(world.revoked)

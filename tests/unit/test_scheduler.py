@@ -44,7 +44,7 @@ class FakePart:
         self.slices, self.error = slices, error
         self.rounds = self.resumed = 0
 
-    def round(self, trigger: Trigger = "timer") -> Iterator[None]:
+    def run(self, trigger: Trigger = "timer") -> Iterator[None]:
         self.rounds += 1
         for _ in range(self.slices):
             if self.error:
@@ -87,7 +87,7 @@ def test_a_fleet_is_spread() -> None:
 
 
 def test_the_first_round_counts_from_the_first_connection() -> None:
-    """However long that took to come, and not from a later one; a hastened round waits for none."""
+    """However long that took to come, and not from a later one; a run_soon round waits for none."""
     part = FakePart()
     scheduler, timer, _ = scheduled(part)
     timer.advance(25)
@@ -101,7 +101,7 @@ def test_the_first_round_counts_from_the_first_connection() -> None:
 
     part = FakePart()
     scheduler, timer, _ = scheduled(part)
-    scheduler.hasten("fake")
+    scheduler.run_soon("fake")
     timer.advance(25)
     scheduler.arm(timer.later)
     timer.advance(0.1)
@@ -186,7 +186,7 @@ def test_hastened() -> None:
     scheduler, timer, _ = scheduled(part)
     scheduler.arm(timer.later)
     for _ in range(3):
-        scheduler.hasten("fake")
+        scheduler.run_soon("fake")
     timer.advance(0)
     assert part.rounds == 1
     timer.advance(10.9)
@@ -194,28 +194,28 @@ def test_hastened() -> None:
     timer.advance(0.2)
     assert part.rounds == 2
 
-    scheduler.hasten("fake", within_s=5.0)
+    scheduler.run_soon("fake", within_s=5.0)
     timer.advance(4.9)
     assert part.rounds == 2
     timer.advance(0.2)
     assert part.rounds == 3
-    scheduler.hasten("fake", within_s=20.0)
+    scheduler.run_soon("fake", within_s=20.0)
     timer.advance(10.8)
     assert part.rounds == 3
     timer.advance(0.2)
     assert part.rounds == 4
 
     part.error = ValueError("broken")
-    scheduler.hasten("fake")
+    scheduler.run_soon("fake")
     timer.advance(0)
     assert part.rounds == 5
-    scheduler.hasten("fake")
+    scheduler.run_soon("fake")
     timer.advance(1)
     assert part.rounds == 5
-    scheduler.hasten("fake", anyway=True)
+    scheduler.run_soon("fake", anyway=True)
     timer.advance(1)
     assert part.rounds == 6
-    scheduler.hasten("unknown")
+    scheduler.run_soon("unknown")
 
 
 def test_a_round_that_is_closed_clears_up_at_once() -> None:
@@ -223,9 +223,9 @@ def test_a_round_that_is_closed_clears_up_at_once() -> None:
     cleared_up: list[bool] = []
 
     class Careful(FakePart):
-        def round(self, trigger: Trigger = "timer") -> Iterator[None]:
+        def run(self, trigger: Trigger = "timer") -> Iterator[None]:
             try:
-                yield from super().round(trigger)
+                yield from super().run(trigger)
             finally:
                 cleared_up.append(True)
 
@@ -244,17 +244,17 @@ def test_a_round_begun_elsewhere_is_finished() -> None:
     part = FakePart(slices=3)
     scheduler, timer, events = scheduled(part)
     scheduler.arm(timer.later)
-    slices = part.round()
+    slices = part.run()
     assert run_to_end(slices, until=lambda: True) is False
     scheduler.disarm()
-    scheduler.go_on("fake", slices)
-    scheduler.go_on("fake", FakePart(slices=2).round())
+    scheduler.resume("fake", slices)
+    scheduler.resume("fake", FakePart(slices=2).run())
     timer.advance(1)
     assert part.resumed == 1
     scheduler.arm(timer.later)
     timer.advance(1)
     assert part.resumed == 3
-    scheduler.go_on("fake", FakePart(error=ValueError("broken")).round())
+    scheduler.resume("fake", FakePart(error=ValueError("broken")).run())
     timer.advance(1)
     assert [type(event) for event in events] == [PartFailed]
 
@@ -276,7 +276,7 @@ def test_rounds_that_wait_are_run_after_a_failure_and_ended_with_the_rest() -> N
     rounds = [begun("first"), begun("second"), begun("third")]
     for slices in rounds:
         next(slices)
-        scheduler.go_on(part.name, slices)
+        scheduler.resume(part.name, slices)
     timer.advance(3 * PAUSE_S)
     assert ended == ["first"]
     scheduler.close(part.name)
@@ -291,14 +291,14 @@ def test_without_an_event_loop_a_tick_runs_slices_for_a_while() -> None:
     def late(delay_s: float, tick: Callable[[], None]) -> None:
         timer.later(max(delay_s, 2.0), tick)
 
-    slices = part.round
+    slices = part.run
 
     def slow(trigger: Trigger = "timer") -> Iterator[None]:
         for _ in slices(trigger):
             timer.now += 0.03
             yield
 
-    part.round = slow  # type: ignore[method-assign]
+    part.run = slow  # type: ignore[method-assign]
     scheduler.arm(late, burst_s=0.1)
     timer.advance(10.0)
     assert part.resumed == 4

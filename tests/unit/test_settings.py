@@ -10,8 +10,8 @@ import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
-from worker_guard.errors import SettingError, WorkerGuardError
-from worker_guard.settings import Settings, read_settings
+from worker_guard.errors import WorkerGuardError
+from worker_guard.settings import SettingError, Settings, read_settings
 
 
 def conf(**values: Any) -> Any:

@@ -29,7 +29,7 @@ from worker_guard.celery_internals.host import (
 )
 from worker_guard.celery_internals.mailbox import Mailbox, QuestionEndedError
 from worker_guard.celery_internals.queues import EmptyQueues
-from worker_guard.celery_internals.revoked import (
+from worker_guard.celery_internals.revoked_set import (
     STATEDB_KEY,
     Discarding,
     ReplacedSetError,

@@ -10,9 +10,9 @@ from billiard.pool import EX_OK, EX_RECYCLE
 from celery.worker import state
 
 from worker_guard.celery_internals import inboxes
-from worker_guard.celery_internals.empty_jobs import EmptyJobs
 from worker_guard.celery_internals.hooks import Hook, MissingInternalError
 from worker_guard.celery_internals.host import pool_name
+from worker_guard.celery_internals.no_op_jobs import NoOpJobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class PoolChildren:
 
     A child leaves by its sentinel: an event that it looks at before it waits for its next job.
     An idle child is past that look already, and is made to look again: with an event loop by a
-    nudge in its inbox, without one by an empty job. No signal is sent at any time: whatever the
+    nudge in its inbox, without one by an no-op job. No signal is sent at any time: whatever the
     pool has written to the child is run by it, or was never begun and is put back by the pool.
 
     With an event loop the pool gives no further job to a child that was asked (see
@@ -51,7 +51,7 @@ class PoolChildren:
     Relies on ``TaskPool._pool`` (None after stop), ``Pool._pool``, ``_cache``, ``_poolctrl``,
     ``_processes`` and the processes' ``index`` and ``exitcode``; with an event loop also on
     ``AsynPool._waiting_to_start``, ``_result_handler`` and what
-    :mod:`~worker_guard.celery_internals.inboxes` names, else on what :class:`EmptyJobs` does. Run
+    :mod:`~worker_guard.celery_internals.inboxes` names, else on what :class:`NoOpJobs` does. Run
     on billiard 4.2.0 and 4.3.2.
 
     Raises:
@@ -70,12 +70,12 @@ class PoolChildren:
         pool = worker.pool._pool
         #: Whether the pool is driven by the event loop; else by threads of its own.
         self.has_event_loop = not getattr(pool, "threads", True)
-        needed = self._NEEDED + (self._NEEDED_BY_LOOP if self.has_event_loop else EmptyJobs.NEEDED)
+        needed = self._NEEDED + (self._NEEDED_BY_LOOP if self.has_event_loop else NoOpJobs.NEEDED)
         missing = [name for name in needed if not hasattr(pool, name)]
         if missing:
             raise MissingInternalError(f"this release's pool has no {', '.join(missing)}")
         self._asked: dict[int, Any] = {}
-        self._empty_jobs = EmptyJobs()
+        self._empty_jobs = NoOpJobs()
 
     def why_not_to_recycle(self) -> str:
         """Why the children can't be asked to leave; empty: they can."""

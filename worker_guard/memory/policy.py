@@ -60,7 +60,7 @@ class Strikes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class MemoryDecision:
     """What follows from one round of readings: children to report, and children to recycle."""
 
     went_over: Sequence[Reading] = ()
@@ -107,7 +107,7 @@ class ChildPolicy:
         if pid in self._children:
             self._children[pid].tasks += 1
 
-    def judge(self, readings: Iterable[Reading], now: float) -> Decision:
+    def judge(self, readings: Iterable[Reading], now: float) -> MemoryDecision:
         """Count one reading of each child, and choose the largest that are due.
 
         A child that is not :meth:`born`, or :meth:`gone` since it was read, is passed over.
@@ -130,7 +130,7 @@ class ChildPolicy:
         for reading in recycle:
             self._children[reading.pid].leaving = True
             self.gains.chose(now)
-        return Decision(went_over=went_over, recycle=recycle)
+        return MemoryDecision(went_over=went_over, recycle=recycle)
 
     def over(self, pid: int) -> bool:
         """Whether this child was over its limit when it was last read."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from worker_guard.containment import Containment
+from worker_guard.backoff import Backoff
 from worker_guard.events import ChildRecycled, ChildRecycleWaiting, Event, PartFailed, Trigger
 from worker_guard.memory.policy import Reading, Relative
 from worker_guard.memory.roster import Roster
@@ -124,7 +124,7 @@ class Recycler:
     roster: Roster
     report: Callable[[Event], None]
     recycled: Callable[[], None]
-    hasten: Callable[[], None]
+    run_soon: Callable[[], None]
     monotonic: Callable[[], float]
     leaving: dict[int, _Leaving] = field(default_factory=dict)
 
@@ -141,7 +141,7 @@ class Recycler:
         )
         self.leaving[child.pid] = leaving
         self.roster.emptied[child.slot] = child.pid
-        self.hasten()
+        self.run_soon()
         self._follow(leaving)
 
     def waiting_for(self) -> dict[int, str]:
@@ -151,7 +151,7 @@ class Recycler:
             for leaving in self.leaving.values()
         }
 
-    def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
+    def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Look once after each child that is on its way out."""
         for position, leaving in enumerate(list(self.leaving.values())):
             if position:
@@ -197,7 +197,7 @@ class Recycler:
     def _failed(self, leaving: _Leaving, error: Exception, now: float) -> None:
         pid, policy = leaving.child.pid, self.roster.policy
         failures = self.roster.failures.setdefault(
-            pid, Containment(self.name, first_pause_s=IDLE_S, report=self.report)
+            pid, Backoff(self.name, first_pause_s=IDLE_S, report=self.report)
         )
         pause_s = failures.failed(error, now)
         if not leaving.asked and policy is not None:

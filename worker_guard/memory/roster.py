@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from worker_guard.containment import Containment
+from worker_guard.backoff import Backoff
 from worker_guard.events import Event, RecyclingResumed, RecyclingSuspended
 from worker_guard.memory.policy import ChildPolicy, Reading, Relative
 from worker_guard.memory.suspects import Suspects
@@ -76,8 +76,8 @@ class Roster:
     spoke_mono: dict[int, float] = field(default_factory=dict)
     recycles: Counter[int] = field(default_factory=Counter)
     readings: dict[int, Reading] = field(default_factory=dict)
-    failures: dict[int, Containment] = field(default_factory=dict)
-    unreadable: dict[int, Containment] = field(default_factory=dict)
+    failures: dict[int, Backoff] = field(default_factory=dict)
+    unreadable: dict[int, Backoff] = field(default_factory=dict)
 
     @property
     def limit_bytes(self) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from worker_guard.containment import Containment
+from worker_guard.backoff import Backoff
 from worker_guard.events import (
     ChildOverLimit,
     ChildRecycleRequested,
@@ -71,7 +71,7 @@ class NoChildren:
         return False
 
 
-class Actor(Protocol):
+class MemoryActor(Protocol):
     """What changes something, or only counts what it would."""
 
     def recycle(self, child: Child, reading: Reading) -> bool:
@@ -82,7 +82,7 @@ class Actor(Protocol):
 
 
 @dataclass
-class DryRun:
+class MemoryDryRun:
     """Leaves every process alone, and counts what would have been recycled."""
 
     count: Callable[[], None]
@@ -110,7 +110,7 @@ class MemoryWatchdog:
     parent_limit_bytes: int | None
     parent_action: str
     strikes: int
-    actor: Actor
+    actor: MemoryActor
     report: Callable[[Event], None]
     monotonic: Callable[[], float]
     parent: Reading | None = None
@@ -121,7 +121,7 @@ class MemoryWatchdog:
         self._parent_reported = False
         self._parent_at_start_bytes: int | None = None
 
-    def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
+    def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Read all processes once: observe, decide, act, report."""
         slice_started = self.monotonic()
         for _ in self._steps():
@@ -164,7 +164,7 @@ class MemoryWatchdog:
             reading = yield from self.reader.steps(pid, self.roster.limit_bytes)
         except Exception as exc:  # noqa: BLE001 - reported, and tried again later
             if unreadable is None:
-                unreadable = self.roster.unreadable[pid] = Containment(
+                unreadable = self.roster.unreadable[pid] = Backoff(
                     self.name, first_pause_s=self.interval_s, report=self.report
                 )
             unreadable.failed(exc, now)

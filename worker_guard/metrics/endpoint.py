@@ -73,7 +73,7 @@ class Endpoint:
             )
             self._thread.start()
 
-    def round(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
+    def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
         """Have the port, and serve who is there."""
         if self.begun and not self.responder.is_open:
             self.open()

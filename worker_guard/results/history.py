@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker_guard.events import CleanupCompleted, Trigger
-from worker_guard.results.way import Tally
+from worker_guard.results.strategy import CleanupCounts
 
 #: The cleanups that are kept.
 KEPT = 100
@@ -20,7 +20,7 @@ CLOCKS_APART_S = 300.0
 class Outcome:
     """One cleanup. ``at`` (epoch, s) is its start; ``complete`` is False where it was cut short.
 
-    ``way`` is how the server let it be done: see :mod:`worker_guard.results.store`.
+    ``strategy`` is how the server let it be done: see :mod:`worker_guard.results.cleanup_run`.
     """
 
     at: float
@@ -28,20 +28,20 @@ class Outcome:
     trigger: Trigger
     dry_run: bool
     complete: bool
-    way: str
+    strategy: str
     max_age_s: float
     duration_s: float
-    tally: Tally
+    counts: CleanupCounts
 
     def statistics(self) -> dict[str, Any]:
         """Everything as one flat object, for JSON."""
         flat = asdict(self)
-        return {"revoked_tasks_cleared": 0, **flat.pop("tally"), **flat}
+        return {"revoked_tasks_cleared": 0, **flat.pop("counts"), **flat}
 
     def event(self) -> CleanupCompleted:
         """What is logged of it."""
         return CleanupCompleted(
-            **asdict(self.tally), trigger=self.trigger, duration_s=self.duration_s
+            **asdict(self.counts), trigger=self.trigger, duration_s=self.duration_s
         )
 
 

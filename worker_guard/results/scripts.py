@@ -25,7 +25,7 @@ local floor = math.floor
 local has_own, own = pcall(function() return cjson.new() end)
 if has_own then own.decode_invalid_numbers(false) else own = cjson end
 local decode = own.decode
--- Replicates what the script did, not the script; a server where that is the only way says true.
+-- Replicates what the script did, not the script; a server that knows no other mode says true.
 if redis.replicate_commands then redis.replicate_commands() end
 
 local at = 11

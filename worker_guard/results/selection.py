@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from worker_guard.results.globs import Glob
+from worker_guard.values.key_patterns import Glob
 
 #: A longer value is not read: to parse it would hold the server for more than its 5 ms.
 VALUE_LIMIT_BYTES = 64 * 1024
@@ -52,10 +52,10 @@ class Kind(enum.Enum):
     RESULT = "result"
     STATE = "state"
     OWN = "the application's own"
-    FOREIGN = "foreign"
+    OTHERS = "others"
 
 
-class Verdict(enum.Enum):
+class KeyVerdict(enum.Enum):
     """What becomes of a key."""
 
     DELETE = "delete"
@@ -65,10 +65,10 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Decision:
+class KeyDecision:
     """A verdict; whether it fell on a result that can't be read, or whose own TTL kept it."""
 
-    verdict: Verdict
+    verdict: KeyVerdict
     unreadable: bool = False
     longer_ttl: bool = False
 
@@ -109,8 +109,8 @@ def classify(key: bytes, policy: Policy) -> Kind:
     elif any(glob.matches(key) for glob in policy.state_patterns):
         kind = Kind.OWN
     else:
-        return Kind.FOREIGN
-    return Kind.FOREIGN if any(glob.matches(key) for glob in policy.protected) else kind
+        return Kind.OTHERS
+    return Kind.OTHERS if any(glob.matches(key) for glob in policy.protected) else kind
 
 
 def judge(
@@ -121,33 +121,33 @@ def judge(
     *,
     elapsed_s: int = 0,
     first_item: bytes | None = None,
-) -> Decision:
+) -> KeyDecision:
     """Decide on one key.
 
     ``value`` is a result's content, None where that is longer than :data:`VALUE_LIMIT_BYTES` or
     the key is no string; ``first_item`` is a list's, None where the key is no list. ``pttl_ms`` is
     as Redis's PTTL returned it ``elapsed_s`` after the sweep's begin.
     """
-    if kind is Kind.FOREIGN or (first_item is not None and is_message(first_item)):
-        return Decision(Verdict.KEEP)
+    if kind is Kind.OTHERS or (first_item is not None and is_message(first_item)):
+        return KeyDecision(KeyVerdict.KEEP)
     if pttl_ms == NO_KEY:
-        return Decision(Verdict.GONE)
-    forgotten = Verdict.EXPIRE if pttl_ms == NO_TTL else Verdict.KEEP
+        return KeyDecision(KeyVerdict.GONE)
+    forgotten = KeyVerdict.EXPIRE if pttl_ms == NO_TTL else KeyVerdict.KEEP
     if kind is not Kind.RESULT:
-        return Decision(forgotten)
+        return KeyDecision(forgotten)
     record = read_record(value)
     if record is not None and record["status"] not in policy.ready_states:
-        return Decision(forgotten)
+        return KeyDecision(forgotten)
     done_at = read_date(record.get("date_done"), policy.naive_ahead_s) if record else None
     if done_at is None:
-        return Decision(forgotten, unreadable=True)
+        return KeyDecision(forgotten, unreadable=True)
     return _judge_done(done_at, pttl_ms, policy, elapsed_s)
 
 
-def _judge_done(done_at: int, pttl_ms: int, policy: Policy, elapsed_s: int) -> Decision:
+def _judge_done(done_at: int, pttl_ms: int, policy: Policy, elapsed_s: int) -> KeyDecision:
     if done_at >= policy.done_before:
         # It stays as it is: its date will delete it, no lifetime has to.
-        return Decision(Verdict.KEEP)
+        return KeyDecision(KeyVerdict.KEEP)
     # The TTL that it was given, which is longer than the age: it is older than that, and there.
     given_s = policy.now + elapsed_s - done_at + pttl_ms / 1000
     by_age_alone = (
@@ -155,7 +155,11 @@ def _judge_done(done_at: int, pttl_ms: int, policy: Policy, elapsed_s: int) -> D
         or policy.ignore_ttl
         or any(least <= given_s <= most for least, most in policy.backend_ttls_s)
     )
-    return Decision(Verdict.DELETE) if by_age_alone else Decision(Verdict.KEEP, longer_ttl=True)
+    return (
+        KeyDecision(KeyVerdict.DELETE)
+        if by_age_alone
+        else KeyDecision(KeyVerdict.KEEP, longer_ttl=True)
+    )
 
 
 def is_message(item: bytes) -> bool:

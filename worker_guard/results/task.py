@@ -27,7 +27,7 @@ def cleanup(self: Any, max_age_hours: float | None = 24, dry_run: bool = False) 
         ValueError: ``max_age_hours`` is no number above 0.
         WorkerGuardError: the result backend can't be swept, or there is no age to go by.
     """
-    from worker_guard.results.running import run_task
+    from worker_guard.results.task_run import run_task
 
     return run_task(
         self.app, by=self.request.hostname, max_age_hours=max_age_hours, dry_run=bool(dry_run)

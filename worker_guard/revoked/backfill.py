@@ -125,7 +125,7 @@ class _Tally:
         )
 
 
-class Backfill:
+class BackfillCounter:
     """The tasks that expired here since they were last asked for.
 
     ``last`` is what expired in the last sweeps in a row that found any, however few: for people who

@@ -15,31 +15,20 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-
-class Source(Enum):
-    """By which way an id came into the revoked set."""
-
-    OPERATOR = "operator"
-    """A revoke or a terminate, or any way that did not say otherwise."""
-
-    FOREIGN = "foreign"
-    """From a peer (mingle, hello) or from the statedb: nobody here knows why."""
-
-    EXPIRY = "expiry"
-    """``Request.maybe_expire`` of this worker put it there."""
+from worker_guard.values.source import Source
 
 
 class Origin(Enum):
     """What is known of an id in the set."""
 
     OPERATOR = "operator"
-    FOREIGN = "foreign"
+    INHERITED = "foreign"
     """From elsewhere, and not yet asked for in the result backend."""
 
-    PROVEN = "proven"
+    CONFIRMED = "proven"
     """From elsewhere, and the result backend said "expired" when it was first asked."""
 
-    UNPROVEN = "unproven"
+    UNCONFIRMED = "unproven"
     """From elsewhere, and it did not: kept like an operator's, whatever it says later."""
 
     EXPIRING = "expiring"
@@ -52,7 +41,7 @@ class Origin(Enum):
     """A dry run would have cleared it, and it is still in the set."""
 
 
-class Verdict(Enum):
+class Confirmation(Enum):
     """What the result backend says of an id from elsewhere."""
 
     EXPIRED = "expired"
@@ -61,7 +50,7 @@ class Verdict(Enum):
     OPERATOR = "operator"
     """A guard marked it as an operator's, or Celery recorded a revoke (from 5.6 on)."""
 
-    UNPROVEN = "unproven"
+    UNCONFIRMED = "unproven"
     """Anything else: no record, another state, one that can't be read."""
 
 
@@ -69,9 +58,9 @@ class Verdict(Enum):
 _REMEMBERED = 50_000
 
 #: What is remembered of an id that Celery dropped: that it may be an operator's.
-_REMEMBERED_ORIGINS = frozenset({Origin.OPERATOR, Origin.FOREIGN, Origin.UNPROVEN})
+_REMEMBERED_ORIGINS = frozenset({Origin.OPERATOR, Origin.INHERITED, Origin.UNCONFIRMED})
 #: The origins of ids that leave the set when the grace is over.
-LEAVING = (Origin.EXPIRED, Origin.PROVEN)
+LEAVING = (Origin.EXPIRED, Origin.CONFIRMED)
 
 
 class _Entry(NamedTuple):
@@ -85,28 +74,28 @@ class _Entry(NamedTuple):
 #: What an id becomes that was not known before.
 _FIRST = {
     Source.OPERATOR: Origin.OPERATOR,
-    Source.FOREIGN: Origin.FOREIGN,
+    Source.INHERITED: Origin.INHERITED,
     Source.EXPIRY: Origin.EXPIRING,
 }
 
 #: What an id becomes that was known, where that is not the same as for one that was not.
 _ADDED: dict[Source, dict[Origin | None, Origin]] = {
     Source.OPERATOR: {},
-    Source.FOREIGN: {o: o for o in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN)},
+    Source.INHERITED: {o: o for o in (Origin.OPERATOR, Origin.UNCONFIRMED, Origin.CONFIRMED)},
     Source.EXPIRY: {
-        **{o: o for o in (Origin.OPERATOR, Origin.UNPROVEN, Origin.PROVEN, Origin.EXPIRED)},
-        Origin.FOREIGN: Origin.UNPROVEN,
+        **{o: o for o in (Origin.OPERATOR, Origin.UNCONFIRMED, Origin.CONFIRMED, Origin.EXPIRED)},
+        Origin.INHERITED: Origin.UNCONFIRMED,
     },
 }
 
 #: The origins whose grace a further expiry does not renew.
-_EXPIRES_AGAIN = frozenset({Origin.EXPIRING, Origin.EXPIRED, Origin.PROVEN})
+_EXPIRES_AGAIN = frozenset({Origin.EXPIRING, Origin.EXPIRED, Origin.CONFIRMED})
 
-#: What an id from elsewhere becomes by a verdict.
+#: What an id from elsewhere becomes by a confirmation.
 _AFTER = {
-    Verdict.EXPIRED: Origin.PROVEN,
-    Verdict.OPERATOR: Origin.OPERATOR,
-    Verdict.UNPROVEN: Origin.UNPROVEN,
+    Confirmation.EXPIRED: Origin.CONFIRMED,
+    Confirmation.OPERATOR: Origin.OPERATOR,
+    Confirmation.UNCONFIRMED: Origin.UNCONFIRMED,
 }
 
 
@@ -158,7 +147,7 @@ class Ledger:
             if known and source is Source.EXPIRY and before in _EXPIRES_AGAIN:
                 since = known.since_mono
             self._put(task_id, _Entry(origin, since))
-        return origin is Origin.UNPROVEN and before is not Origin.UNPROVEN
+        return origin is Origin.UNCONFIRMED and before is not Origin.UNCONFIRMED
 
     def confirmed_expired(self, task_id: str) -> None:
         """``task_revoked`` was sent for this id with ``expired=True``."""
@@ -167,8 +156,10 @@ class Ledger:
             if known and known.origin is Origin.EXPIRING:
                 self._put(task_id, _Entry(Origin.EXPIRED, known.since_mono))
 
-    def record_verdict(self, task_id: str, verdict: Verdict, now: float, grace_s: float) -> bool:
-        """The result backend gave its verdict on an id from elsewhere.
+    def record_confirmation(
+        self, task_id: str, confirmation: Confirmation, now: float, grace_s: float
+    ) -> bool:
+        """The result backend gave its confirmation on an id from elsewhere.
 
         Returns whether the id may be cleared now. That is asked again here because an operator
         can have revoked it while the look-up was under way.
@@ -179,15 +170,15 @@ class Ledger:
         """
         with self._lock:
             known = self._entries.get(task_id)
-            if known is None or known.origin not in (Origin.FOREIGN, Origin.PROVEN):
+            if known is None or known.origin not in (Origin.INHERITED, Origin.CONFIRMED):
                 return False
-            self._put(task_id, _Entry(_AFTER[verdict], known.since_mono))
-        return verdict is Verdict.EXPIRED and now - known.since_mono >= grace_s
+            self._put(task_id, _Entry(_AFTER[confirmation], known.since_mono))
+        return confirmation is Confirmation.EXPIRED and now - known.since_mono >= grace_s
 
     def record_mark(self, task_id: str, *, operators: bool) -> bool:
         """The result backend was asked whether an id that expired here bears an operator's mark.
 
-        Returns whether the id may be cleared now, as :meth:`record_verdict` does.
+        Returns whether the id may be cleared now, as :meth:`record_confirmation` does.
         """
         with self._lock:
             known = self._entries.get(task_id)
@@ -245,11 +236,11 @@ class Ledger:
         *,
         held: Container[str],
         grace_s: float,
-        proof_grace_s: float,
+        confirmed_grace_s: float,
     ) -> Selection:
         """Decide what becomes of ``task_ids``, as far as they are ``held``; changes nothing.
 
-        ``grace_s`` is that of ids that expired here, ``proof_grace_s`` that of proven ones.
+        ``grace_s`` is that of ids that expired here, ``confirmed_grace_s`` that of proven ones.
         """
         clear: list[str] = []
         look_up: list[str] = []
@@ -261,8 +252,8 @@ class Ledger:
                 age_s = now - entry.since_mono
                 if entry.origin is Origin.EXPIRED and age_s >= grace_s:
                     clear.append(task_id)
-                elif entry.origin is Origin.FOREIGN or (
-                    entry.origin is Origin.PROVEN and age_s >= proof_grace_s
+                elif entry.origin is Origin.INHERITED or (
+                    entry.origin is Origin.CONFIRMED and age_s >= confirmed_grace_s
                 ):
                     look_up.append(task_id)
         return Selection(tuple(clear), tuple(look_up))

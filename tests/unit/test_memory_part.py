@@ -1,0 +1,80 @@
+"""Which memory parts run in a worker, and why the others do not."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.concurrency import prefork, solo
+
+from worker_guard.memory.part import Memory
+from worker_guard.settings import Settings
+
+#: What the guard needs of billiard's pool, and takes for granted that it works.
+POOL = (
+    *("_pool", "_cache", "_processes", "_poolctrl", "_putlock", "apply_async"),
+    *("_all_inqueues", "_busy_workers", "_active_writes", "_fileno_to_inq"),
+    *("_waiting_to_start", "_result_handler"),
+)
+
+
+def memory(
+    settings: dict[str, Any], *, lacks: str = "", pool: type = prefork.TaskPool, **values: Any
+) -> Memory:
+    """The memory parts of a worker whose pool is made and not started."""
+    app = Celery("unit", set_as_current=False)
+    task_pool = pool(1, app=app, forking_enable=values.pop("forking_enable", True))
+    if pool is prefork.TaskPool:
+        names = dict.fromkeys(name for name in POOL if name != lacks)
+        task_pool._pool = SimpleNamespace(threads=False, allow_restart=True, **names)
+        vars(task_pool._pool).update(values)
+    return Memory(
+        SimpleNamespace(app=app, pool=task_pool, pool_cls=pool),
+        Settings(**settings),
+        report=lambda event: None,
+        recycled=lambda: None,
+        run_soon=lambda part: None,
+        on_error=lambda error: None,
+        monotonic=time.monotonic,
+    )
+
+
+LIMIT = {"child_memory_limit": 10**9}
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "reason"),
+    [
+        (LIMIT, {}, "on"),
+        (LIMIT, {"threads": True}, "on"),
+        ({}, {}, "worker_guard_child_memory_limit is None"),
+        ({**LIMIT, "dry_run": True}, {}, "a dry run"),
+        (LIMIT, {"pool": solo.TaskPool}, "the solo pool has no children"),
+        (LIMIT, {"lacks": "_poolctrl"}, "this release's pool has no _poolctrl"),
+        (LIMIT, {"lacks": "_busy_workers"}, "this release's pool has no _busy_workers"),
+        (LIMIT, {"threads": True, "lacks": "_busy_workers"}, "on"),
+        (
+            LIMIT,
+            {"allow_restart": False},
+            "the pool was made without a sentinel for each child",
+        ),
+        (LIMIT, {"forking_enable": False}, "on"),
+        (
+            LIMIT,
+            {"threads": True, "forking_enable": False},
+            "a pool with threads that spawns its children loses them when its thread ends",
+        ),
+    ],
+)
+def test_recycling_runs_or_says_why_not(
+    settings: dict[str, Any], values: dict[str, Any], reason: str
+) -> None:
+    """The memory is read in each case; the part that replaces children is there or is not."""
+    made = memory(settings, **values)
+    assert made.states == {"memory": "on", "recycling": reason}
+    starts = "pool" not in values and "threads" not in values and "lacks" not in values
+    names = ["memory", *["recycling"] * (reason == "on"), *["child_starts"] * starts]
+    assert [part.name for part in made.parts] == names

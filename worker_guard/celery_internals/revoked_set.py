@@ -1,0 +1,273 @@
+"""The revoked set of the worker, the ways into it, and the statedb."""
+
+from __future__ import annotations
+
+import contextvars
+import pickle
+from collections.abc import Callable, Iterable, KeysView, MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from celery.utils.collections import LimitedSet
+from celery.worker import control, request, state
+
+from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Namespace, Wrap
+from worker_guard.values.source import Source
+
+_source: contextvars.ContextVar[Source] = contextvars.ContextVar(
+    "worker_guard_source", default=Source.OPERATOR
+)
+
+#: The message whose expiry is looked at, and whether this worker had not taken it on before.
+_arrival: contextvars.ContextVar[tuple[str, bool] | None] = contextvars.ContextVar(
+    "worker_guard_arrival", default=None
+)
+
+#: The key under which operators' ids stand in the statedb, beside Celery's own keys.
+STATEDB_KEY = "worker_guard"
+
+#: No heap has this overload, so that no discard rebuilds it.
+_NEVER = float("inf")
+
+
+class RevokedSet(Protocol):
+    """What the guard uses of ``celery.worker.state.revoked``, a ``LimitedSet``."""
+
+    expires: float
+
+    def __contains__(self, task_id: object) -> bool: ...
+    def __len__(self) -> int: ...
+    def add(self, item: str, now: float | None = None) -> None: ...
+    def discard(self, item: str) -> None: ...
+
+
+def _coming_from(source: Source) -> Wrap:
+    """Make a wrapper under which whatever is added to the set is said to come from ``source``."""
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            # A context variable, not a flag: with gevent another greenlet can run an operator's
+            # revoke while this call waits for the network or for a log handler's lock.
+            token = _source.set(source)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _source.reset(token)
+
+        return wrapper
+
+    return wrap
+
+
+def has_just_arrived(context: Any) -> bool:
+    """Whether this worker sees an expired message for the first time, and no other had it before.
+
+    To be asked while ``task_revoked`` is sent. Relies on the transport setting ``redelivered``
+    where a worker gave a message back, or was lost with it.
+    """
+    redelivered = (context.delivery_info or {}).get("redelivered")
+    return _arrival.get() == (context.id, True) and not redelivered
+
+
+class ReplacedSetError(MissingInternalError):
+    """The application replaced ``celery.worker.state.revoked``, so that there are two sets.
+
+    Celery adds to one and looks into the other, so nothing is cleared or marked. Keep Celery's set,
+    and change what it holds: ``add``, ``discard``, ``update``.
+    """
+
+
+def the_revoked_set() -> Any:
+    """The revoked set that Celery adds to and looks into.
+
+    Relies on ``request.revoked_tasks`` and ``state.revoked`` being one object.
+
+    Raises:
+        ReplacedSetError: they are two.
+    """
+    if request.revoked_tasks is not state.revoked:
+        raise ReplacedSetError(
+            "the application replaced celery.worker.state.revoked; "
+            "celery.worker.request.revoked_tasks is another set"
+        )
+    return state.revoked
+
+
+def held_ids(revoked: Any) -> KeysView[str]:
+    """The ids in the set: a live view. Relies on ``LimitedSet._data``, which has them as keys."""
+    keys: KeysView[str] = revoked._data.keys()
+    return keys
+
+
+def watch_revoked_set(
+    worker: Any,
+    revoked: Any,
+    on_added: Callable[[str, Source], None],
+    on_dropped: Callable[[str], None],
+    on_hello: Callable[[], None],
+    changing: Callable[[], AbstractContextManager[object]],
+) -> list[Hook]:
+    """Have ``on_added(task_id, source)`` called for each id added to the revoked set.
+
+    ``on_dropped(task_id)`` is called for each that Celery drops, because the set is full or the id
+    is old, and ``on_hello()`` when a peer that starts has taken over the ids of this worker.
+    ``changing()`` is held during the adding itself, which takes an id out before it renews it.
+
+    Relies on: ``state.revoked`` being a ``LimitedSet`` whose ``update`` calls ``self.add`` for all
+    but another ``LimitedSet``, and whose ``purge`` calls ``self.pop``; ``Request.maybe_expire``
+    adding the expired id; the remote command ``hello`` and the consumer step Mingle adding what
+    peers sent. An id added while none of these three runs counts as an operator's, which is the
+    safe side when a release adds a way in.
+    """
+
+    def wrap_add(add: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_add(item: str, now: float | None = None) -> Any:
+            with changing():
+                added = add(item, now)
+                on_added(item, _source.get())
+            return added
+
+        return watched_add
+
+    def wrap_update(update: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_update(other: Any) -> Any:
+            # Of these ids ``add`` hears nothing. The other set is not ours: it may change.
+            merged = list(held_ids(other)) if isinstance(other, LimitedSet) else ()
+            with changing():
+                updated = update(other)
+                for task_id in merged:
+                    on_added(task_id, _source.get())
+            return updated
+
+        return watched_update
+
+    def wrap_pop(pop: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_pop(default: Any = None) -> Any:
+            task_id = pop(default)
+            if task_id is not default:
+                on_dropped(task_id)
+            return task_id
+
+        return watched_pop
+
+    def wrap_maybe_expire(maybe_expire: Callable[..., Any]) -> Callable[..., Any]:
+        expire = _coming_from(Source.EXPIRY)(maybe_expire)
+
+        def watched_maybe_expire(message: Any) -> Any:
+            # Asked here: by the time task_revoked is sent, Celery has forgotten the message.
+            _arrival.set((message.id, message.id not in state.requests))
+            return expire(message)
+
+        return watched_maybe_expire
+
+    def wrap_hello(hello: Callable[..., Any]) -> Callable[..., Any]:
+        inherited_hello = _coming_from(Source.INHERITED)(hello)
+
+        def watched_hello(*args: Any, **kwargs: Any) -> Any:
+            reply = inherited_hello(*args, **kwargs)
+            on_hello()
+            return reply
+
+        return watched_hello
+
+    hooks: list[Hook] = []
+    try:
+        for name, wrap in (("add", wrap_add), ("update", wrap_update), ("pop", wrap_pop)):
+            hooks.append(Hook(Namespace(revoked), name, wrap))
+        hooks.append(Hook(Namespace(request.Request), "maybe_expire", wrap_maybe_expire))
+        hooks.append(Hook(control.Panel.data, "hello", wrap_hello))
+        mingle = _consumer_step(worker, "celery.worker.consumer.mingle.Mingle")
+        if mingle is not None:
+            hooks.append(Hook(Namespace(mingle), "sync", _coming_from(Source.INHERITED)))
+    except MissingInternalError:
+        for hook in reversed(hooks):
+            hook.undo()
+        raise
+    return hooks
+
+
+def _consumer_step(worker: Any, name: str) -> Any:
+    """An included step of the consumer's blueprint, or None."""
+    step = worker.consumer.blueprint.steps.get(name)
+    return step if step in worker.consumer.steps else None
+
+
+class Discarding:
+    """Takes ids out of the set, in place, without rebuilding its heap for each few of them.
+
+    Relies on ``LimitedSet.max_heap_percent_overload`` and on ``_maybe_refresh_heap``, which
+    rebuilds the heap where it is due; one rebuild for all (:meth:`finish`) is cheaper. In 5.6.3
+    and before it is always due, by ``_refresh_heap``: there an entry that ``discard`` left in the
+    heap takes another id with it when ``purge`` finds it old. So there a purge that comes before
+    the rebuild is preceded by it. (5.7, by ``_is_current``, tells such entries apart.)
+    """
+
+    def __init__(self, revoked: Any) -> None:
+        self._revoked = revoked
+        self._tells_apart = hasattr(revoked, "_is_current")
+        refresh = "_maybe_refresh_heap" if self._tells_apart else "_refresh_heap"
+        self._refresh = getattr(revoked, refresh, None)
+        if not hasattr(revoked, "max_heap_percent_overload"):
+            self._refresh = None
+        self._held = self._stale = False
+        self._purge: Hook | None = None
+
+    def clear(self, task_ids: Iterable[str]) -> None:
+        """Take these ids out."""
+        if self._refresh is not None and not self._held:
+            self._held = True
+            self._revoked.max_heap_percent_overload = _NEVER
+            if not self._tells_apart:
+                self._purge = Hook(Namespace(self._revoked), "purge", self._refreshed_before)
+        self._stale = True
+        discard = self._revoked.discard
+        for task_id in task_ids:
+            discard(task_id)
+
+    def finish(self) -> None:
+        """Bring the heap in line with what is left; to be called once after the last clear."""
+        if not self._held:
+            return
+        self._held = False
+        if self._purge is not None:
+            self._purge.undo()
+        del self._revoked.max_heap_percent_overload
+        self._bring_in_line()
+
+    def _refreshed_before(self, purge: Callable[..., Any]) -> Callable[..., Any]:
+        def purge_what_is_there(*args: Any, **kwargs: Any) -> Any:
+            self._bring_in_line()
+            return purge(*args, **kwargs)
+
+        return purge_what_is_there
+
+    def _bring_in_line(self) -> None:
+        if self._stale and self._refresh is not None:
+            self._stale = False
+            self._refresh()
+
+
+def statedb(worker: Any) -> MutableMapping[str, Any] | None:
+    """The open statedb, or None where the worker has none.
+
+    Relies on ``worker._persistence.db``, a shelf that Celery writes at exit and from which it
+    takes only the keys that it knows.
+    """
+    persistence = getattr(worker, "_persistence", None)
+    return None if persistence is None else persistence.db
+
+
+def ids_of_statedb(worker: Any) -> frozenset[str]:
+    """The revoked ids that this worker read from its statedb.
+
+    Relies on ``Persistent.decompress`` and the key ``zrevoked``, a pickled ``LimitedSet`` that
+    Celery itself has read from the same file a moment before.
+    """
+    shelf = statedb(worker)
+    packed = None if shelf is None else shelf.get("zrevoked")
+    if not packed:
+        return frozenset()
+    try:
+        return frozenset(pickle.loads(worker._persistence.decompress(packed)))  # noqa: S301
+    except Exception as exc:
+        raise MissingInternalError(f"the ids in the statedb can't be told: {exc!r}") from exc

@@ -1,0 +1,119 @@
+"""Findings as people read them, and as machines do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import click
+
+from worker_guard.commands.audit.finding import LEVELS, Finding
+
+_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+_PLAIN_WIDTH = 100
+#: The level, or a label, and what stands between it and the text.
+_LABEL_COLUMNS = len("warning") + 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit came to."""
+
+    findings: Sequence[Finding]
+    #: Schedules that could not be read, a line for each.
+    unread: Sequence[str]
+    #: How much was looked at.
+    rules: int
+    beat_entries: int
+    tasks: int
+
+    def counts(self) -> dict[str, int]:
+        """How many findings of each level."""
+        return {level: sum(f.level == level for f in self.findings) for level in LEVELS}
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as one object; docs/reference/audit.schema.json describes it."""
+    found = [{"id": one.pop("rule"), **one} for one in map(asdict, report.findings)]
+    return {
+        "findings": found,
+        "counts": report.counts(),
+        "checked": {
+            "rules": report.rules,
+            "beat_entries": report.beat_entries,
+            "tasks": report.tasks,
+        },
+        "unread": list(report.unread),
+    }
+
+
+def show(
+    report: Report, *, color: bool, file: IO[str] | None = None, width: int | None = None
+) -> None:
+    """Print the report: a block for each finding, and how many there are.
+
+    ``width`` is in columns; None: the terminal's, and a fixed one where there is none.
+    """
+    from rich.console import Console  # not at the top: for people only
+    from rich.text import Text
+
+    console = Console(
+        file=file,
+        width=width,
+        # Without this, "no colour" would leave the bold.
+        color_system="auto" if color and "NO_COLOR" not in os.environ else None,
+    )
+    if not (width or console.is_terminal or "COLUMNS" in os.environ):
+        console.width = _PLAIN_WIDTH
+    with console.capture() as captured:
+        for finding in report.findings:
+            console.print(_block(finding, console.width))
+        console.print(Text(_summary(report)))
+    text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    click.echo(text, file=file, nl=False, color=True)
+
+
+def _packed(items: Sequence[str], columns: int) -> str:
+    """The items, as many on a line as fit; one that fits on a line is not broken."""
+    lines: list[str] = []
+    for position, item in enumerate(items, start=1):
+        text = item if position == len(items) else f"{item},"
+        if lines and len(lines[-1]) + 1 + len(text) <= columns:
+            lines[-1] += f" {text}"
+        else:
+            lines.append(text)
+    return "\n".join(lines)
+
+
+def _block(finding: Finding, width: int) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    block = Table.grid(padding=(0, 2, 0, 0), expand=False)
+    block.add_column(no_wrap=True, min_width=_LABEL_COLUMNS - 2)
+    block.add_column(overflow="fold")
+    # Text, so that nothing in a name is taken for markup.
+    block.add_row(
+        Text(finding.level, style=_STYLES[finding.level]), Text(finding.rule, style="bold")
+    )
+    found = [f"{name} {value}" for name, value in finding.evidence.items()]
+    for label, text in (
+        ("where", finding.subject),
+        ("", finding.happens),
+        ("found", _packed(found, width - _LABEL_COLUMNS)),
+        ("change", finding.change),
+    ):
+        if text:
+            block.add_row(Text(label, style="dim"), Text(text))
+    block.add_row("", "")
+    return block
+
+
+def _summary(report: Report) -> str:
+    counted = [f"{n} {level}{'' if n == 1 else 's'}" for level, n in report.counts().items() if n]
+    tasks = f"{report.tasks} task{'' if report.tasks == 1 else 's'}"
+    entries = f"{report.beat_entries} Beat entr{'y' if report.beat_entries == 1 else 'ies'}"
+    looked = f"{report.rules} rules on {tasks} and {entries}"
+    return f"{', '.join(counted) or 'No findings'}; {looked}."

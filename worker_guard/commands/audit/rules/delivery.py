@@ -1,0 +1,122 @@
+"""Rules: messages that come twice, or wait where no other worker can take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from worker_guard.commands.audit.facts import Delivery, Facts, Moment
+from worker_guard.commands.audit.finding import Finding, Level
+from worker_guard.commands.audit.rules.expiry import has_successors
+from worker_guard.commands.audit.spelling import names, seconds
+
+#: What Celery prefetches for each process by default.
+_DEFAULT_MULTIPLIER = 4
+#: A message that may wait for less than this behind each of the others is in danger.
+_SLACK_S = 60.0
+
+
+def visibility_timeout_short(facts: Facts) -> Iterator[Finding]:
+    """A message that is held unacknowledged for longer than the broker waits for it."""
+    timeout_s = facts.delivery.visibility_timeout_s
+    if timeout_s is None:
+        return
+    certain = {name: s for name, s in _waiting(facts) if s > timeout_s}
+    held = {**certain, **{name: s for name, s in _running(facts) if s > timeout_s}}
+    if not held:
+        return
+    longest = sorted(held, key=lambda name: -held[name])
+    wanted_s = max(held.values()) * 1.5
+    yield Finding(
+        level="error" if certain else "warning",
+        subject="broker_transport_options",
+        happens=f"A message that is held for longer than {seconds(timeout_s)} without being "
+        "acknowledged is delivered once more, and its task runs twice.",
+        evidence={
+            "transport": facts.delivery.transport,
+            "visibility_timeout": seconds(timeout_s),
+            "held": names([f"{name} {seconds(held[name])}" for name in longest]),
+        },
+        change=_set_visibility(facts, wanted_s),
+    )
+
+
+def _set_visibility(facts: Facts, wanted_s: float) -> str:
+    setting = "broker_transport_options"
+    if setting in facts.spelling.given:
+        # The other options stay.
+        return f'{facts.spelling.name(setting)}["visibility_timeout"] = {wanted_s:.0f}'
+    return facts.spelling.line(setting, f'{{"visibility_timeout": {wanted_s:.0f}}}')
+
+
+def _waiting(facts: Facts) -> Iterator[tuple[str, float]]:
+    """For how long messages are held until they may begin, by whose they are."""
+    for entry in facts.entries:
+        if entry.countdown_s is not None:
+            yield f"countdown of Beat entry {entry.name}", entry.countdown_s
+        if isinstance(entry.eta, Moment):
+            yield f"eta of Beat entry {entry.name}", entry.eta.ahead_s
+
+
+def _running(facts: Facts) -> Iterator[tuple[str, float]]:
+    """For how long they may be held, if it comes to that."""
+    for task in facts.tasks:
+        if task.retry_delay_s is not None:
+            yield f"longest retry delay of task {task.name}", task.retry_delay_s
+        # Acknowledged early, the message is gone while the task runs.
+        if task.acks_late and task.time_limit_s is not None:
+            yield f"time limit of task {task.name}", task.time_limit_s
+
+
+def prefetch_outlasts_expires(facts: Facts) -> Iterator[Finding]:
+    """Messages that expire in one worker's hands while another has nothing to do."""
+    conf = facts.delivery
+    # A few runs of a frequent entry are no loss: the next one comes.
+    usual = 0 < conf.prefetch_multiplier <= _DEFAULT_MULTIPLIER
+    entries = [e for e in facts.entries if not (usual and has_successors(e))]
+    dying = {f"Beat entry {e.name}": e.expires for e in entries}
+    dying |= {f"task {t.name}": t.expires for t in facts.tasks}
+    lives = {name: life for name, life in dying.items() if isinstance(life, float) and life > 0}
+    if not lives or conf.prefetch_disabled or conf.prefetch_multiplier == 1:
+        return
+    shortest = min(lives, key=lambda name: lives[name])
+    limit_s = _longest_limit_s(facts)
+    level, happens = _prefetch(conf, lives[shortest], limit_s)
+    if level is None:
+        return
+    known = {} if limit_s is None else {"longest_time_limit": seconds(limit_s)}
+    yield Finding(
+        level=level,
+        subject="worker_prefetch_multiplier",
+        happens=happens,
+        evidence={
+            "worker_prefetch_multiplier": conf.prefetch_multiplier,
+            "expires": f"{seconds(lives[shortest])}, of {shortest}",
+            **known,
+        },
+        change=facts.spelling.line("worker_prefetch_multiplier", "1"),
+    )
+
+
+def _prefetch(conf: Delivery, expires_s: float, limit_s: float | None) -> tuple[Level | None, str]:
+    ahead = conf.prefetch_multiplier
+    if ahead == 0:
+        return "warning", (
+            "One worker takes every message that waits; those behind its running tasks expire "
+            "there, while other workers are idle."
+        )
+    if expires_s / ahead < _SLACK_S:
+        return "warning" if ahead > _DEFAULT_MULTIPLIER else "note", (
+            f"Up to {ahead} messages for each process wait in one worker; the last expires where "
+            f"they take more than {seconds(expires_s / ahead)} each, while other workers are idle."
+        )
+    if limit_s is not None and limit_s >= expires_s:
+        return "note", (
+            f"A message that was prefetched behind a task that may run for {seconds(limit_s)} "
+            f"expires after {seconds(expires_s)}, while other workers are idle."
+        )
+    return None, ""
+
+
+def _longest_limit_s(facts: Facts) -> float | None:
+    limits = [task.time_limit_s for task in facts.tasks if task.time_limit_s is not None]
+    return max(limits, default=None)

@@ -1,0 +1,172 @@
+"""Rules: the guard itself, and what only it would heal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from worker_guard.commands.audit.facts import Facts
+from worker_guard.commands.audit.finding import Finding
+from worker_guard.commands.audit.spelling import names
+
+_ADD = 'app.steps["worker"].add(WorkerGuard)'
+
+_CHILD_LIMIT = "worker_guard_child_memory_limit"
+_METRICS_PORT = "worker_guard_metrics_port"
+
+_OF_RESULTS = {
+    "worker_guard_results_schedule",
+    "worker_guard_results_max_age",
+    "worker_guard_state_patterns",
+}
+_OF_REDIS_MEMORY = {"worker_guard_alert_redis_memory"}
+_OF_CHILDREN = {
+    _CHILD_LIMIT,
+    "worker_guard_recycle_concurrency",
+    "worker_guard_recycle_min_lifetime",
+    "worker_guard_alert_recycles_per_hour",
+}
+_OF_RECYCLING = {"worker_guard_recycle_concurrency", "worker_guard_recycle_min_lifetime"}
+
+
+def statedb_without_guard(facts: Facts) -> Iterator[Finding]:
+    """A revoked set that outlives restarts, and nobody who clears it."""
+    guard = facts.guard
+    if facts.statedb is None or (guard.installed and guard.enabled):
+        return
+    yield Finding(
+        level="warning",
+        subject="worker_state_db",
+        happens="Ids that only expiry revoked survive each restart, and a task that reuses one is "
+        "discarded.",
+        evidence={
+            "worker_state_db": facts.statedb,
+            "WorkerGuard": "disabled" if guard.installed else "not in the app's steps",
+        },
+        change=facts.spelling.line("worker_guard_enabled", "True") if guard.installed else _ADD,
+    )
+
+
+def guard_not_installed(facts: Facts) -> Iterator[Finding]:
+    """Settings of a guard that is not there."""
+    if facts.guard.installed:
+        return
+    given = sorted(facts.guard.given)
+    yield Finding(
+        level="warning" if given else "note",
+        subject="WorkerGuard",
+        happens="The workers of this app run without the guard"
+        + (", and its settings have no effect." if given else "."),
+        evidence={"settings": names(given)} if given else {},
+        change=_ADD,
+    )
+
+
+def guard_settings_rejected(facts: Facts) -> Iterator[Finding]:
+    """A setting on which the worker does not start."""
+    if facts.guard.rejected is None:
+        return
+    yield Finding(
+        level="error" if facts.guard.installed else "warning",
+        subject="worker_guard settings",
+        happens="The worker does not start."
+        if facts.guard.installed
+        else "The worker will not start once the guard is added.",
+        evidence={"worker_says": facts.guard.rejected},
+        change="correct the setting that is named, or remove it to get its default",
+    )
+
+
+def guard_changes_nothing(facts: Facts) -> Iterator[Finding]:
+    """A guard that is switched off, or only watches."""
+    guard = facts.guard
+    if not guard.installed or (guard.enabled and not guard.dry_run):
+        return
+    setting, value = (
+        ("worker_guard_dry_run", False) if guard.enabled else ("worker_guard_enabled", True)
+    )
+    yield Finding(
+        level="note",
+        subject=setting,
+        happens="The guard measures and logs, and changes nothing."
+        if guard.enabled
+        else "The guard is there, and does nothing.",
+        evidence={setting: not value},
+        change=facts.spelling.line(setting, str(value)),
+    )
+
+
+def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
+    """A setting of a part that this app does not have."""
+    guard, spelling = facts.guard, facts.spelling
+    if not guard.installed:
+        return
+    of_results = sorted(guard.given & _OF_RESULTS)
+    if of_results and not facts.results.is_redis:
+        yield _idle(
+            of_results,
+            "the results part is off, because it needs a Redis result backend",
+            {"result_backend": facts.results.backend},
+            spelling.line("result_backend", '"redis://…"'),
+        )
+    of_redis_memory = sorted(guard.given & _OF_REDIS_MEMORY)
+    if of_redis_memory and not facts.results.is_redis:
+        yield _idle(
+            of_redis_memory,
+            "the alert is off, because it looks at the Redis of the result backend",
+            {"result_backend": facts.results.backend},
+            spelling.line("worker_guard_alert_redis_memory", "None"),
+        )
+    of_children = sorted(guard.given & _OF_CHILDREN)
+    if of_children and not facts.has_children:
+        yield _idle(
+            of_children,
+            f"the pool {facts.pool} has no children to recycle",
+            {"worker_pool": facts.pool},
+            spelling.line("worker_pool", '"prefork"')
+            + f", or {spelling.name('worker_guard_parent_memory_limit')}",
+        )
+    of_recycling = sorted(guard.given & _OF_RECYCLING)
+    if of_recycling and facts.has_children and _CHILD_LIMIT not in guard.given:
+        yield _idle(
+            of_recycling,
+            "without a limit no child is recycled",
+            {_CHILD_LIMIT: None},
+            spelling.line(_CHILD_LIMIT, '"400MB"'),
+        )
+    yield from _metrics_without_effect(facts)
+    if guard.parent_action != "log" and not guard.parent_limit:
+        yield _idle(
+            ["worker_guard_parent_action"],
+            "the main process has no limit that could be reached",
+            {"worker_guard_parent_memory_limit": None},
+            spelling.line("worker_guard_parent_memory_limit", '"1GB"'),
+        )
+
+
+def _metrics_without_effect(facts: Facts) -> Iterator[Finding]:
+    guard = facts.guard
+    if _METRICS_PORT not in guard.given:
+        if "worker_guard_metrics_host" in guard.given:
+            yield _idle(
+                ["worker_guard_metrics_host"],
+                "without a port nothing listens",
+                {_METRICS_PORT: None},
+                facts.spelling.line(_METRICS_PORT, "9808"),
+            )
+    elif not guard.has_prometheus:
+        yield _idle(
+            [_METRICS_PORT],
+            "prometheus_client is not installed here, and without it there are no metrics",
+            {"prometheus_client": None},
+            'pip install "worker-guard[prometheus]"',
+        )
+
+
+def _idle(settings: list[str], why: str, evidence: dict[str, object], change: str) -> Finding:
+    return Finding(
+        level="warning",
+        subject=names(settings),
+        happens=f"It has no effect: {why}.",
+        evidence=evidence,
+        change=change,
+    )

@@ -1,0 +1,417 @@
+"""The rows as text for a terminal, a pipe or a file; nothing that is shown is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from worker_guard.commands.status.reply import Backfill, GuardState, Memory, Process
+from worker_guard.commands.status.troubles import kinds, leave, share, words
+from worker_guard.commands.status.view import Fleet, WorkerRow, biggest
+from worker_guard.commands.status.wording import count, duration, size, some
+
+#: From this width on a task stands beside its child; below it, in lines of its own.
+WIDE = 120
+
+#: Of more workers than this only those in trouble are shown in full.
+FULL_WORKERS = 8
+
+#: The biggest children of a worker that are shown one by one.
+FULL_CHILDREN = 8
+
+#: Tasks that expired, named one by one.
+FULL_TASKS = 5
+
+#: Tasks that expired longer ago are no news.
+FORGOTTEN_S = 86_400.0
+
+#: In a pipe nothing is folded, unless COLUMNS asks for it.
+UNFOLDED = 10_000
+
+BAR_WIDTH = 12
+
+_UNKNOWN = "?"
+_NONE = "-"
+
+
+def plain(text: str) -> Text:
+    """Text of a worker's making: what could move a cursor, or is no character, is made visible."""
+    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+def full(fleet: Fleet, *, wide: bool, everything: bool) -> RenderResult:
+    """The overview, in full the workers that it makes sense to show so, and the verdict."""
+    workers = fleet.worst_first()
+    yield overview(workers, wide=wide)
+    shown = [worker for worker in workers if worker.troubles]
+    if everything or len(workers) <= FULL_WORKERS:
+        shown = workers
+    for worker in shown:
+        yield ""
+        yield section(
+            worker,
+            wide=wide,
+            children=None if everything else FULL_CHILDREN,
+            everything=everything,
+        )
+    yield ""
+    if rest := len(workers) - len(shown):
+        are = "is well and" if rest == 1 else "are well and"
+        yield f"{count(rest, 'worker')} {are} not shown in full; --all shows them"
+    yield verdict(fleet)
+
+
+def written(console: Console, fleet: Fleet, *, everything: bool = False) -> str:
+    """All of it as text for this console, without blanks at the ends of lines."""
+    with console.capture() as captured:
+        for block in full(fleet, wide=console.width >= WIDE, everything=everything):
+            console.print(block)
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def verdict(fleet: Fleet) -> Text:
+    """How all of them are, in one line."""
+    line = plain(fleet.verdict())
+    line.stylize("bold red" if fleet.trouble else "bold green")
+    return line
+
+
+def overview(workers: Sequence[WorkerRow], *, wide: bool) -> Table:
+    """One row for each worker."""
+    names = ("worker", "pool", "revoked", "to clear", "memory", "swept", "state")
+    table = _table(*names, gap=2 if wide else 1)
+    for column in table.columns[2:6]:
+        column.justify = "right"
+    for worker in workers:
+        guard = worker.guard
+        cells = [Text(_NONE)] * 5 if guard is None else _overview_cells(guard, worker.old_s)
+        # What is old, or gone, is grey: nobody is to take it for the state of now.
+        style = "dim" if worker.old_s or worker.is_gone else None
+        table.add_row(plain(worker.name), *cells, _state(worker), style=style)
+    return table
+
+
+def _overview_cells(guard: GuardState, old_s: float) -> list[Text]:
+    revoked = guard.revoked
+    ids = [_NONE] * 2
+    if revoked is not None:
+        ids = [_count(revoked.total), str(revoked.clearing) if revoked.clearing else ""]
+    concurrency = _UNKNOWN if guard.concurrency is None else str(guard.concurrency)
+    cleaned = guard.last_cleanup
+    return [
+        plain(f"{guard.pool or _UNKNOWN} {concurrency}"),
+        *map(Text, ids),
+        _worst(guard.memory),
+        Text(_NONE if cleaned is None else _ago(cleaned.age_s, old_s)),
+    ]
+
+
+def _worst(memory: Memory | None) -> Text:
+    """The largest share of a limit; without any limit the most that a process uses."""
+    if memory is None:
+        return Text(_NONE)
+    shares = [share(child, memory.child_limit_bytes) for child in memory.children]
+    shares.append(share(memory.main, memory.main_limit_bytes))
+    known = [value for value in shares if value is not None]
+    if known:
+        return _percent(max(known))
+    processes = (memory.main, *memory.children)
+    sizes = [process.used_bytes for process in processes if process.used_bytes is not None]
+    return Text(size(max(sizes)) if sizes else _NONE)
+
+
+def _state(worker: WorkerRow) -> Text:
+    if worker.is_gone:
+        return Text(f"shut down {duration(worker.old_s)} ago", "dim")
+    told = kinds(worker.troubles)
+    if worker.guard is not None and worker.guard.dry_run:
+        told = f"{told or 'ok'}, dry run"
+    return Text(told or "ok", "bold red" if worker.troubles else "green")
+
+
+def section(
+    worker: WorkerRow,
+    *,
+    wide: bool,
+    children: int | None = FULL_CHILDREN,
+    everything: bool = False,
+) -> Group:
+    """All that is known of one worker, with so many of its children (None: all)."""
+    guard = worker.guard
+    facts = _troubles(worker)
+    processes: Iterable[RenderableType] = ()
+    if guard is not None:
+        for name, fact in _facts(guard, worker.old_s, everything=everything):
+            facts.add_row(name, fact)
+        if guard.memory is not None:
+            processes = _processes(guard.memory, count_of=children, wide=wide)
+    return Group(_headline(worker), _indented(facts), *map(_indented, processes))
+
+
+def brief(workers: Sequence[WorkerRow], *, to_do: bool) -> Table:
+    """What is the matter with these workers, with or without what is to be done about it."""
+    table = _table("", "", head=False)
+    for worker in workers:
+        for trouble in worker.troubles:
+            text = plain(trouble.text)
+            text.stylize("red")
+            name = plain(worker.name)
+            name.stylize("bold")
+            table.add_row(name, text)
+            if to_do:
+                table.add_row("", plain(f"to do: {trouble.to_do}"))
+    return table
+
+
+def _troubles(worker: WorkerRow) -> Table:
+    table = _table("", "", head=False)
+    for trouble in worker.troubles:
+        text = plain(trouble.text)
+        text.stylize("red")
+        table.add_row(Text(words(trouble.kind), "bold red"), text)
+        table.add_row(Text("to do", "bold"), plain(trouble.to_do))
+    return table
+
+
+def _headline(worker: WorkerRow) -> Text:
+    line = plain(worker.name)
+    line.stylize("bold")
+    guard = worker.guard
+    if guard is None:
+        return line
+    pool = guard.pool or "unknown pool"
+    facts = [f"{pool}, concurrency {guard.concurrency or _UNKNOWN}"]
+    if guard.active_tasks:
+        facts[0] += f", {count(guard.active_tasks, 'task')} running"
+    if guard.uptime_s is not None:
+        facts.append(f"up {duration(guard.uptime_s)}")
+    facts.append(f"guard {guard.version}")
+    line.append_text(plain("  " + "  ".join(facts)))
+    if guard.dry_run:
+        line.append("  DRY RUN", "bold yellow")
+    if worker.old_s:
+        line.append(f"  as it was {duration(worker.old_s)} ago", "dim")
+    return line
+
+
+def _facts(guard: GuardState, old_s: float, *, everything: bool) -> Iterator[tuple[str, Text]]:
+    """What happened, what was done and what will be: nothing that is not so."""
+    yield from _expired(guard, old_s)
+    if stays := ids(guard):
+        yield "revoked", Text(stays)
+    yield from _done(guard, old_s)
+    if guard.memory is not None and (limits := _limits(guard.memory)):
+        yield "limits", Text(limits)
+    for name, why in guard.off.items():
+        # What nobody asked for is not worth a line at night.
+        if everything or not why.endswith(" is None"):
+            yield "off", plain(f"{name}: {why}")
+
+
+def _expired(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
+    """Which tasks expired, how many, when, and why."""
+    backfill, revoked = guard.last_backfill, guard.revoked
+    if backfill is None or (backfill.age_s or 0) + old_s > FORGOTTEN_S:
+        if revoked is not None and revoked.expired:
+            they = "it" if revoked.expired == 1 else "they"
+            yield "expired", Text(f"{count(revoked.expired, 'task')}, before {they} could run")
+        return
+    tasks = sorted(backfill.tasks.items(), key=lambda task: -task[1])
+    named = some((f"{name} {number}" for name, number in tasks), FULL_TASKS)
+    told = f"{count(backfill.expired_tasks, 'task')}, {_ago(backfill.age_s, old_s)} ago"
+    yield "expired", plain(f"{told}: {named}" if named else told)
+    causes = [(name, number) for name, number in backfill.causes.items() if number]
+    for name, number in causes:
+        why = _why(name, backfill)
+        yield "because", plain(why if len(causes) == 1 else f"{number}: {why}")
+
+
+def _why(cause: str, backfill: Backfill) -> str:
+    """A cause, and what there is to do about it."""
+    if cause == "waited_in_queue":
+        waited = ""
+        if backfill.waited_s_p50 is not None and backfill.waited_s_max is not None:
+            half, most = duration(backfill.waited_s_p50), duration(backfill.waited_s_max)
+            waited = (
+                f" ({half})" if half == most else f" (half of them {half} or more, {most} at most)"
+            )
+        return (
+            f"no child was free in time; they waited{waited}, in the queue or in a worker that "
+            "had taken them"
+        )
+    return _CAUSES.get(cause, cause.replace("_", " "))
+
+
+_CAUSES = {
+    "held_until_eta": (
+        "they were held until after they expired, by a countdown, an ETA or a retry: "
+        "give them a longer expires"
+    ),
+    "born_expired": "their expires was over when they were sent: mend the sender",
+    "clock_differs": (
+        "the clocks differ: they can't have waited that long, for this worker took messages all "
+        "the time; set the sender's clock or this one's"
+    ),
+}
+
+
+def ids(guard: GuardState) -> str:
+    """What becomes of the revoked ids."""
+    revoked = guard.revoked
+    if revoked is None:
+        return ""
+    known = [leave(guard)]
+    if revoked.clearing is None and (expired := (revoked.expired or 0) + (revoked.proven or 0)):
+        known.append(f"{count(expired, 'id')} expired")
+    if revoked.operator:
+        known.append(
+            f"{count(revoked.operator, 'id')} that an operator revoked {_stay(revoked.operator)}"
+        )
+    if revoked.unproven:
+        known.append(
+            f"{count(revoked.unproven, 'id')} without proof {_stay(revoked.unproven)}: an operator "
+            "may have revoked " + ("it" if revoked.unproven == 1 else "them")
+        )
+    if revoked.stamps:
+        known.append(f"{count(revoked.stamps, 'stamped header')} revoked")
+    return "; ".join(filter(None, known))
+
+
+def _stay(number: int) -> str:
+    return "stays" if number == 1 else "stay"
+
+
+def _done(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
+    """What the guard did, where it did something."""
+    would = "would be " if guard.dry_run else ""
+    last = guard.last_clearing
+    if last is not None:
+        told = f"{count(last.revoked_tasks_cleared, 'id')}, {_ago(last.age_s, old_s)} ago"
+        total = guard.totals.get("revoked_tasks_cleared", 0)
+        more = f"; {total} since the start" if total > (last.revoked_tasks_cleared or 0) else ""
+        yield f"{would}cleared", Text(f"{told}{more}")
+    results = guard.last_results_cleanup
+    if results is not None:
+        facts = []
+        if results.expired_results_deleted:
+            facts.append(f"{count(results.expired_results_deleted, 'old result')} {would}deleted")
+        if results.task_states_cleaned:
+            facts.append(f"{count(results.task_states_cleaned, 'key')} {would}given a TTL")
+        told = ", ".join(facts) or "nothing was old enough"
+        yield "results", Text(f"{told}, {_ago(results.age_s, old_s)} ago")
+    if recycled := guard.totals.get("children_recycled"):
+        children = "1 child" if recycled == 1 else f"{recycled} children"
+        yield "replaced", Text(f"{children} since the start")
+
+
+def _limits(memory: Memory) -> str:
+    facts = []
+    if memory.child_limit_bytes:
+        limit = memory.child_limit_bytes
+        facts.append(f"{size(limit, limit)} for each child")
+    if memory.main_limit_bytes:
+        limit = memory.main_limit_bytes
+        facts.append(f"{size(limit, limit)} for the main process")
+    return ", ".join(facts)
+
+
+def _processes(memory: Memory, *, count_of: int | None, wide: bool) -> Iterable[RenderableType]:
+    """The main process, the biggest children, what these run, and how many more there are."""
+    children = biggest(memory.children, count_of)
+    numbers = ("memory", "of limit", "", "age", "recycled")
+    table = _table("process", *numbers, *(["runs"] if wide else []))
+    for index in (1, 3, 4, 5):
+        table.columns[index].justify = "right"
+    table.add_row(*_process("main", memory.main, memory.main_limit_bytes))
+    for child in children:
+        cells = _process("leaving" if child.leaving else "child", child, memory.child_limit_bytes)
+        table.add_row(*cells, *([_task(child)] if wide else []))
+    yield table
+    if not wide and any(child.task for child in children):
+        running = _table("child", "runs")
+        for child in children:
+            if child.task is not None:
+                running.add_row(_pid(child), _task(child))
+        yield running
+    if len(children) < len(memory.children):
+        others = biggest(memory.children, None)[len(children) :]
+        top = max(child.used_bytes or 0 for child in others)
+        busy = sum(child.task is not None for child in others)
+        rest = "1 more child" if len(others) == 1 else f"{len(others)} more children"
+        most = size(top, memory.child_limit_bytes)
+        yield Text(f"and {rest}: {most} at most, {busy} busy")
+
+
+def _process(label: str, process: Process, limit_bytes: int | None) -> list[RenderableType]:
+    used, part = process.used_bytes, share(process, limit_bytes)
+    return [
+        f"{label} {_pid(process)}",
+        "unread" if used is None else f"{size(used, limit_bytes)} {process.metric.upper()}",
+        _bar(part) if part is not None else "" if limit_bytes else "no limit",
+        "" if part is None else _percent(part),
+        _ago(process.age_s),
+        str(process.recycles) if process.recycles else "",
+    ]
+
+
+def _bar(part: float) -> ProgressBar:
+    style = _style(part)
+    return ProgressBar(
+        total=1.0,
+        completed=min(part, 1.0),
+        width=BAR_WIDTH,
+        complete_style=style,
+        finished_style=style,
+    )
+
+
+def _task(process: Process) -> Text:
+    task = process.task
+    if task is None:
+        return Text(_NONE)
+    since = "" if task.running_s is None else f" for {duration(task.running_s)}"
+    return plain(f"{task.task_name or _UNKNOWN} {task.task_id}{since}")
+
+
+def _style(part: float) -> str:
+    return "red" if part > 1 else "yellow" if part > 0.8 else "green"
+
+
+def _percent(part: float) -> Text:
+    # Rounded down, so that nothing within its limit seems to be at it; one over it never seems in.
+    whole = int(part * 100)
+    return Text(f"{max(whole, 101) if part > 1 else whole} %", _style(part))
+
+
+def _pid(process: Process) -> str:
+    return _UNKNOWN if process.pid is None else str(process.pid)
+
+
+def _count(number: int | None) -> str:
+    return _UNKNOWN if number is None else str(number)
+
+
+def _ago(seconds: float | None, old_s: float = 0.0) -> str:
+    return _UNKNOWN if seconds is None else duration(seconds + old_s)
+
+
+def _table(*names: str, head: bool = True, gap: int = 2) -> Table:
+    """A table that folds what is too long for its column, and cuts nothing.
+
+    It has no lines: it is to be the same on a terminal that has no characters for them.
+    """
+    table = Table(
+        box=None, show_header=head, header_style="dim", pad_edge=False, padding=(0, gap, 0, 0)
+    )
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _indented(renderable: RenderableType) -> Padding:
+    return Padding(renderable, (0, 0, 0, 2), expand=False)

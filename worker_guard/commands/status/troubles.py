@@ -1,0 +1,235 @@
+"""What is the matter with a worker, and what there is to do about it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from worker_guard.commands.status.reply import Alert, GuardState, Memory, Process, Suspension
+from worker_guard.commands.status.wording import count, duration, size, some
+
+Kind = Literal[
+    "alert",
+    "over_limit",
+    "part_fails",
+    "recycling_suspended",
+    "no_guard",
+    "unknown_command",
+    "broken_reply",
+    "no_answer",
+    "duplicate_name",
+]
+
+#: Processes and tasks that are named one by one.
+_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """Something that is the matter with a worker, and what to do."""
+
+    kind: Kind
+    text: str
+    to_do: str
+
+
+def not_running(reason: str) -> Trouble:
+    """No guard runs in this worker."""
+    to_do = "if it is to run there, mend that and restart the worker"
+    return Trouble(kind="no_guard", text=reason, to_do=to_do)
+
+
+def not_loaded() -> Trouble:
+    """The worker does not know the package."""
+    to_do = 'app.steps["worker"].add(WorkerGuard) in the module of its app, then restart it'
+    return Trouble(kind="unknown_command", text="worker_guard is not loaded there", to_do=to_do)
+
+
+def broken_reply(why: str) -> Trouble:
+    """Another program, or a release that this one can't read."""
+    text = f"not the answer of a guard: {why}"
+    to_do = "run the same release of worker_guard there and here"
+    return Trouble(kind="broken_reply", text=text, to_do=to_do)
+
+
+def shared_name(workers: int) -> Trouble:
+    """They share a mailbox, and one's figures would pass for the other's."""
+    text = f"{workers} workers answer to this name"
+    return Trouble(kind="duplicate_name", text=text, to_do="give each its own with -n")
+
+
+def no_answer(*, is_there: bool) -> Trouble:
+    """It answered the ping, or not even that."""
+    if is_there:
+        text = "is there, but its guard did not answer in time"
+        to_do = "ask again with a longer --timeout; if it stays so, it hangs: see its log"
+    else:
+        text, to_do = "no answer in time", "see whether it runs: its supervisor, its log"
+    return Trouble(kind="no_answer", text=text, to_do=to_do)
+
+
+def fell_silent(for_s: float) -> Trouble:
+    """It answered before, and did not say that it shuts down."""
+    text = f"no answer for {duration(for_s)}; the figures are from before"
+    to_do = "see whether it runs: its supervisor, its log"
+    return Trouble(kind="no_answer", text=text, to_do=to_do)
+
+
+def troubles_of(guard: GuardState) -> Iterator[Trouble]:
+    """What a guard's own answer says is the matter."""
+    for alert in guard.alerts:
+        yield _alert(alert, guard)
+    if guard.memory is not None:
+        yield from _over_limit(guard.memory, guard)
+        if guard.memory.suspended is not None:
+            yield _suspended(guard.memory.suspended)
+    for part, failures in guard.failing.items():
+        text = f"{part} failed {count(failures, 'time')}{'' if failures == 1 else ' in a row'}"
+        to_do = "see why: grep worker_guard.part_failed in the worker's log"
+        yield Trouble(kind="part_fails", text=text, to_do=to_do)
+
+
+# -- alerts ------------------------------------------------------------------------------------
+
+
+def _alert(alert: Alert, guard: GuardState) -> Trouble:
+    since = "" if alert.since_s is None else f", for {duration(alert.since_s)}"
+    value, threshold = _number(alert.value), _number(alert.threshold)
+    text, to_do = f"{alert.alert} is {value}, the threshold is {threshold}", "see the worker's log"
+    if alert.alert == "revoked_tasks":
+        ids = "id" if alert.value == 1 else "ids"
+        text = f"{value} {ids} will not be cleared by the guard, the threshold is {threshold}"
+        to_do = _about_ids(guard)
+    elif alert.alert == "redis_memory":
+        value, threshold = _percent(alert.value), _percent(alert.threshold)
+        text = (
+            f"the result backend's Redis uses {value} of its memory, the threshold is {threshold}"
+        )
+        to_do = "celery guard sweep --dry-run says which old results would go"
+    elif alert.alert == "recycles_per_hour":
+        were = "child was" if alert.value == 1 else "children were"
+        text = f"{value} {were} replaced in the last hour, the threshold is {threshold}"
+        suspects = guard.memory.suspects if guard.memory is not None else ()
+        named = f": {some(suspects, _NAMED)}" if suspects else ""
+        to_do = f"mend the task that grows{named}"
+    return Trouble(kind="alert", text=f"{text}{since}", to_do=to_do)
+
+
+def leave(guard: GuardState) -> str:
+    """``56 ids will be cleared in 24 s``; nothing where none is on its way out."""
+    revoked = guard.revoked
+    if revoked is None or not revoked.clearing:
+        return ""
+    would = "would be" if guard.dry_run else "will be"
+    when = "" if revoked.next_clear_s is None else f" in {duration(revoked.next_clear_s)}"
+    return f"{count(revoked.clearing, 'id')} {would} cleared{when}"
+
+
+def _about_ids(guard: GuardState) -> str:
+    """The alert counts no operator's ids, and none that are about to be cleared."""
+    if "revoked_verify" in guard.failing:
+        return "have the result backend answer again; then they are cleared"
+    return "see why they stay: the how-to page, “Find out why an id stays”"
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:g}"
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{share:.0%}".replace("%", " %")
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+def share(process: Process, limit_bytes: int | None) -> float | None:
+    """How much of its limit a process uses; None: it has no limit, or was not read yet."""
+    if not limit_bytes or process.used_bytes is None:
+        return None
+    return process.used_bytes / limit_bytes
+
+
+def _over_limit(memory: Memory, guard: GuardState) -> Iterator[Trouble]:
+    main_limit, limit = memory.main_limit_bytes, memory.child_limit_bytes
+    if main_limit and (memory.main.used_bytes or 0) > main_limit:
+        yield Trouble(
+            kind="over_limit",
+            text=f"the main process uses {_used(memory.main, main_limit)}, its limit is "
+            f"{size(main_limit, main_limit)}",
+            to_do="restart the worker, unless worker_guard_parent_action is shutdown",
+        )
+    over = [child for child in memory.children if (share(child, limit) or 0) > 1]
+    if not over or not limit:
+        return
+    over.sort(key=lambda child: -(child.used_bytes or 0))
+    if len(over) == 1:
+        text = (
+            f"child {over[0].pid} uses {_used(over[0], limit)}, its limit is {size(limit, limit)}"
+        )
+    else:
+        each = some((f"{child.pid} ({_used(child, limit)})" for child in over), _NAMED)
+        text = f"{len(over)} children use more than their limit of {size(limit, limit)}: {each}"
+    yield Trouble(kind="over_limit", text=text, to_do=_about_children(over, memory, guard))
+
+
+def _about_children(over: list[Process], memory: Memory, guard: GuardState) -> str:
+    """What is to be done about the first of them; the guard takes one after the other."""
+    off = guard.off.get("recycling")
+    if off is not None:
+        return f"restart the worker: recycling is off: {off}"
+    if guard.dry_run:
+        return "nothing in a dry run: it would be replaced"
+    if memory.suspended is not None:
+        return "see recycling suspended"
+    leaving = [child for child in over if child.leaving]
+    if not leaving:
+        return "nothing; it is replaced soon"
+    task = leaving[0].task
+    if task is None:
+        return "nothing; it is on its way out"
+    since = "" if task.running_s is None else f", which has run for {duration(task.running_s)}"
+    return f"nothing; it leaves when its task ends ({task.task_name}{since})"
+
+
+def _used(process: Process, limit_bytes: int) -> str:
+    return size(process.used_bytes or 0, limit_bytes)
+
+
+def _suspended(suspension: Suspension) -> Trouble:
+    limit = suspension.limit_bytes
+    of_limit = f" of {size(limit, limit)}" if limit else ""
+    setting = suspension.setting or "worker_guard_child_memory_limit"
+    to_do = f"raise {setting}"
+    match suspension.reason:
+        case "regrows_at_once":
+            text = f"each new child is over the limit{of_limit} again after its first tasks"
+        case "replacement_not_up":
+            if suspension.setting is None:
+                text = "each new child ends before it is up"
+                to_do = "see its error in the worker's log"
+            else:
+                text = "a replacement does not come up in the time that Celery gives it"
+                to_do = f"raise {suspension.setting}, or make the start of a child faster"
+        case _:
+            used = suspension.baseline_bytes
+            uses = "" if used is None else f" uses {size(used, limit)} and so"
+            text = f"a new child{uses} is already over the limit{of_limit}"
+    if suspension.retry_in_s is not None:
+        text += f"; it is tried again in {duration(suspension.retry_in_s)}"
+    return Trouble(kind="recycling_suspended", text=f"no child is replaced: {text}", to_do=to_do)
+
+
+def kinds(troubles: Iterable[Trouble]) -> str:
+    """What they are, in short."""
+    return ", ".join(dict.fromkeys(words(trouble.kind) for trouble in troubles))
+
+
+#: Where the name of a kind is no good word.
+_WORDS: Mapping[str, str] = {"unknown_command": "not loaded"}
+
+
+def words(kind: str) -> str:
+    """A kind as people say it."""
+    return _WORDS.get(kind, kind.replace("_", " "))

@@ -1,0 +1,259 @@
+"""The memory parts of one worker's guard, put together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker_guard import celery_internals
+from worker_guard.celery_internals import (
+    MissingInternalError,
+    PoolChildren,
+    PoolStarts,
+    RunningTask,
+)
+from worker_guard.events import Event
+from worker_guard.memory.policy import ChildPolicy, Reading
+from worker_guard.memory.reader import MemoryReader, available_bytes
+from worker_guard.memory.recycler import Recycler
+from worker_guard.memory.roster import Roster
+from worker_guard.memory.start_watch import StartWatch
+from worker_guard.memory.watchdog import Child, MemoryDryRun, MemoryWatchdog, NoChildren
+from worker_guard.scheduler import Part
+from worker_guard.settings import Settings
+from worker_guard.values.sizes import size_bytes
+
+_ON = "on"
+
+
+@dataclass(frozen=True)
+class Acting:
+    """Does what the watchdog decides. ``recycler`` is None where no child can be recycled."""
+
+    recycler: Recycler | None
+
+    def recycle(self, child: Child, reading: Reading) -> bool:
+        """Have this child leave and be replaced."""
+        if self.recycler is not None:
+            self.recycler.begin(child, reading)
+        return self.recycler is not None
+
+    def shut_down(self) -> None:
+        """Have the worker finish its running tasks and end."""
+        celery_internals.shut_down_warmly()
+
+
+class Memory:
+    """Watches the memory of one worker's processes.
+
+    :attr:`parts` are for the scheduler; :attr:`states` maps each part's name to ``"on"`` or to
+    the reason why it is off. ``run_soon(name)`` is to have that part's next round now.
+    """
+
+    def __init__(
+        self,
+        worker: Any,
+        settings: Settings,
+        *,
+        report: Callable[[Event], None],
+        recycled: Callable[[], None],
+        run_soon: Callable[[str], None],
+        on_error: Callable[[Exception], None],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._on_error = on_error
+        self._monotonic = monotonic
+        self._hooks = ExitStack()
+        self._pool: PoolChildren | None = None
+        off = ""
+        try:
+            self._pool = PoolChildren(worker)
+        except MissingInternalError as exc:
+            off = str(exc)
+        off = off or _reason_not_to_recycle(self._pool, settings)
+
+        reader = MemoryReader(settings.memory_metric)
+        available = available_bytes()
+        limit_bytes = size_bytes(settings.child_memory_limit, available)
+        policy = limit_bytes and ChildPolicy(
+            limit_bytes=limit_bytes,
+            strikes=settings.memory_strikes,
+            concurrency=settings.recycle_concurrency if settings.dry_run or not off else 0,
+            min_lifetime_s=settings.recycle_min_lifetime,
+        )
+        self._roster = Roster(policy=policy or None, reader=reader, report=report)
+        self._starts = None if self._pool is None else PoolStarts(worker)
+        self._hasten_starts = lambda: run_soon(StartWatch.name)
+        self._recycler = None
+        if self._pool is not None and self._starts is not None and not off:
+            self._recycler = Recycler(
+                exits=self._pool,
+                starts=self._starts,
+                roster=self._roster,
+                report=report,
+                recycled=recycled,
+                run_soon=lambda: run_soon(Recycler.name),
+                monotonic=monotonic,
+            )
+        self._watchdog = MemoryWatchdog(
+            interval_s=settings.memory_interval,
+            pid=os.getpid(),
+            children=NoChildren() if self._pool is None else self._pool,
+            roster=self._roster,
+            reader=reader,
+            parent_limit_bytes=size_bytes(settings.parent_memory_limit, available),
+            parent_action=settings.parent_action,
+            strikes=settings.memory_strikes,
+            actor=MemoryDryRun(count=recycled) if settings.dry_run else Acting(self._recycler),
+            report=report,
+            monotonic=monotonic,
+        )
+        self.states = {"memory": _ON, "recycling": off or _ON}
+        self.parts: list[Part] = [self._watchdog]
+        if self._recycler is not None:
+            self.parts.append(self._recycler)
+        if self._pool is not None and self._starts is not None and self._pool.has_event_loop:
+            self.parts.append(
+                StartWatch(
+                    children=self._pool,
+                    said_more=self._starts.said_more,
+                    roster=self._roster,
+                    monotonic=monotonic,
+                )
+            )
+
+    def start(self) -> None:
+        """Begin to note which child runs what, and when one is up."""
+        if self._pool is None:
+            return
+        try:
+            self._hooks.callback(celery_internals.watch_accepted(self._began).undo)
+        except MissingInternalError:
+            # No suspects then, and no newborn that is known by having run nothing.
+            self._roster.knows_runs = False
+        try:
+            births = self._pool.watch_births(self._born)
+        except MissingInternalError:
+            births = None
+        if births is not None and self._starts is not None:
+            self._hooks.callback(births.undo)
+            self._hooks.callback(self._starts.watch_forks(self._hasten_starts))
+            self._hooks.callback(self._starts.restore)
+            self._roster.hears_births, self._roster.has_work = True, self._has_work
+            if self._roster.policy is not None and self._roster.policy.concurrency:
+                self._roster.policy.gains.start_timeout_s = self._starts.configured_s
+        if self._recycler is not None and not self._pool.has_event_loop:
+            self._hooks.callback(celery_internals.keep_replacements_alive())
+
+    def disconnected(self) -> None:
+        """The connection to the broker is lost, or given up."""
+        self._roster.disconnected_mono = self._monotonic()
+
+    def stop(self) -> None:
+        """Undo every hook, and leave the pool as it was found."""
+        try:
+            if self._pool is not None:
+                self._pool.let_stay()
+        except Exception as exc:  # noqa: BLE001 - reported; those children leave all the same
+            self._on_error(exc)
+        # Each one, though another raises.
+        self._hooks.close()
+
+    def describe(self, *, suspects: bool = True) -> dict[str, Any]:
+        """The last reading of each process against its limit, and what each child runs.
+
+        The ``suspects`` take milliseconds to be found.
+        """
+        roster, parent = self._roster, self._watchdog.parent
+        return {
+            "metric": roster.reader.metric,
+            "child_limit_bytes": roster.limit_bytes,
+            "parent_limit_bytes": self._watchdog.parent_limit_bytes,
+            "parent": _describe_reading(parent) if parent else None,
+            "children": self._describe_children(),
+            "suspended": self._describe_suspension(),
+            "suspects": [asdict(each) for each in roster.suspects.top()] if suspects else None,
+        }
+
+    def _describe_suspension(self) -> dict[str, Any] | None:
+        gains = self._roster.policy.gains if self._roster.policy else None
+        if gains is None or gains.current is None:
+            return None
+        return {
+            "reason": gains.current.reason,
+            "baseline_bytes": gains.current.baseline_bytes,
+            "limit_bytes": gains.current.limit_bytes,
+            "setting": gains.current.setting,
+            "retry_in_s": round(gains.retry_in_s(self._monotonic()), 1),
+        }
+
+    def _describe_children(self) -> list[dict[str, Any]]:
+        roster, now = self._roster, self._monotonic()
+        waiting = self._recycler.waiting_for() if self._recycler is not None else {}
+        leaving = self._recycler.leaving if self._recycler is not None else {}
+        running = self._pool.running() if self._pool is not None else {}
+        described = []
+        for child in self._pool.listed() if self._pool is not None else ():
+            reading = roster.readings.get(child.pid)
+            described.append(
+                {
+                    "pid": child.pid,
+                    "rss_bytes": reading and reading.rss_bytes,
+                    "used_bytes": reading and reading.used_bytes,
+                    "metric": reading and reading.metric,
+                    "age_s": round(now - roster.born_mono.get(child.pid, now), 1),
+                    "recycles": roster.recycles[child.slot],
+                    "processes": reading.processes if reading else 1,
+                    "leaving": child.pid in leaving,
+                    "waiting_for": waiting.get(child.slot),
+                    "task": _describe_task(running.get(child.pid), now),
+                }
+            )
+        return described
+
+    def _began(self, pid: int, task: str) -> None:
+        # Not counted here: without an event loop this is a thread of the pool's.
+        self._roster.began.append((pid, task))
+
+    def _born(self, pid: int) -> None:
+        listed = self._pool.listed() if self._pool is not None else ()
+        slot = next((child.slot for child in listed if child.pid == pid), None)
+        try:
+            self._roster.up(pid, self._monotonic(), slot=slot)
+        except Exception as exc:  # noqa: BLE001 - in the pool's own callback; the next reading serves
+            self._on_error(exc)
+
+    def _has_work(self, pid: int) -> bool:
+        pool, starts = self._pool, self._starts
+        return pool is None or starts is None or pool.is_busy(pid) or starts.said_more(pid)
+
+
+def _describe_reading(reading: Reading) -> dict[str, Any]:
+    return {
+        "pid": reading.pid,
+        "rss_bytes": reading.rss_bytes,
+        "used_bytes": reading.used_bytes,
+        "metric": reading.metric,
+    }
+
+
+def _describe_task(task: RunningTask | None, now: float) -> dict[str, Any] | None:
+    if task is None:
+        return None
+    since_mono = task.since_mono
+    return {
+        "task_id": task.task_id,
+        "task_name": task.task_name,
+        "running_s": None if since_mono is None else round(max(0.0, now - since_mono), 1),
+    }
+
+
+def _reason_not_to_recycle(pool: PoolChildren | None, settings: Settings) -> str:
+    if settings.child_memory_limit is None:
+        return "worker_guard_child_memory_limit is None"
+    if settings.dry_run:
+        return "a dry run"
+    return "" if pool is None else pool.why_not_to_recycle()

@@ -1,0 +1,48 @@
+"""The part that looks how long children take to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from worker_guard.events import Trigger
+from worker_guard.memory.roster import Roster
+from worker_guard.memory.watchdog import Children
+
+#: Between two looks while a child starts. A start is known to within two of them.
+STARTING_S = 0.25
+
+#: Between two looks where none does.
+IDLE_S = 5.0
+
+
+@dataclass(kw_only=True)
+class StartWatch:
+    """Looks whether the children that start have said that they are up.
+
+    The pool hears that when the event loop next turns, which can be long after, where the broker is
+    away. So a start is known to have taken long only where a look found the child silent.
+    """
+
+    name: ClassVar[str] = "child_starts"
+
+    children: Children
+    said_more: Callable[[int], bool]
+    roster: Roster
+    monotonic: Callable[[], float]
+
+    @property
+    def interval_s(self) -> float:
+        """Short while a child starts."""
+        return STARTING_S if self._starting() else IDLE_S
+
+    def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
+        """Look once."""
+        for pid in self._starting():
+            spoke = self.said_more(pid)
+            self.roster.starts(pid, self.monotonic(), spoke=spoke)
+            yield
+
+    def _starting(self) -> set[int]:
+        return {child.pid for child in self.children.listed()} - self.roster.heard_up

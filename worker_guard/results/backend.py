@@ -1,0 +1,182 @@
+"""The result backend that is swept: its client, its keys' names, and its age limit."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from celery import states
+
+from worker_guard import celery_internals
+from worker_guard.errors import WorkerGuardError
+from worker_guard.results.cleanup_run import CleanupRun, refuse_cluster, server_time
+from worker_guard.results.protected_keys import OWN_PREFIX, protected
+from worker_guard.results.selection import Policy
+from worker_guard.results.strategy import Pace, ResultsActor
+from worker_guard.settings import Settings
+from worker_guard.values.key_patterns import Glob
+
+#: A TTL that differs from the backend's by no more was given by a host with another clock.
+_CLOCKS_APART_S = 300.0
+
+#: The shortest lifetime that an age given by hand can come to where none is configured.
+_DAY_S = 86_400.0
+
+#: In a worker: a Redis that hangs costs a connect and an answer, so twice this at most.
+IN_WORKER_TIMEOUT_S = 0.4
+
+#: In a process of its own.
+TIMEOUT_S = 10.0
+
+
+class NoRedisResultsError(WorkerGuardError):
+    """Results are not kept in Redis, so that there is nothing to sweep; the message says where.
+
+    Celery's own ``celery.backend_cleanup`` serves the backends that don't expire by themselves.
+    """
+
+
+class BackendUnreadableError(WorkerGuardError):
+    """The result backend's URL can't be read; the message says what it has to look like."""
+
+
+class NoPrefixError(WorkerGuardError):
+    """Results can't be told from other keys by their names, so that nothing may be deleted.
+
+    Give the backend's class a ``task_keyprefix``, ``group_keyprefix`` and ``chord_keyprefix``.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultBackend:
+    """One result backend. ``configured_max_age_s`` is None where results are meant to stay."""
+
+    client: Any
+    changer: Any
+    own_prefix: str
+    task_prefix: bytes
+    state_prefixes: tuple[bytes, ...]
+    state_patterns: tuple[Glob, ...]
+    protected: tuple[Glob, ...]
+    naive_ahead_s: int
+    configured_max_age_s: float | None
+    backend_ttls_s: tuple[float, ...]
+
+    def check(self) -> None:
+        """Make sure that this server can be swept at all, before anything is written to it.
+
+        Raises:
+            CleanupImpossibleError: it is a node of a cluster.
+            redis.exceptions.RedisError: it is away.
+        """
+        refuse_cluster(self.client, self.own_prefix)
+
+    def begin(
+        self, *, max_age_s: float, actor: ResultsActor, pace: Pace, ignore_ttl: bool = False
+    ) -> CleanupRun:
+        """A sweep that goes by this age, of a server that was checked. Changes nothing yet.
+
+        Raises:
+            redis.exceptions.RedisError: the server is away.
+        """
+        now = int(server_time(self.client, time.time))
+        # A connection of the last sweep can be stale, and nothing is sent twice over this one.
+        self.changer.connection_pool.disconnect()
+        return CleanupRun(
+            self.client,
+            self._policy(now, max_age_s, ignore_ttl=ignore_ttl),
+            actor=actor,
+            pace=pace,
+            changer=self.changer,
+        )
+
+    def _policy(self, now: int, max_age_s: float, *, ignore_ttl: bool = False) -> Policy:
+        # An age for one cleanup says which results are old, not how soon a state may be lost.
+        lifetime_s = max(max_age_s, self.configured_max_age_s or _DAY_S)
+        return Policy(
+            task_prefix=self.task_prefix,
+            state_prefixes=self.state_prefixes,
+            state_patterns=self.state_patterns,
+            protected=self.protected,
+            ready_states=frozenset(states.READY_STATES),
+            now=now,
+            done_before=now - ceil(max_age_s),
+            ttl_ms=max(1, ceil(lifetime_s * 1000)),
+            naive_ahead_s=self.naive_ahead_s,
+            backend_ttls_s=tuple(
+                self._about(ttl_s) for ttl_s in self.backend_ttls_s if ttl_s > max_age_s
+            ),
+            ignore_ttl=ignore_ttl,
+        )
+
+    def _about(self, ttl_s: float) -> tuple[int, int]:
+        """Between what a TTL of the backend's can seem to have been, by a date and what is left."""
+        apart_s = min(_CLOCKS_APART_S, ttl_s / 10)
+        return int(ttl_s - apart_s - self.naive_ahead_s) - 2, ceil(ttl_s + apart_s) + 2
+
+
+def open_result_backend(app: Any, settings: Settings, *, timeout_s: float) -> ResultBackend:
+    """The result backend of this app. Connects to nothing yet.
+
+    Raises:
+        NoRedisResultsError: it is not Redis.
+        BackendUnreadableError: its URL is none.
+        NoPrefixError: its keys have no names of their own.
+    """
+    backend = _backend(app)
+    if not celery_internals.is_redis(backend):
+        raise NoRedisResultsError(f"no Redis result backend: it is {type(backend).__name__}")
+    own_prefix = celery_internals.key_prefix(backend) + OWN_PREFIX
+    prefixes = celery_internals.result_key_prefixes(backend)
+    if any(own_prefix.encode().startswith(prefix) for prefix in prefixes):
+        raise NoPrefixError(
+            "task_keyprefix, group_keyprefix or chord_keyprefix of the result backend is empty, "
+            "so that any key could be a result; give each a value"
+        )
+    task_prefix, *state_prefixes = prefixes
+    return ResultBackend(
+        client=celery_internals.results_client(backend, timeout_s),
+        changer=celery_internals.results_client(backend, timeout_s, again=False),
+        own_prefix=own_prefix,
+        task_prefix=task_prefix,
+        state_prefixes=tuple(state_prefixes),
+        state_patterns=tuple(map(Glob, settings.state_patterns)),
+        protected=protected(
+            # Each costs a little for each call, and only a pattern can reach one.
+            queues=[app.conf.task_default_queue, *app.amqp.queues]
+            if settings.state_patterns
+            else [],
+            broker_options=app.conf.get("broker_transport_options") or {},
+            redbeat_prefix=app.conf.get("redbeat_key_prefix"),
+        ),
+        naive_ahead_s=celery_internals.naive_date_ahead_s(app),
+        configured_max_age_s=_max_age_s(settings.results_max_age, backend),
+        backend_ttls_s=celery_internals.result_lifetimes_s(backend),
+    )
+
+
+def _backend(app: Any) -> Any:
+    try:
+        return app.backend
+    except ValueError:
+        # Without what it was raised from: that may quote a piece of a password.
+        raise BackendUnreadableError(
+            "result_backend is not a URL that can be read; it has to look like redis://host:6379/0 "
+            "(rediss:// also needs ?ssl_cert_reqs=required, or another of its values), with "
+            "user:password@ before the host where there is one, and /, #, ? and @ in a password "
+            "as %2F, %23, %3F, %40"
+        ) from None
+
+
+def _max_age_s(setting: float | None, backend: Any) -> float | None:
+    """The age that is configured; 0 means for ever, as it does in ``result_expires``."""
+    max_age_s = celery_internals.result_lifetime_s(backend) if setting is None else setting
+    return max_age_s or None
+
+
+def this_process() -> str:
+    """Who sweeps, where it is no worker: for the history."""
+    return f"cli@{socket.gethostname()}"

@@ -1,0 +1,226 @@
+"""The part that sweeps the results by schedule, in one worker at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from worker_guard.events import Event, Trigger
+from worker_guard.results.cleanup_run import CleanupRun
+from worker_guard.results.history import Outcome
+from worker_guard.results.strategy import IN_WORKER, CleanupCounts, Pace, ResultsActor
+from worker_guard.scheduler import run_to_end
+
+#: For each second that a slice took, the event loop has so many to itself.
+_FREE_FOR_ONE = 4.0
+
+#: A slice that took this long begins no further call.
+_ENOUGH_S = 0.001
+
+#: A dry run is put off by no more.
+_LONGEST_PUT_OFF_S = 600.0
+
+#: No schedule is looked at more often.
+_SHORTEST_WAIT_S = 1.0
+
+
+class Schedule(Protocol):
+    """What is needed of Celery's schedule classes."""
+
+    def __call__(self, last_run_at: float) -> tuple[bool, float]:
+        """Whether a run is due, and how many seconds it is until the next look."""
+
+
+class ResultBackend(Protocol):
+    """The result backend."""
+
+    def check(self) -> None: ...
+    def begin(self, *, max_age_s: float, actor: ResultsActor, pace: Pace) -> CleanupRun: ...
+
+
+class Lease(Protocol):
+    """What one worker holds at a time."""
+
+    held: bool
+
+    def take(self) -> Iterator[None]: ...
+    def renew(self) -> Iterator[None]: ...
+    def release(self) -> Iterator[None]: ...
+
+
+class History(Protocol):
+    """Where the last run stands."""
+
+    def add(self, outcome: Outcome) -> None: ...
+    def last_run(self, now: float) -> float | None: ...
+    def ran(self, at: float) -> None: ...
+
+
+class Totals(Protocol):
+    """What the guard has done since its start."""
+
+    expired_results_deleted: int
+    task_states_cleaned: int
+
+
+@dataclass(kw_only=True)
+class ScheduledCleanup:
+    """Sweeps the results when the schedule says so and nobody else does.
+
+    Each slice is one call to Redis, or a few quick ones: a server that hangs is waited for once.
+    """
+
+    name: ClassVar[str] = "results"
+
+    #: Seconds between two looks at the schedule, at the most.
+    longest_wait_s: float
+    max_age_s: float
+    schedule: Schedule
+    target: ResultBackend
+    actor: ResultsActor
+    dry_run: bool
+    lease: Lease
+    history: History
+    by: str
+    totals: Totals
+    report: Callable[[Event], None]
+    monotonic: Callable[[], float]
+    now: Callable[[], float]
+    pace: Pace = IN_WORKER
+    _wait_s: float | None = field(default=None, init=False)
+    _checked: bool = field(default=False, init=False)
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds until the schedule is looked at again."""
+        return self.longest_wait_s if self._wait_s is None else self._wait_s
+
+    def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
+        """CleanupRun if it is time."""
+        # Until it is known better, and when anything fails: look as rarely as may be.
+        self._wait_s = self.longest_wait_s
+        if not self._checked:
+            self.target.check()
+            self._checked = True
+            yield
+        if not (yield from self._due()):
+            return
+        yield
+        yield from self.lease.take()
+        if not self.lease.held:
+            return
+        yield
+        refused: Exception | None = None
+        # Again, now that nobody else can be sweeping: another may just have been.
+        if (yield from self._due()):
+            yield
+            refused = yield from self._sweep()
+            yield
+            yield from self._due()
+        yield
+        # Where something failed the lease ages out: a Redis that hangs shall not be asked twice.
+        yield from self.lease.release()
+        if refused is not None:
+            # Not before: it is no reason to sweep again before the schedule says so.
+            raise refused
+
+    def give_back(self) -> None:
+        """The worker stops: let another sweep."""
+        run_to_end(self.lease.release())
+
+    def _due(self) -> Generator[None, None, bool]:
+        now = self.now()
+        last_run = self.history.last_run(now)
+        if last_run is None:
+            # The first to ask starts the count.
+            yield
+            self.history.ran(now)
+            last_run = now
+        due, wait_s = self.schedule(last_run)
+        self._wait_s = min(max(wait_s, _SHORTEST_WAIT_S), self.longest_wait_s)
+        return due
+
+    def _sweep(self) -> Generator[None, None, Exception | None]:
+        """Clean to the end; the first change that was refused meanwhile, if there was one."""
+        at, started = self.now(), self.monotonic()
+        sweep = self.target.begin(max_age_s=self.max_age_s, actor=self.actor, pace=self.pace)
+        yield
+        try:
+            while not sweep.finished:
+                yield from self.lease.renew()
+                slice_started = self.monotonic()
+                while True:
+                    sweep.step()
+                    if sweep.finished or self.monotonic() - slice_started >= _ENOUGH_S:
+                        break
+                yield from self._rest(slice_started)
+        finally:
+            # Also when it is cut short: what was done was done.
+            outcome = Outcome(
+                at=at,
+                by=self.by,
+                trigger="schedule",
+                dry_run=self.dry_run,
+                complete=sweep.finished,
+                strategy=sweep.strategy,
+                max_age_s=self.max_age_s,
+                duration_s=round(self.monotonic() - started, 6),
+                counts=sweep.counts,
+            )
+            self._count(sweep.counts)
+            if outcome.complete or sweep.counts != CleanupCounts():
+                self.report(outcome.event())
+        self.history.ran(at)
+        yield
+        self.history.add(outcome)
+        return sweep.refused
+
+    def _rest(self, slice_started: float) -> Iterator[None]:
+        """Give the event loop its share for the slice that began at this moment."""
+        now = self.monotonic()
+        until = now + (now - slice_started) * _FREE_FOR_ONE
+        yield
+        while self.monotonic() < until:
+            yield
+
+    def _count(self, counts: CleanupCounts) -> None:
+        self.totals.expired_results_deleted += counts.expired_results_deleted
+        self.totals.task_states_cleaned += counts.task_states_cleaned
+
+
+def celery_schedule(value: Any, app: Any) -> Schedule:
+    """One of Celery's schedules, or a number of seconds, as :class:`ScheduledCleanup` asks it."""
+    from datetime import datetime, timezone
+
+    from celery.schedules import maybe_schedule
+
+    schedule = maybe_schedule(value, app=app)
+
+    def ask(last_run_at: float) -> tuple[bool, float]:
+        due, wait_s = schedule.is_due(datetime.fromtimestamp(last_run_at, timezone.utc))
+        return bool(due), float(wait_s)
+
+    return ask
+
+
+def spread(schedule: Schedule, *, monotonic: Callable[[], float], share: float) -> Schedule:
+    """This schedule, with each run put off by a share (0 to 1) of the time that there is for it.
+
+    For dry runs, which hold no lease: a fleet of them would all read at once.
+    """
+    put_off_until: float | None = None
+
+    def ask(last_run_at: float) -> tuple[bool, float]:
+        nonlocal put_off_until
+        due, wait_s = schedule(last_run_at)
+        if not due:
+            put_off_until = None
+            return False, wait_s
+        now = monotonic()
+        if put_off_until is None:
+            put_off_until = now + share * min(_LONGEST_PUT_OFF_S, wait_s / 2)
+        left_s = put_off_until - now
+        return (False, left_s) if left_s > 0 else (True, wait_s)
+
+    return ask

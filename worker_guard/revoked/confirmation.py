@@ -1,0 +1,235 @@
+"""The result backend's records of revoked ids, and the marks of ids that are not to be cleared.
+
+A record alone is no proof. Where an operator revokes a task whose message expires as well, the
+expiry overwrites the record of the revoke (and before Celery 5.6 a revoke leaves none). So each
+guarded worker that hears an operator's revoke leaves a mark beside the results, and so does one
+that finds an id from elsewhere without proof. An id from elsewhere is proven only when its record
+says "expired" and there is no mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+from worker_guard import celery_internals
+from worker_guard.errors import WorkerGuardError
+from worker_guard.revoked.ledger import Confirmation
+from worker_guard.revoked.stored_state import judge
+
+MARK_PREFIX = "worker-guard-operator-"
+
+#: What a mark says: an operator revoked the id, or there was no proof when a guard first asked.
+_OPERATORS, _UNPROVEN = b"operator", b"unproven"
+
+#: A record longer than this is no proof: that of an expired message is a few hundred bytes, and
+#: to read a batch of large results would hold the event loop.
+RECORD_LIMIT_BYTES = 4 * 1024
+
+#: Each serializer leaves this name readable; what lacks it is not worth decoding.
+_REVOKED = b"TaskRevokedError"
+
+#: A Redis that hangs costs a connect and an answer, so twice this at most.
+REDIS_TIMEOUT_S = 0.4
+
+
+#: A mark lasts at least this long, and is renewed while a worker holds its id.
+MARK_TTL_S = 7 * 86_400.0
+
+
+class RecordsUnavailableError(WorkerGuardError):
+    """This result backend can hold no marks, and its records can't be read; the message says why.
+
+    Ids from elsewhere stay in the set, as Celery leaves them. To have them cleared on proof, use a
+    key-value result backend such as Redis.
+    """
+
+
+class Records(Protocol):
+    """Looks ids up, and marks them, in the result backend. Errors are the backend's own.
+
+    ``unreadable`` says why records prove nothing here, as where they are pickled; else it is empty.
+    Many keys cost ``one_trip`` to the server and back; else each of them does.
+    """
+
+    unreadable: str
+    one_trip: bool
+
+    def marked(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these ids bear an operator's mark; one round trip."""
+
+    def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
+        """What the records and marks say of each id; one round trip."""
+
+    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
+        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
+
+
+class RedisRecords:
+    """Records in Redis, through a client of the guard's own with short timeouts."""
+
+    one_trip = True
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        record_key: Callable[[str], str | bytes],
+        mark_prefix: str,
+        decode: Callable[[bytes], Any],
+        mark_ttl_s: float,
+        unreadable: str = "",
+    ) -> None:
+        self._client = client
+        self._record_key = record_key
+        self._mark_prefix = mark_prefix
+        self._decode = decode
+        self._mark_ttl_ms = int(mark_ttl_s * 1000)
+        self.unreadable = unreadable
+
+    def marked(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these ids bear an operator's mark; one round trip."""
+        marks = self._client.mget([_mark_key(self._mark_prefix, i) for i in task_ids])
+        return _operators(task_ids, marks)
+
+    def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
+        """What the records and marks say of each id; one round trip."""
+        # The record before the mark: read the other way round, a mark and an expiry that are
+        # written in between would look like an expiry alone.
+        keys = _keys(task_ids, self._record_key)
+        task_ids = list(keys)
+        if not task_ids:
+            return {}
+        with self._client.pipeline(transaction=False) as pipe:
+            for key in keys.values():
+                pipe.getrange(key, 0, RECORD_LIMIT_BYTES)
+            pipe.mget([_mark_key(self._mark_prefix, task_id) for task_id in task_ids])
+            # A record of another type than string is an error of its own, and no proof.
+            *payloads, marks = pipe.execute(raise_on_error=False)
+        if isinstance(marks, Exception):
+            raise marks
+        return {
+            task_id: _judge_mark(mark) if mark is not None else self._judge(payload)
+            for task_id, payload, mark in zip(task_ids, payloads, marks, strict=True)
+        }
+
+    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
+        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for task_id in operators:
+                key = _mark_key(self._mark_prefix, task_id)
+                pipe.set(key, _OPERATORS, px=self._mark_ttl_ms)
+            for task_id in unproven:
+                key = _mark_key(self._mark_prefix, task_id)
+                pipe.set(key, _UNPROVEN, px=self._mark_ttl_ms, nx=True)
+                pipe.pexpire(key, self._mark_ttl_ms)
+            pipe.execute()
+
+    def _judge(self, payload: Any) -> Confirmation:
+        if not isinstance(payload, bytes | str) or not 0 < len(payload) <= RECORD_LIMIT_BYTES:
+            return Confirmation.UNCONFIRMED
+        return _judge_payload(payload, self._decode)
+
+
+class KeyValueRecords:
+    """Records in any other key-value backend, through Celery's own backend class."""
+
+    one_trip = False
+
+    def __init__(self, backend: Any, *, mark_prefix: str, unreadable: str = "") -> None:
+        self._backend = backend
+        self._mark_prefix = mark_prefix
+        self.unreadable = unreadable
+
+    def marked(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these ids bear an operator's mark; one round trip where there is ``mget``."""
+        return _operators(task_ids, self._get([self._mark_key(task_id) for task_id in task_ids]))
+
+    def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
+        """What the records and marks say of each id; one round trip where there is ``mget``."""
+        backend = self._backend
+        keys = _keys(task_ids, backend.get_key_for_task)
+        payloads = self._get(list(keys.values()))
+        marks = self._get([self._mark_key(task_id) for task_id in keys])
+        return {
+            task_id: _judge_mark(mark) if mark else _judge_payload(payload, backend.decode)
+            for task_id, payload, mark in zip(keys, payloads, marks, strict=True)
+        }
+
+    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
+        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
+        for task_id in operators:
+            self._backend.set(self._mark_key(task_id), _OPERATORS)
+        for task_id in unproven:
+            if not self._backend.get(self._mark_key(task_id)):
+                self._backend.set(self._mark_key(task_id), _UNPROVEN)
+
+    def _mark_key(self, task_id: str) -> Any:
+        return self._backend.key_t(_mark_key(self._mark_prefix, task_id))
+
+    def _get(self, keys: list[Any]) -> list[Any]:
+        try:
+            values = self._backend.mget(keys)
+        except NotImplementedError:
+            return [self._backend.get(key) for key in keys]
+        # memcached answers with a mapping of the keys that it has, the others with a list.
+        return [values.get(key) for key in keys] if hasattr(values, "get") else list(values)
+
+
+def _keys(task_ids: Sequence[str], key: Callable[[str], Any]) -> dict[str, Any]:
+    """The record's key for each id; without those that can have none, such as a number."""
+    keys = {}
+    for task_id in task_ids:
+        with contextlib.suppress(TypeError, ValueError):
+            keys[task_id] = key(task_id)
+    return keys
+
+
+def _mark_key(prefix: str, task_id: object) -> bytes:
+    """A key for whatever an operator gave for an id: not one of them may keep the others back."""
+    return f"{prefix}{task_id}".encode("utf-8", "surrogatepass")
+
+
+def _operators(task_ids: Sequence[str], marks: Sequence[Any]) -> set[str]:
+    found = zip(task_ids, marks, strict=True)
+    return {i for i, mark in found if mark and _judge_mark(mark) is Confirmation.OPERATOR}
+
+
+def _judge_mark(mark: bytes | str) -> Confirmation:
+    unproven = mark in (_UNPROVEN, _UNPROVEN.decode())
+    return Confirmation.UNCONFIRMED if unproven else Confirmation.OPERATOR
+
+
+def _judge_payload(payload: Any, decode: Callable[[bytes], Any]) -> Confirmation:
+    revoked = _REVOKED if isinstance(payload, bytes) else _REVOKED.decode()
+    if not payload or revoked not in payload:
+        return Confirmation.UNCONFIRMED
+    try:
+        return judge(decode(payload))
+    except Exception:  # noqa: BLE001 - whatever another program wrote there is no proof
+        return Confirmation.UNCONFIRMED
+
+
+def open_records(backend: Any, *, revoke_expires_s: float) -> Records:
+    """The records of this result backend. Connects to nothing yet.
+
+    Raises:
+        RecordsUnavailableError: with the reason, for the start event.
+    """
+    kind = type(backend).__name__
+    if not celery_internals.is_key_value(backend):
+        raise RecordsUnavailableError(f"the result backend {kind} is not a key-value store")
+    pickled = "pickle" in str(backend.serializer)
+    unreadable = "results are pickled, and the guard unpickles nothing" if pickled else ""
+    mark_prefix = celery_internals.key_prefix(backend) + MARK_PREFIX
+    if not celery_internals.is_redis(backend):
+        return KeyValueRecords(backend, mark_prefix=mark_prefix, unreadable=unreadable)
+    return RedisRecords(
+        celery_internals.redis_client(backend, REDIS_TIMEOUT_S),
+        record_key=backend.get_key_for_task,
+        mark_prefix=mark_prefix,
+        decode=backend.decode,
+        mark_ttl_s=max(MARK_TTL_S, 2 * revoke_expires_s, backend.expires or 0),
+        unreadable=unreadable,
+    )

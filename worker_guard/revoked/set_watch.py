@@ -1,0 +1,178 @@
+"""Keeps the ledger true: hears of each id that enters Celery's revoked set, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from datetime import datetime, timezone
+from typing import Any, NamedTuple, Protocol
+
+from celery import signals
+
+from worker_guard import celery_internals
+from worker_guard.revoked.backfill import BackfillCounter, ExpiredMessage, why_expired
+from worker_guard.revoked.ledger import Confirmation, Ledger, Origin
+from worker_guard.values.source import Source
+
+
+class Listener(Protocol):
+    """Who is told what the watch sees. None of these may raise."""
+
+    def operator_revoked(self, task_id: str) -> None:
+        """An operator revoked this id, here and now or before a restart."""
+
+    def confirmation_lost(self, task_id: str) -> None:
+        """An id from elsewhere expired here before it was asked for; its record proves nothing."""
+
+    def inherited_came(self) -> None:
+        """An id came in from elsewhere."""
+
+    def peer_came(self, operators: Collection[str]) -> None:
+        """A peer that starts took our ids over; these of them are an operator's."""
+
+    def watch_failed(self, error: Exception) -> None:
+        """The guard's own code raised in a hook; Celery was not touched by it."""
+
+
+class Queues(Protocol):
+    """The queues that this worker takes messages from."""
+
+    def empty_for_s(self) -> float | None:
+        """The time since each of them was empty; None: not known."""
+
+
+class RevokedWatch:
+    """Hooks into the ways by which ids enter the set; :meth:`unhook` undoes every hook."""
+
+    def __init__(
+        self,
+        *,
+        queues: Queues,
+        backfill: BackfillCounter,
+        monotonic: Callable[[], float],
+        listener: Listener,
+    ) -> None:
+        self.ledger = Ledger()
+        self._queues = queues
+        self._backfill = backfill
+        self._monotonic = monotonic
+        self._listener = listener
+        self._hooks: list[celery_internals.Hook] = []
+        self._revoked: Any = None
+
+    def start(self, worker: Any, *, before_statedb: Collection[str]) -> None:
+        """Begin to watch.
+
+        What is in the set by now came from the statedb, or is an operator's: the application put
+        it there. ``before_statedb`` is what was in it before the statedb was read.
+
+        Raises:
+            MissingInternalError: this release, or this application's set, can't be watched; no
+                hook is left behind.
+        """
+        revoked = celery_internals.the_revoked_set()
+        noted, inherited = _noted_in_statedb(worker), celery_internals.ids_of_statedb(worker)
+        inherited -= noted.operators.union(before_statedb)
+        self._hooks = celery_internals.watch_revoked_set(
+            worker, revoked, self._added, self._dropped, self._hello, self.ledger.changing
+        )
+        self._revoked = revoked
+        signals.task_revoked.connect(self._task_revoked, weak=False)
+        # What a full set has dropped meanwhile was revoked all the same.
+        dropped = noted.operators.union(before_statedb) - celery_internals.held_ids(revoked)
+        for task_id in [*celery_internals.held_ids(revoked), *dropped]:
+            self._added(task_id, Source.INHERITED if task_id in inherited else Source.OPERATOR)
+        for task_id in inherited & noted.unproven:
+            self.ledger.record_confirmation(
+                task_id, Confirmation.UNCONFIRMED, self._monotonic(), 0.0
+            )
+
+    def compare(self) -> None:
+        """Bring the ledger in line with the set; what nobody told of is an operator's.
+
+        Raises:
+            ReplacedSetError: the application has put another set in its place.
+        """
+        if self._revoked is not None and celery_internals.the_revoked_set() is not self._revoked:
+            raise celery_internals.ReplacedSetError(
+                "the application replaced celery.worker.state.revoked after the start"
+            )
+        if self._revoked is not None:
+            for task_id in self.ledger.compare(celery_internals.held_ids(self._revoked)):
+                self._added(task_id, Source.OPERATOR)
+
+    def unhook(self) -> None:
+        """Undo every hook."""
+        signals.task_revoked.disconnect(self._task_revoked)
+        for hook in reversed(self._hooks):
+            hook.undo()
+        self._hooks = []
+
+    def note_in_statedb(self, worker: Any, *, unmarked: Collection[str]) -> None:
+        """Note which ids are not to be cleared in the statedb, if there is one.
+
+        Of those that Celery has dropped only the ``unmarked``, of whom nothing else tells.
+        """
+        shelf = celery_internals.statedb(worker)
+        if shelf is not None and self._revoked is not None:
+            self.compare()
+            shelf[celery_internals.STATEDB_KEY] = {
+                "operator": list({*self.ledger.ids(Origin.OPERATOR), *unmarked}),
+                "unproven": self.ledger.ids(Origin.UNCONFIRMED),
+            }
+
+    def _added(self, task_id: str, source: Source) -> None:
+        try:
+            # The time of arrival, not the set's own stamp: in Celery 5.6 and before that can be
+            # another host's monotonic clock, or this one's from before a reboot.
+            confirmation_lost = self.ledger.added(task_id, source, self._monotonic())
+            if confirmation_lost:
+                self._listener.confirmation_lost(task_id)
+            elif source is Source.OPERATOR:
+                self._listener.operator_revoked(task_id)
+            elif source is Source.INHERITED:
+                self._listener.inherited_came()
+        except Exception as exc:  # noqa: BLE001 - reported; the id stays in the set
+            self._listener.watch_failed(exc)
+
+    def _dropped(self, task_id: str) -> None:
+        try:
+            self.ledger.dropped(task_id)
+        except Exception as exc:  # noqa: BLE001 - reported; the next sweep compares
+            self._listener.watch_failed(exc)
+
+    def _hello(self) -> None:
+        try:
+            self._listener.peer_came(self.ledger.ids(Origin.OPERATOR))
+        except Exception as exc:  # noqa: BLE001 - reported; the peer has its reply
+            self._listener.watch_failed(exc)
+
+    def _task_revoked(self, request: Any = None, expired: bool = False, **_: Any) -> None:
+        if not expired:
+            return
+        try:
+            self.ledger.confirmed_expired(request.id)
+            message = ExpiredMessage(
+                expires=request.expires,
+                expiration_ms=(request.properties or {}).get("expiration"),
+                eta=request.eta,
+                retries=request.retries or 0,
+                arrived_now=celery_internals.has_just_arrived(request),
+                queue_empty_for_s=self._queues.empty_for_s(),
+            )
+            self._backfill.add(str(request.task), why_expired(message, datetime.now(timezone.utc)))
+        except Exception as exc:  # noqa: BLE001 - reported; the id stays in the set
+            self._listener.watch_failed(exc)
+
+
+class _Noted(NamedTuple):
+    """What a guarded worker noted in the statedb when it stopped."""
+
+    operators: frozenset[str]
+    unproven: frozenset[str]
+
+
+def _noted_in_statedb(worker: Any) -> _Noted:
+    shelf = celery_internals.statedb(worker)
+    note = shelf.get(celery_internals.STATEDB_KEY) if shelf is not None else None
+    kept = [note.get(name) if isinstance(note, dict) else None for name in ("operator", "unproven")]
+    return _Noted(*(frozenset(ids if isinstance(ids, list) else ()) for ids in kept))

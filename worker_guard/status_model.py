@@ -1,0 +1,183 @@
+"""What ``inspect guard`` answers: the state of one worker's guard. Pure.
+
+The worker fills these classes and answers their :func:`~dataclasses.asdict`; the metrics read their
+attributes; the commands load the same classes from the answer. None: not known, or there is none.
+Every field but ``version`` has a default, since the answer may come from another release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from worker_guard.events import BackfillCauses, RevokedKept, Suspect
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskStatus:
+    """A task that a child runs."""
+
+    task_id: str = ""
+    task_name: str = ""
+    running_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessStatus:
+    """The last reading of a process; ``metric`` is RSS if that is within the limit."""
+
+    pid: int | None = None
+    rss_bytes: int | None = None
+    used_bytes: int | None = None
+    metric: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildStatus(ProcessStatus):
+    """A child of the pool. ``processes``: itself, and those that it started.
+
+    ``waiting_for`` is what its place waits for while it is recycled: ``task`` or ``replacement``.
+    """
+
+    age_s: float | None = None
+    recycles: int | None = None
+    processes: int | None = None
+    leaving: bool = False
+    waiting_for: str | None = None
+    task: TaskStatus | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspensionStatus:
+    """Why no child is recycled for now; ``setting`` is what to change."""
+
+    reason: str | None = None
+    baseline_bytes: int | None = None
+    limit_bytes: int | None = None
+    setting: str | None = None
+    retry_in_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryStatus:
+    """The processes of a worker; without a limit they are only watched."""
+
+    metric: str | None = None
+    parent: ProcessStatus | None = None
+    parent_limit_bytes: int | None = None
+    children: tuple[ChildStatus, ...] = ()
+    child_limit_bytes: int | None = None
+    suspended: SuspensionStatus | None = None
+    suspects: tuple[Suspect, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevokedStatus:
+    """The ids of the revoked set, by origin; an origin is None if the set is not watched.
+
+    ``clearing`` of them will be cleared, the last in ``next_clear_s``. ``lingering`` are neither an
+    operator's nor about to be cleared. ``expired_tasks`` counts messages since the start.
+    """
+
+    total: int | None = None
+    operator: int | None = None
+    expired: int | None = None
+    confirmed: int | None = None
+    unproven: int | None = None
+    would_clear: int | None = None
+    stamps: int | None = None
+    clearing: int | None = None
+    next_clear_s: float | None = None
+    lingering: int | None = None
+    expired_tasks: BackfillCauses = field(default_factory=BackfillCauses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertStatus:
+    """An alert that is switched on; ``since_s`` is None while it is quiet."""
+
+    alert: str = "?"
+    active: bool = False
+    value: float | None = None
+    threshold: float | None = None
+    since_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What was done since the start of the guard; in a dry run, what would have been done."""
+
+    revoked_tasks_cleared: int = 0
+    expired_results_deleted: int = 0
+    task_states_cleaned: int = 0
+    children_recycled: int = 0
+    sweeps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastCleanup:
+    """A sweep or cleanup, and when it ended: ``at`` (epoch, s), ``age_s`` ago."""
+
+    at: float | None = None
+    age_s: float | None = None
+    target: str | None = None
+    trigger: str | None = None
+    revoked_tasks_cleared: int | None = None
+    expired_results_deleted: int | None = None
+    task_states_cleaned: int | None = None
+    revoked_tasks_kept: RevokedKept | None = None
+    keys_scanned: int | None = None
+    keys_unreadable: int | None = None
+    keys_with_longer_ttl: int | None = None
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastBackfill:
+    """Tasks that expired before they started, as it was reported ``age_s`` ago."""
+
+    at: float | None = None
+    age_s: float | None = None
+    expired_tasks: int | None = None
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    waited_s_p50: float | None = None
+    waited_s_max: float | None = None
+    causes: BackfillCauses = field(default_factory=BackfillCauses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardStatus:
+    """The state of one worker's guard.
+
+    ``parts`` maps each part to ``"on"`` or to the reason why it is off.
+    """
+
+    version: str
+    celery_version: str | None = None
+    worker: str | None = None
+    pid: int | None = None
+    pool: str | None = None
+    concurrency: int | None = None
+    uptime_s: float | None = None
+    active_tasks: int | None = None
+    dry_run: bool = False
+    parts: Mapping[str, str] = field(default_factory=dict)
+    consecutive_failures: Mapping[str, int] = field(default_factory=dict)
+    revoked: RevokedStatus | None = None
+    memory: MemoryStatus | None = None
+    alerts: tuple[AlertStatus, ...] = ()
+    totals: Totals = field(default_factory=Totals)
+    last_cleanup: PastCleanup | None = None
+    last_clearing: PastCleanup | None = None
+    last_results_cleanup: PastCleanup | None = None
+    last_backfill: PastBackfill | None = None
+
+    @property
+    def off(self) -> dict[str, str]:
+        """The parts that are off, with the reason."""
+        return {name: why for name, why in self.parts.items() if why != "on"}
+
+    @property
+    def failing(self) -> dict[str, int]:
+        """What failed the last time that it ran, with how often in a row."""
+        return {name: count for name, count in self.consecutive_failures.items() if count}

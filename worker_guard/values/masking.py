@@ -1,0 +1,29 @@
+"""Text without the passwords that URLs hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+#: The password in a URL, wherever an error's text quotes one: before the host, or as a parameter;
+#: and what is left of one where a piece of the URL is quoted, as for a slash in the password.
+_PASSWORD = re.compile(r"(?<=://)([^\s:/@]*):\S+(?=@)")
+_HOST = re.compile(r"(?<![^\s'\"])(?![^\s'\"]*://)[^\s'\"]+@(?=[\w.\-\[\]]+:\d)")
+_PARAMETER = re.compile(r"(?<=[?&]password=)[^&\s]+")
+
+
+def masked(value: Any) -> Any:
+    """The value with the passwords of URLs in it hidden."""
+    if isinstance(value, str):
+        return _HOST.sub("**@", _PARAMETER.sub("**", _PASSWORD.sub(r"\1:**", value)))
+    if isinstance(value, Mapping):
+        return {key: masked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(item) for item in value]
+    return value
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, without passwords; its ``repr`` if it says nothing."""
+    return str(masked(str(error) or repr(error)))
