@@ -26,10 +26,16 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "WorkerGuard":
-        from worker_guard import bootstep  # registers
-
-        return bootstep.WorkerGuard
+        return _registered()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _registered() -> "type[WorkerGuard]":
+    """The step. To import these modules registers the remote commands and the task."""
+    from worker_guard import bootstep, remote  # noqa: F401
+    from worker_guard.results import task  # noqa: F401
+
+    return bootstep.WorkerGuard
 
 
 def _is_loaded_as_a_plugin() -> bool:
@@ -39,4 +45,4 @@ def _is_loaded_as_a_plugin() -> bool:
 
 
 if not _is_loaded_as_a_plugin():
-    from worker_guard.bootstep import WorkerGuard
+    globals()["WorkerGuard"] = _registered()

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from celery.utils.log import get_logger
 
-from worker_guard import remote as _remote  # noqa: F401 - registers the remote commands
-from worker_guard.results import task as _task  # noqa: F401 - registers worker_guard.cleanup
 from worker_guard.settings import SettingError, check_shares, read_settings
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import click
 from celery.utils.serialization import strtobool
 from celery.worker.control import control_command, inspect_command
 
+from worker_guard.bootstep import step_of
 from worker_guard.errors import WorkerGuardError
 
 
@@ -17,7 +18,7 @@ from worker_guard.errors import WorkerGuardError
 def guard(state: Any, **_: Any) -> dict[str, Any]:
     """State of the worker's guard: counts, never ids."""
     running, reason = _guard(state)
-    return {"error": reason} if running is None else running.describe()
+    return {"error": reason} if running is None else asdict(running.status())
 
 
 def _flag(given: str) -> bool:
@@ -34,13 +35,15 @@ def guard_sweep(state: Any, dry_run: Any = False, **_: Any) -> dict[str, Any]:
     running, reason = _guard(state)
     if running is None:
         return {"error": reason}
+    from worker_guard.revoked.part import RevokedPart
+
     try:
         preview = bool(strtobool(dry_run))
     except TypeError:
         # Raised from here it would be a traceback in the worker's log.
         return {"error": f"dry_run is {dry_run!r}; allowed: true or false"}
     try:
-        done, dry = running.sweep(dry_run=preview)
+        done, dry = running.part(RevokedPart).sweep_now(dry_run=preview)
     except WorkerGuardError as exc:
         return {"error": str(exc)}
     if done is None:
@@ -50,8 +53,6 @@ def guard_sweep(state: Any, dry_run: Any = False, **_: Any) -> dict[str, Any]:
 
 def _guard(state: Any) -> tuple[Any, str]:
     """The worker's guard, or None and why there is none."""
-    from worker_guard.bootstep import step_of
-
     step = step_of(state.consumer.controller)
     if step is None:
         return None, 'this worker\'s app lacks the line app.steps["worker"].add(WorkerGuard)'

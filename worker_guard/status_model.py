@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from worker_guard.events import BackfillCauses, RevokedKept, Suspect
 
+#: The state of a part that runs; any other state is the reason why it doesn't.
+ON = "on"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskStatus:
@@ -149,7 +152,7 @@ class PastBackfill:
 class GuardStatus:
     """The state of one worker's guard.
 
-    ``parts`` maps each part to ``"on"`` or to the reason why it is off.
+    ``parts`` maps each part to :data:`ON` or to the reason why it is off.
     """
 
     version: str
@@ -175,7 +178,7 @@ class GuardStatus:
     @property
     def off(self) -> dict[str, str]:
         """The parts that are off, with the reason."""
-        return {name: why for name, why in self.parts.items() if why != "on"}
+        return {name: why for name, why in self.parts.items() if why != ON}
 
     @property
     def failing(self) -> dict[str, int]:

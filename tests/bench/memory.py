@@ -127,7 +127,7 @@ def reading() -> Figure:
             parent_limit_bytes=10**12,
             parent_action="log",
             strikes=3,
-            actor=MemoryDryRun(count=lambda: None),
+            actor=MemoryDryRun(),
             report=events.append,
             monotonic=time.monotonic,
         )

@@ -14,7 +14,7 @@ from worker_guard.backoff import Backoff
 from worker_guard.celery_internals import Discarding, held_ids
 from worker_guard.revoked.backfill import BackfillCounter
 from worker_guard.revoked.ledger import Ledger
-from worker_guard.revoked.sweeper import Sweeper, Totals
+from worker_guard.revoked.sweeper import Sweeper
 from worker_guard.values.source import Source
 
 IDS = 50_000
@@ -94,7 +94,6 @@ def _sweep(*, expired: int, operators: int) -> tuple[float, float]:
         records=None,
         lookups=Backoff("revoked_verify", first_pause_s=30.0, report=lambda _: None),
         backfill=BackfillCounter(),
-        totals=Totals(),
         on_kept=lambda _id, _operators: None,
         report=lambda _: None,
         monotonic=time.perf_counter,

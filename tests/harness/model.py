@@ -21,11 +21,12 @@ from celery.worker import control, request, state
 from celery.worker.consumer.mingle import Mingle
 from celery.worker.state import Persistent
 
+from tests.harness.context import make_context
 from worker_guard.events import Event
-from worker_guard.revoked.part import Revoked
-from worker_guard.revoked.sweeper import Totals
+from worker_guard.revoked.part import RevokedPart
 from worker_guard.scheduler import run_to_end
 from worker_guard.settings import Settings
+from worker_guard.status_model import RevokedStatus
 
 #: So small that a flood of a few ids pushes others out.
 REVOKES_MAX = 6
@@ -143,7 +144,7 @@ class Process:
         self._hello = control.Panel.data["hello"]
         self._receivers: list[Any] = []
         self.events: list[Event] = []
-        self.guard: Revoked | None = None
+        self.guard: RevokedPart | None = None
         self._mingle = ModelMingle([])
         self._stand_in = SimpleNamespace(
             hostname=name,
@@ -152,7 +153,7 @@ class Process:
             blueprint=SimpleNamespace(steps={"celery.worker.consumer.mingle.Mingle": self._mingle}),
             steps=[self._mingle],
         )
-        self._worker = SimpleNamespace(consumer=self._stand_in, _persistence=None)
+        self._worker = SimpleNamespace(app=self.app, consumer=self._stand_in, _persistence=None)
         with self.acting():
             self._start(guarded, applications)
         self.write_marks()
@@ -164,15 +165,16 @@ class Process:
         if self.shelf is not None:
             self._worker._persistence = _Persistent(self.shelf)
         if guarded:
-            self.guard = Revoked(
-                self.app,
-                Settings(revoked_grace=GRACE_S),
-                totals=Totals(),
-                report=self.events.append,
-                run_soon=lambda *_, **__: None,
-                monotonic=self.clock.monotonic,
+            self.guard = RevokedPart(
+                make_context(
+                    self._worker,
+                    Settings(revoked_grace=GRACE_S),
+                    heard=self.events.append,
+                    monotonic=self.clock.monotonic,
+                    before_statedb=before_statedb,
+                )
             )
-            self.guard.start(self._worker, before_statedb=before_statedb)
+            self.guard.start()
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
@@ -279,20 +281,16 @@ class Process:
         """The worker shuts down in order, and writes its statedb."""
         with self.acting():
             if self.guard is not None:
-                if not cold:
-                    with contextlib.suppress(ConnectionError):
-                        self.guard.write_last_marks()
-                self.guard.sweep_for_the_last_time(ask=not cold)
-                self.guard.unhook()
-                self.guard.note_in_statedb(self._worker)
+                self.guard.stop(cold=cold)
             if self._worker._persistence is not None:
                 self._worker._persistence.save()
 
-    def counts(self) -> dict[str, int | float | None]:
+    def counts(self) -> RevokedStatus:
         """How many ids there are of each origin, as the guard tells."""
         assert self.guard is not None
         with self.acting():
-            return self.guard.describe()
+            counts: RevokedStatus = self.guard.status(quick=False)["revoked"]
+            return counts
 
     @property
     def unwritten(self) -> bool:

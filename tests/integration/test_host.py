@@ -18,7 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, current_app, signals
+from celery import Celery
+from celery.concurrency.solo import TaskPool, current_app, signals
 from celery.contrib.testing.worker import start_worker
 from celery.utils.collections import LimitedSet
 from celery.worker import control, request, state
@@ -28,8 +29,9 @@ from worker_guard import WorkerGuard
 from worker_guard.bootstep import GuardTimer
 from worker_guard.celery_internals import Discarding, Hook, MissingInternalError
 from worker_guard.event_log import LOGGER, Reporter, open_log
-from worker_guard.events import Stopped
+from worker_guard.events import Event, Stopped
 from worker_guard.guard import Guard
+from worker_guard.part import Context, Part, PartOff
 from worker_guard.revoked.backfill import BackfillCounter
 from worker_guard.revoked.ledger import Ledger, Origin
 from worker_guard.revoked.set_watch import RevokedWatch
@@ -434,21 +436,58 @@ def test_without_an_event_loop_a_tick_only_hands_over_to_the_consumers_thread() 
         guard.abandon()
 
 
-def test_a_start_that_failed_is_undone_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though a step of the undoing fails as well; that is for who called to log."""
+class Failing(Part):
+    """A part that can't be started, or stopped."""
 
-    def fail(**_: Any) -> None:
-        raise OSError("no pool")
+    name = "failing"
+    also = ("its_other_half",)
 
+    def start(self) -> None:
+        raise OSError("no port for redis://:secret@host")
+
+    def stop(self, *, cold: bool) -> None:
+        raise OSError("still no port")
+
+
+def test_a_part_that_fails_is_off_and_the_others_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says why in the start event, and its failure to stop keeps no other part from stopping."""
+    lived: list[str] = []
+
+    class Healthy(Part):
+        name = "healthy"
+
+        def start(self) -> None:
+            lived.append("started")
+
+        def stop(self, *, cold: bool) -> None:
+            lived.append(f"stopped cold={cold}")
+
+    class Unmade(Part):
+        name = "unmade"
+
+        def __init__(self, context: Context) -> None:
+            raise PartOff("nothing to do here")
+
+    monkeypatch.setattr("worker_guard.guard.PARTS", (Failing, Unmade, Healthy))
     app = Celery("test", set_as_current=False)
-    guard = Guard(SimpleNamespace(hostname="w@test", app=app), Settings(), version="0")
-    undone: list[str] = []
-    close_log = guard._close_log
-    monkeypatch.setattr(guard, "_memory", SimpleNamespace(stop=fail))
-    monkeypatch.setattr(guard._revoked, "unhook", lambda: undone.append("revoked"))
-    monkeypatch.setattr(guard._metrics, "stop", lambda: undone.append("metrics"))
-    monkeypatch.setattr(guard, "_close_log", lambda: undone.append("log"))
-    with pytest.raises(OSError, match="no pool"):
-        guard.abandon()
-    close_log()
-    assert undone == ["revoked", "metrics", "log"]
+    worker = SimpleNamespace(hostname="w@test", app=app, pool_cls=TaskPool, concurrency=1)
+    guard, told = Guard(worker, Settings(), version="0"), list[Event]()
+    guard._activity.listeners.append(told.append)
+    guard.start()
+    off = "no port for redis://:**@host"
+    assert guard.parts == {
+        "failing": off,
+        "healthy": "on",
+        "its_other_half": off,
+        "unmade": "nothing to do here",
+    }
+    with pytest.raises(PartOff, match="nothing to do here"):
+        guard.part(Unmade)
+    assert isinstance(guard.part(Healthy), Healthy)
+    guard.stop()
+    assert lived == ["started", "stopped cold=False"]
+    assert [event.name.removeprefix("worker_guard.") for event in told] == [
+        "part_failed", "started", "stopped",
+    ]  # fmt: skip

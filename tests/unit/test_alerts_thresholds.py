@@ -1,4 +1,4 @@
-"""When an alert is raised and cleared, and what is counted for it."""
+"""When an alert is raised and cleared."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 
 from worker_guard.alerts.thresholds import (
     CLEAR_SHARE,
-    WINDOW_S,
     Alert,
     Change,
-    LastHour,
     MemoryUnknownError,
     used_share,
 )
@@ -81,42 +79,6 @@ def test_raised_and_cleared_take_turns(threshold: float, values: list[float]) ->
             assert value <= threshold * CLEAR_SHARE
         told += [change] if change else []
     assert told == ["raised" if n % 2 == 0 else "cleared" for n in range(len(told))]
-
-
-def test_the_last_hour() -> None:
-    """What happened counts for an hour, to some seconds."""
-    recycles = LastHour()
-    assert recycles.count(5.0) == 0
-    for now in (100.0, 101.0, 1000.0):
-        recycles.add(now)
-    assert recycles.count(1000.0) == 3
-    assert recycles.count(100.0 + WINDOW_S) == 3
-    assert recycles.count(110.1 + WINDOW_S) == 1
-    assert recycles.count(1010.1 + WINDOW_S) == 0
-
-
-@given(st.lists(st.floats(0, 100), max_size=200))
-def test_the_last_hour_is_exact_to_ten_seconds(gaps: list[float]) -> None:
-    """No fewer than happened in the hour, no more than in the hour and ten seconds."""
-    recycles, now, times = LastHour(), 0.0, []
-    for gap in gaps:
-        now += gap
-        times.append(now)
-        recycles.add(now)
-        counted = recycles.count(now)
-        assert sum(now - t < WINDOW_S for t in times) <= counted
-        assert counted <= sum(now - t < WINDOW_S + 10 for t in times)
-
-
-def test_what_is_kept_of_the_last_hour_has_a_bound() -> None:
-    """However often it happens."""
-    recycles = LastHour()
-    for tenths in range(10 * 7200):
-        recycles.add(tenths / 10)
-        if tenths % 100 == 0:
-            recycles.count(tenths / 10)
-    assert recycles.count(7200.0) >= 35_000
-    assert len(recycles._steps) <= 362
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Which memory parts run in a worker, and why the others do not."""
+"""Which jobs the memory part has in a worker, and why it lacks the others."""
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,8 @@ import pytest
 from celery import Celery
 from celery.concurrency import prefork, solo
 
-from worker_guard.memory.part import Memory
+from tests.harness.context import make_context
+from worker_guard.memory.part import MemoryPart
 from worker_guard.settings import Settings
 
 #: What the guard needs of billiard's pool, and takes for granted that it works.
@@ -23,23 +23,16 @@ POOL = (
 
 def memory(
     settings: dict[str, Any], *, lacks: str = "", pool: type = prefork.TaskPool, **values: Any
-) -> Memory:
-    """The memory parts of a worker whose pool is made and not started."""
+) -> MemoryPart:
+    """The memory part of a worker whose pool is made and not started."""
     app = Celery("unit", set_as_current=False)
     task_pool = pool(1, app=app, forking_enable=values.pop("forking_enable", True))
     if pool is prefork.TaskPool:
         names = dict.fromkeys(name for name in POOL if name != lacks)
         task_pool._pool = SimpleNamespace(threads=False, allow_restart=True, **names)
         vars(task_pool._pool).update(values)
-    return Memory(
-        SimpleNamespace(app=app, pool=task_pool, pool_cls=pool),
-        Settings(**settings),
-        report=lambda event: None,
-        recycled=lambda: None,
-        run_soon=lambda part: None,
-        on_error=lambda error: None,
-        monotonic=time.monotonic,
-    )
+    worker = SimpleNamespace(app=app, pool=task_pool, pool_cls=pool)
+    return MemoryPart(make_context(worker, Settings(**settings)))
 
 
 LIMIT = {"child_memory_limit": 10**9}
@@ -59,7 +52,7 @@ LIMIT = {"child_memory_limit": 10**9}
         (
             LIMIT,
             {"allow_restart": False},
-            "the pool was made without a sentinel for each child",
+            "the pool was made without a exit event for each child",
         ),
         (LIMIT, {"forking_enable": False}, "on"),
         (
@@ -72,9 +65,9 @@ LIMIT = {"child_memory_limit": 10**9}
 def test_recycling_runs_or_says_why_not(
     settings: dict[str, Any], values: dict[str, Any], reason: str
 ) -> None:
-    """The memory is read in each case; the part that replaces children is there or is not."""
+    """The memory is read in each case; the job that replaces children is there or is not."""
     made = memory(settings, **values)
     assert made.states == {"memory": "on", "recycling": reason}
     starts = "pool" not in values and "threads" not in values and "lacks" not in values
     names = ["memory", *["recycling"] * (reason == "on"), *["child_starts"] * starts]
-    assert [part.name for part in made.parts] == names
+    assert [job.name for job in made.jobs] == names

@@ -394,15 +394,13 @@ def test_nothing_is_kept_of_a_child_that_left_between_two_rounds(setup: Setup) -
 
 def test_a_dry_run_counts_once_and_frees_the_place(setup: Setup) -> None:
     """Another actor, the same round: nothing happens to the child, and the next gets its turn."""
-    counted: list[int] = []
     grown(setup, 10, 0, 3000)
     grown(setup, 11, 1, 2000)
-    dog = watchdog(setup, MemoryDryRun(count=lambda: counted.append(1)))
+    dog = watchdog(setup, MemoryDryRun())
     for _ in range(4):
         run_to_end(dog.run())
     requested = [e.child_pid for e in setup.events if isinstance(e, ChildRecycleRequested)]
     assert requested == [10, 11]
-    assert len(counted) == 2
 
 
 @pytest.mark.parametrize(
@@ -483,7 +481,7 @@ def test_a_child_that_may_have_worked_is_no_newborn(
     """It was forked at 90, and is heard at 100; a lost connection delays what it says."""
     roster, machine = setup.roster, setup.machine
     assert roster.policy is not None
-    roster.disconnected_mono, roster.has_work = lost_mono, lambda _: has_work
+    roster.disconnected_mono, roster.has_work = lambda: lost_mono, lambda _: has_work
     for pid in (10, 11):
         machine.fork(pid, pid, 1500)
         machine.ages_s[pid] = 10.0
@@ -550,7 +548,6 @@ def test_looks_are_close_while_a_child_starts(setup: Setup) -> None:
 class Following:
     setup: Setup
     recycler: Recycler
-    counted: list[int]
 
     def recycled(self) -> list[ChildRecycled]:
         return [event for event in self.setup.events if isinstance(event, ChildRecycled)]
@@ -563,13 +560,11 @@ class Following:
 @pytest.fixture
 def following(setup: Setup) -> Following:
     """A child with 3000 bytes in slot 0 that was just asked to leave."""
-    counted: list[int] = []
     recycler = Recycler(
         exits=setup.machine,
         starts=setup.machine,
         roster=setup.roster,
         report=setup.events.append,
-        recycled=lambda: counted.append(1),
         run_soon=lambda: setup.machine.log.append(("run_soon", 0)),
         monotonic=setup.machine.monotonic,
     )
@@ -579,7 +574,7 @@ def following(setup: Setup) -> Following:
         [Reading(pid=10, rss_bytes=3000, used_bytes=3000, metric="uss")], 0.0
     )
     recycler.begin(child, decision.recycle[0])
-    return Following(setup, recycler, counted)
+    return Following(setup, recycler)
 
 
 def test_a_child_is_followed_until_its_replacement_is_up(following: Following) -> None:
@@ -605,7 +600,7 @@ def test_a_child_is_followed_until_its_replacement_is_up(following: Following) -
             freed_bytes=2700,
         )
     ]
-    assert following.counted == [1]
+    assert len(following.recycled()) == 1
     assert following.recycler.interval_s == IDLE_S
     machine.log.clear()
     following.look()
@@ -715,7 +710,7 @@ def test_a_child_that_ends_before_it_could_be_asked_is_forgotten(following: Foll
     machine.end(11)
     following.look()
     assert set(following.recycler.leaving) == {10}
-    assert not following.counted
+    assert not following.recycled()
 
 
 def test_a_child_that_was_killed_is_no_recycle(following: Following) -> None:
@@ -726,7 +721,7 @@ def test_a_child_that_was_killed_is_no_recycle(following: Following) -> None:
     machine.fork(20, 0, 300)
     following.look()
     assert not following.setup.told(ChildRecycled)
-    assert not following.counted
+    assert not following.recycled()
     assert not following.recycler.leaving
     assert following.setup.roster.policy is not None
     assert not following.setup.roster.policy.leaving()
@@ -757,7 +752,7 @@ def test_a_replacement_that_cant_be_read_keeps_no_place(following: Following) ->
     assert (recycled.replacement_used_bytes, recycled.freed_bytes) == (None, None)
     assert len(following.setup.told(PartFailed)) == 1
     assert not following.recycler.leaving
-    assert following.counted == [1]
+    assert len(following.recycled()) == 1
 
 
 def test_a_task_that_goes_on_is_told_each_minute(following: Following) -> None:

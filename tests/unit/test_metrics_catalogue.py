@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from worker_guard.activity import Activity
 from worker_guard.events import (
     AlertCleared,
     AlertRaised,
@@ -17,37 +19,56 @@ from worker_guard.events import (
 )
 from worker_guard.metrics.catalogue import (
     FAMILIES,
-    AlertFigures,
     Figures,
-    Tally,
-    figures_of,
 )
 from worker_guard.revoked.backfill import BackfillCounter, Expiry
+from worker_guard.status_model import (
+    AlertStatus,
+    ChildStatus,
+    GuardStatus,
+    MemoryStatus,
+    ProcessStatus,
+    RevokedStatus,
+    Totals,
+)
 
-DESCRIBED: dict[str, Any] = {
-    "parts": {"revoked": "on", "results": "no Redis result backend"},
-    "consecutive_failures": {"revoked": 2},
-    "revoked": {
-        "total": 9, "operator": 1, "expired": 2, "proven": 3, "unproven": 3, "stamps": 5,
-    },
-    "memory": {
-        "child_limit_bytes": 100,
-        "parent_limit_bytes": None,
-        "parent": {"pid": 1, "rss_bytes": 70, "used_bytes": 60, "metric": "uss"},
-        "children": [{"used_bytes": 40}, {"used_bytes": 50}, {"used_bytes": None}],
-    },
-    "totals": {
-        "revoked_tasks_cleared": 1,
-        "expired_results_deleted": 2,
-        "task_states_cleaned": 3,
-        "children_recycled": 4,
-        "sweeps": 6,
-    },
-}  # fmt: skip
+STATUS = GuardStatus(
+    version="x",
+    worker="x",
+    celery_version="x",
+    pool="x",
+    parts={"revoked": "on", "results": "no Redis result backend"},
+    consecutive_failures={"revoked": 2},
+    revoked=RevokedStatus(
+        total=9,
+        operator=1,
+        expired=2,
+        confirmed=3,
+        unproven=3,
+        stamps=5,
+        expired_tasks=BackfillCauses(waited_in_queue=7),
+    ),
+    memory=MemoryStatus(
+        child_limit_bytes=100,
+        parent=ProcessStatus(pid=1, rss_bytes=70, used_bytes=60, metric="uss"),
+        children=tuple(ChildStatus(used_bytes=used) for used in (40, 50, None)),
+    ),
+    totals=Totals(
+        revoked_tasks_cleared=1,
+        expired_results_deleted=2,
+        task_states_cleaned=3,
+        children_recycled=4,
+        sweeps=6,
+    ),
+    alerts=(
+        AlertStatus(alert="redis_memory", threshold=0.8, active=True, value=0.9, since_s=1.0),
+        AlertStatus(alert="revoked_tasks", threshold=10),
+    ),
+)
 
 
 def figures(**changes: Any) -> Figures:
-    tally = Tally()
+    activity = Activity(dry_run=False, monotonic=lambda: 0.0, now=lambda: 0.0)
     for event in (
         PartFailed(part="revoked", error="x", consecutive_failures=1, retry_in_s=1.0),
         PartFailed(part="last_sweep", error="x", consecutive_failures=1, retry_in_s=1.0),
@@ -57,18 +78,8 @@ def figures(**changes: Any) -> Figures:
         AlertRaised(alert="redis_memory", value=0.9, threshold=0.8),
         AlertCleared(alert="redis_memory", value=0.1, threshold=0.8),
     ):
-        tally.note(event)
-    return figures_of(
-        {**DESCRIBED, **changes},
-        info=dict.fromkeys(("worker", "version", "celery_version", "pool", "dry_run"), "x"),
-        tally=tally,
-        expired={"waited_in_queue": 7, "born_expired": 0},
-        alerts={
-            "redis_memory": AlertFigures(threshold=0.8, active=True),
-            "revoked_tasks": AlertFigures(threshold=10, active=False),
-        },
-        redis_memory_share=0.9,
-    )
+        activity.note(event)
+    return Figures(replace(STATUS, **changes), activity)
 
 
 def samples(which: Figures) -> dict[str, dict[str, float]]:
@@ -84,15 +95,20 @@ def samples(which: Figures) -> dict[str, dict[str, float]]:
 def test_what_the_figures_come_to() -> None:
     """Each metric, with each of its samples."""
     assert samples(figures()) == {
-        "info": {"x,x,x,x,x": 1},
+        "info": {"x,x,x,x,false": 1},
         "part_on": {"revoked": 1, "results": 0},
         "part_consecutive_failures": {"revoked": 2},
         # Those that never failed stand at 0, so that their first failure is an increase.
         "part_failures_total": {"revoked": 1, "results": 0, "last_sweep": 1},
         "revoked_set_ids": {"": 9},
-        "revoked_ids": {"operator": 1, "expired": 2, "proven": 3, "unproven": 3},
+        "revoked_ids": {"operator": 1, "expired": 2, "confirmed": 3, "unproven": 3},
         "revoked_tasks_cleared_total": {"": 1},
-        "expired_tasks_total": {"waited_in_queue": 7, "born_expired": 0},
+        "expired_tasks_total": {
+            "waited_in_queue": 7,
+            "held_until_eta": 0,
+            "born_expired": 0,
+            "clock_differs": 0,
+        },
         "cleanups_total": {"control": 1, "timer": 2, "schedule": 0},
         "expired_results_deleted_total": {"": 2},
         "task_states_cleaned_total": {"": 3},
@@ -134,10 +150,10 @@ def test_labels_are_bounded() -> None:
         *("part", "origin", "cause", "trigger", "alert"),
     }
     kept = CleanupCompleted(revoked_tasks_kept=RevokedKept(operator=1))
-    tally = Tally()
+    activity = Activity(dry_run=False, monotonic=lambda: 0.0, now=lambda: 0.0)
     for _ in range(100):
-        tally.note(kept)
-    assert len(tally.cleanups) == 3
+        activity.note(kept)
+    assert len(activity.cleanups) == 3
 
 
 def test_causes_are_counted_beyond_a_sweep() -> None:

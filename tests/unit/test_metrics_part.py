@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from celery import signals
+from celery.concurrency import ALIASES
 from prometheus_client import REGISTRY
 
+from tests.harness.context import make_context
 from tests.harness.redis_server import free_port
 from tests.unit.test_metrics_catalogue import figures
-from worker_guard.metrics.part import Metrics
+from worker_guard.metrics.collector import MetricsTakenError, NoPrometheusError
+from worker_guard.metrics.part import MetricsPart
 from worker_guard.settings import Settings
 
 
 @contextmanager
-def composed(pool: str = "solo", **settings: object) -> Iterator[tuple[Metrics, dict[str, str]]]:
-    states: dict[str, str] = {}
-    metrics = Metrics(
-        Settings(**settings),  # type: ignore[arg-type]
-        figures=figures,
-        states=states,
-        failed=lambda _error: None,
-        monotonic=lambda: 0.0,
+def composed(
+    pool: str = "solo", **settings: object
+) -> Iterator[tuple[MetricsPart, dict[str, str]]]:
+    # A pool is known by its class's path.
+    module, _, qualname = ALIASES.get(pool, pool).partition(":")
+    made = type(qualname, (), {"__module__": module})
+    worker = SimpleNamespace(pool_cls=made)
+    part = MetricsPart(
+        make_context(
+            worker,
+            Settings(**settings),  # type: ignore[arg-type]
+            status=lambda: figures().status,
+            monotonic=lambda: 0.0,
+        )
     )
-    metrics.start(pool)
+    part.start()
     try:
-        yield metrics, states
+        yield part, part.states
     finally:
-        metrics.stop()
+        part.stop(cold=False)
 
 
 def served() -> bool:
@@ -47,16 +58,14 @@ def test_a_worker_can_be_started_again_in_its_process() -> None:
 
 
 def test_of_two_guards_in_a_process_one_has_the_metrics() -> None:
-    """The other opens no port, on which it would serve the first one's figures."""
+    """The other can't start, and opens no port, on which it would serve the first one's figures."""
     port = free_port()
-    with composed(), composed(metrics_port=port) as (second, states):
-        assert "already" in states["metrics"]
-        assert states["metrics_port"] == states["metrics"]
-        (part,) = second.parts
-        list(part.run())
-        assert states["metrics_port"] == states["metrics"]
-        second.stop()
+    with composed():
+        with pytest.raises(MetricsTakenError, match="already"), composed(metrics_port=port):
+            pass
         assert served()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", port))
 
 
 def test_an_application_may_empty_its_registry() -> None:
@@ -66,11 +75,10 @@ def test_an_application_may_empty_its_registry() -> None:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both parts say so."""
+    """The part says so."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with composed(metrics_port=free_port()) as (_metrics, states):
-        assert states["metrics"] == "prometheus_client is not installed: worker-guard[prometheus]"
-        assert states["metrics_port"] == states["metrics"]
+    with pytest.raises(NoPrometheusError, match=r"worker-guard\[prometheus\]"), composed():
+        pass
 
 
 @pytest.mark.parametrize(

@@ -358,9 +358,9 @@ class Histories(RuleBasedStateMachine):
         """Each id of the set has an origin, and no other id has one."""
         for name in GUARDED:
             counts = self.seats[name].ours.counts()
-            names = ("operator", "expired", "proven", "unproven", "would_clear")
+            names = ("operator", "expired", "confirmed", "unproven", "would_clear")
             held = len(self.seats[name].ours.revoked)
-            assert sum(counts[origin] or 0 for origin in names) == counts["total"] == held
+            assert sum(getattr(counts, name) or 0 for name in names) == counts.total == held
 
     @invariant()
     def each_operators_id_that_a_guard_heard_bears_a_mark(self) -> None:
@@ -403,7 +403,7 @@ def ages_out() -> Iterator[Any]:
         self.actor.clear(old)
         self.actor.finish()
 
-    yield patch.object(Sweeper, "round", sweep_and_age_out)
+    yield patch.object(Sweeper, "run", sweep_and_age_out)
 
 
 def looks_at_no_mark() -> Iterator[Any]:
@@ -458,7 +458,7 @@ def marks_only_what_is_held() -> Iterator[Any]:
             del self.pending[task_id]
         yield from write(self, trigger)
 
-    yield patch.object(Marker, "round", write_held)
+    yield patch.object(Marker, "run", write_held)
 
 
 @pytest.mark.parametrize(

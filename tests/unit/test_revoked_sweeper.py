@@ -17,7 +17,6 @@ from worker_guard.revoked.sweeper import (
     RevokedActor,
     RevokedDryRun,
     Sweeper,
-    Totals,
     clear_in_s,
 )
 from worker_guard.scheduler import SLICE_S, run_to_end
@@ -101,7 +100,6 @@ class World:
             records=records,
             lookups=Backoff("revoked_verify", first_pause_s=30, report=self.events.append),
             backfill=BackfillCounter(),
-            totals=Totals(),
             on_kept=lambda task_id, operators: self.kept.append((task_id, operators)),
             report=self.events.append,
             monotonic=self.clock,
@@ -144,7 +142,6 @@ def test_the_event_says_what_was_cleared_and_what_was_kept_and_why() -> None:
         trigger="timer",
     )
     assert world.revoked == {"unconfirmed", "marked", "unknown", "operators", "fresh"}
-    assert world.sweeper.totals.revoked_tasks_cleared == 3
     assert world.revoked.finished == 1
     assert world.kept == [("marked", True), ("unknown", False)]
 
@@ -179,7 +176,6 @@ def test_a_preview_leaves_no_trace() -> None:
     assert [e.revoked_tasks_cleared for e in seen if isinstance(e, CleanupCompleted)] == [2]
     assert world.events == []
     assert world.revoked == {"x", "proven"}
-    assert world.sweeper.totals == Totals()
     assert world.sweep().revoked_tasks_cleared == 2
 
 
@@ -263,7 +259,8 @@ def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
         next(slices)
     slices.close()  # type: ignore[attr-defined]
     assert world.revoked.finished == 1
-    assert world.sweeper.totals.revoked_tasks_cleared == 1
+    (told,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
+    assert told.revoked_tasks_cleared == 1
 
 
 def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
@@ -278,6 +275,7 @@ def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
     now = [0.0]
     marker = Marker(
         interval_s=30.0,
+        longest_pause_s=30.0,
         pending=pending,
         held={*ids, "unproven"},
         kept=lambda: {"unproven": False, "kept": True},
@@ -314,7 +312,13 @@ def test_one_id_that_can_be_no_key_keeps_no_other_back() -> None:
     store = OneByOne()
     pending = dict.fromkeys(["no/key", "a", "b"], True)
     marker = Marker(
-        interval_s=30.0, pending=pending, held=(), kept=dict, store=store, monotonic=lambda: 0.0
+        interval_s=30.0,
+        longest_pause_s=30.0,
+        pending=pending,
+        held=(),
+        kept=dict,
+        store=store,
+        monotonic=lambda: 0.0,
     )
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
@@ -348,7 +352,6 @@ def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
     slices.close()
     (told,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
     assert (told.revoked_tasks_cleared, told.trigger) == (300 - left, "control")
-    assert world.sweeper.totals.revoked_tasks_cleared == 300 - left
     assert world.revoked.finished == 1
 
 

@@ -34,11 +34,12 @@ class FakeTimer:
         self._calls.clear()
 
 
-class FakePart:
+class FakeJob:
     """Counts its rounds, in as many slices as told; raises what it is told to."""
 
     name = "fake"
     interval_s = 10.0
+    longest_pause_s = 900.0
 
     def __init__(self, slices: int = 1, error: Exception | None = None) -> None:
         self.slices, self.error = slices, error
@@ -53,25 +54,26 @@ class FakePart:
             yield
 
 
-def scheduled(part: FakePart) -> tuple[Scheduler, FakeTimer, list[Event]]:
+def scheduled(job: FakeJob) -> tuple[Scheduler, FakeTimer, list[Event]]:
     timer, events = FakeTimer(), list[Event]()
     scheduler = Scheduler(
-        [part], report=events.append, monotonic=lambda: timer.now, uniform=lambda _low, high: high
+        report=events.append, monotonic=lambda: timer.now, uniform=lambda _low, high: high
     )
+    scheduler.add(job)
     return scheduler, timer, events
 
 
 def test_rounds_come_at_their_interval() -> None:
     """The first within one interval, the next one jittered interval later each."""
-    part = FakePart()
-    scheduler, timer, _ = scheduled(part)
+    job = FakeJob()
+    scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
     timer.advance(9.9)
-    assert part.rounds == 0
+    assert job.rounds == 0
     timer.advance(0.2)
-    assert part.rounds == 1
+    assert job.rounds == 1
     timer.advance(11.0 * 3 + 1)
-    assert part.rounds == 4
+    assert job.rounds == 4
 
 
 def test_a_fleet_is_spread() -> None:
@@ -82,49 +84,50 @@ def test_a_fleet_is_spread() -> None:
         asked.append((low, high))
         return low
 
-    Scheduler([FakePart()], report=lambda _: None, monotonic=lambda: timer.now, uniform=uniform)
+    scheduler = Scheduler(report=lambda _: None, monotonic=lambda: timer.now, uniform=uniform)
+    scheduler.add(FakeJob())
     assert asked == [(0.5, 1.0)]
 
 
 def test_the_first_round_counts_from_the_first_connection() -> None:
     """However long that took to come, and not from a later one; a run_soon round waits for none."""
-    part = FakePart()
-    scheduler, timer, _ = scheduled(part)
+    job = FakeJob()
+    scheduler, timer, _ = scheduled(job)
     timer.advance(25)
     scheduler.arm(timer.later)
     timer.advance(9.9)
-    assert part.rounds == 0
+    assert job.rounds == 0
     scheduler.disarm()
     scheduler.arm(timer.later)
     timer.advance(0.2)
-    assert part.rounds == 1
+    assert job.rounds == 1
 
-    part = FakePart()
-    scheduler, timer, _ = scheduled(part)
+    job = FakeJob()
+    scheduler, timer, _ = scheduled(job)
     scheduler.run_soon("fake")
     timer.advance(25)
     scheduler.arm(timer.later)
     timer.advance(0.1)
-    assert part.rounds == 1
+    assert job.rounds == 1
 
 
 def test_a_round_gives_the_loop_back_between_slices() -> None:
     """One slice a tick, with a pause that is the loop's."""
-    part = FakePart(slices=3)
-    scheduler, timer, _ = scheduled(part)
+    job = FakeJob(slices=3)
+    scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
     timer.advance(10.0)
-    assert part.resumed == 1
+    assert job.resumed == 1
     timer.advance(PAUSE_S)
-    assert part.resumed == 2
+    assert job.resumed == 2
     timer.advance(5 * PAUSE_S)
-    assert (part.resumed, part.rounds) == (3, 1)
+    assert (job.resumed, job.rounds) == (3, 1)
 
 
 def test_a_failure_is_reported_and_paused_for_longer_each_time() -> None:
-    """Whatever a part raises, no tick raises; the pauses grow, up to a limit."""
-    part = FakePart(error=AssertionError("broken"))
-    scheduler, timer, events = scheduled(part)
+    """Whatever a job raises, no tick raises; the pauses grow, up to a limit."""
+    job = FakeJob(error=AssertionError("broken"))
+    scheduler, timer, events = scheduled(job)
     scheduler.arm(timer.later)
     timer.advance(10_000)
     failures = [event for event in events if isinstance(event, PartFailed)]
@@ -134,21 +137,22 @@ def test_a_failure_is_reported_and_paused_for_longer_each_time() -> None:
     assert failures[0] == PartFailed(
         part="fake", error="AssertionError: broken", consecutive_failures=1, retry_in_s=10
     )
-    part.error = None
+    job.error = None
     timer.advance(900)
     assert scheduler.failures() == {"fake": 0}
 
 
-def test_a_parts_pauses_can_have_a_bound_of_their_own() -> None:
+def test_a_jobs_pauses_can_have_a_bound_of_their_own() -> None:
     """They still grow up to it."""
     timer, events = FakeTimer(), list[Event]()
     scheduler = Scheduler(
-        [FakePart(error=ValueError("broken"))],
         report=events.append,
         monotonic=lambda: timer.now,
-        longest_pauses_s={"fake": 30.0},
         uniform=lambda _low, high: high,
     )
+    job = FakeJob(error=ValueError("broken"))
+    job.longest_pause_s = 30.0
+    scheduler.add(job)
     scheduler.arm(timer.later)
     timer.advance(200)
     pauses = [event.retry_in_s for event in events if isinstance(event, PartFailed)]
@@ -157,104 +161,105 @@ def test_a_parts_pauses_can_have_a_bound_of_their_own() -> None:
 
 def test_a_new_connection_goes_on_where_the_lost_one_was() -> None:
     """The round under way is resumed, and what was due meanwhile comes at once."""
-    part = FakePart(slices=2)
-    scheduler, timer, _ = scheduled(part)
+    job = FakeJob(slices=2)
+    scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
     timer.advance(10.0)
     timer.lose_all()
     scheduler.disarm()
     timer.advance(60)
-    assert part.resumed == 1
+    assert job.resumed == 1
     scheduler.arm(timer.later)
     timer.advance(PAUSE_S * 2)
-    assert (part.resumed, part.rounds) == (2, 1)
+    assert (job.resumed, job.rounds) == (2, 1)
 
 
 def test_timers_that_outlive_their_connection_do_not_double_the_ticks() -> None:
     """On some releases they go on; their ticks count no more."""
-    part = FakePart()
-    scheduler, timer, _ = scheduled(part)
+    job = FakeJob()
+    scheduler, timer, _ = scheduled(job)
     for _ in range(5):
         scheduler.arm(timer.later)
     timer.advance(10.0 + 11.0 * 9 + 1)
-    assert part.rounds == 10
+    assert job.rounds == 10
 
 
 def test_hastened() -> None:
-    """A part is run now, once, and then at its interval again; a failing one is left alone."""
-    part = FakePart()
-    scheduler, timer, _ = scheduled(part)
+    """A job is run now, once, and then at its interval again; a failing one is left alone."""
+    job = FakeJob()
+    scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
     for _ in range(3):
         scheduler.run_soon("fake")
     timer.advance(0)
-    assert part.rounds == 1
+    assert job.rounds == 1
     timer.advance(10.9)
-    assert part.rounds == 1
+    assert job.rounds == 1
     timer.advance(0.2)
-    assert part.rounds == 2
+    assert job.rounds == 2
 
     scheduler.run_soon("fake", within_s=5.0)
     timer.advance(4.9)
-    assert part.rounds == 2
+    assert job.rounds == 2
     timer.advance(0.2)
-    assert part.rounds == 3
+    assert job.rounds == 3
     scheduler.run_soon("fake", within_s=20.0)
     timer.advance(10.8)
-    assert part.rounds == 3
+    assert job.rounds == 3
     timer.advance(0.2)
-    assert part.rounds == 4
+    assert job.rounds == 4
 
-    part.error = ValueError("broken")
+    job.error = ValueError("broken")
     scheduler.run_soon("fake")
     timer.advance(0)
-    assert part.rounds == 5
+    assert job.rounds == 5
     scheduler.run_soon("fake")
     timer.advance(1)
-    assert part.rounds == 5
+    assert job.rounds == 5
     scheduler.run_soon("fake", anyway=True)
     timer.advance(1)
-    assert part.rounds == 6
+    assert job.rounds == 6
     scheduler.run_soon("unknown")
 
 
-def test_a_round_that_is_closed_clears_up_at_once() -> None:
+def test_a_job_that_is_dropped_clears_up_at_once() -> None:
     """And is not resumed."""
     cleared_up: list[bool] = []
 
-    class Careful(FakePart):
+    class Careful(FakeJob):
         def run(self, trigger: Trigger = "timer") -> Iterator[None]:
             try:
                 yield from super().run(trigger)
             finally:
                 cleared_up.append(True)
 
-    part = Careful(slices=3)
-    scheduler, timer, _ = scheduled(part)
-    scheduler.close("fake")
+    job = Careful(slices=3)
+    scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
     timer.advance(10.0)
-    scheduler.close("fake")
-    assert (cleared_up, part.resumed) == ([True], 1)
-    scheduler.close("unknown")
+    scheduler.drop("fake")
+    timer.advance(20.0)
+    assert (cleared_up, job.resumed, job.rounds) == ([True], 1, 1)
+    assert scheduler.failures() == {}
+    scheduler.drop("unknown")
 
 
 def test_a_round_begun_elsewhere_is_finished() -> None:
     """The rest of a remote command's sweep; its failure is contained too."""
-    part = FakePart(slices=3)
-    scheduler, timer, events = scheduled(part)
+    job = FakeJob(slices=3)
+    scheduler, timer, events = scheduled(job)
     scheduler.arm(timer.later)
-    slices = part.run()
+    slices = job.run()
     assert run_to_end(slices, until=lambda: True) is False
     scheduler.disarm()
     scheduler.resume("fake", slices)
-    scheduler.resume("fake", FakePart(slices=2).run())
+    scheduler.resume("fake", FakeJob(slices=2).run())
     timer.advance(1)
-    assert part.resumed == 1
+    assert job.resumed == 1
     scheduler.arm(timer.later)
     timer.advance(1)
-    assert part.resumed == 3
-    scheduler.resume("fake", FakePart(error=ValueError("broken")).run())
+    assert job.resumed == 3
+    scheduler.resume("fake", FakeJob(error=ValueError("broken")).run())
     timer.advance(1)
     assert [type(event) for event in events] == [PartFailed]
 
@@ -270,46 +275,46 @@ def test_rounds_that_wait_are_run_after_a_failure_and_ended_with_the_rest() -> N
         finally:
             ended.append(name)
 
-    part = FakePart(error=OSError("broken"))
-    scheduler, timer, _ = scheduled(part)
+    job = FakeJob(error=OSError("broken"))
+    scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
     rounds = [begun("first"), begun("second"), begun("third")]
     for slices in rounds:
         next(slices)
-        scheduler.resume(part.name, slices)
+        scheduler.resume(job.name, slices)
     timer.advance(3 * PAUSE_S)
     assert ended == ["first"]
-    scheduler.close(part.name)
+    scheduler.drop(job.name)
     assert ended == ["first", "second", "third"]
 
 
 def test_without_an_event_loop_a_tick_runs_slices_for_a_while() -> None:
     """There the next tick can be seconds away."""
-    part = FakePart(slices=10)
-    scheduler, timer, _ = scheduled(part)
+    job = FakeJob(slices=10)
+    scheduler, timer, _ = scheduled(job)
 
     def late(delay_s: float, tick: Callable[[], None]) -> None:
         timer.later(max(delay_s, 2.0), tick)
 
-    slices = part.run
+    slices = job.run
 
     def slow(trigger: Trigger = "timer") -> Iterator[None]:
         for _ in slices(trigger):
             timer.now += 0.03
             yield
 
-    part.run = slow  # type: ignore[method-assign]
+    job.run = slow  # type: ignore[method-assign]
     scheduler.arm(late, burst_s=0.1)
     timer.advance(10.0)
-    assert part.resumed == 4
+    assert job.resumed == 4
     timer.advance(2.5)
-    assert part.resumed == 8
+    assert job.resumed == 8
 
 
 def test_it_tells_when_a_round_is_due() -> None:
-    """For what is told to people; a part that it does not have is due at once."""
-    part = FakePart()
-    scheduler, timer, _ = scheduled(part)
+    """For what is told to people; a job that it does not have is due at once."""
+    job = FakeJob()
+    scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
     assert scheduler.due_in_s("fake") == 10.0
     timer.advance(4.0)

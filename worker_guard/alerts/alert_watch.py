@@ -1,4 +1,4 @@
-"""The parts that look at values, and tell when one crosses its threshold."""
+"""The job that looks at values, and reports when one crosses its threshold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WatchedValue:
 class AlertWatch:
     """Looks at some values, one after the other.
 
-    An alert whose value can't be read stays as it is.
+    An alert stays as it is if its value can't be read.
     """
 
     name: str

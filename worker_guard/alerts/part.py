@@ -1,95 +1,76 @@
-"""The alerts of one worker's guard, put together."""
+"""The part that raises alerts when a value crosses its threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from worker_guard import celery_internals
 from worker_guard.alerts.alert_watch import AlertWatch, WatchedValue
-from worker_guard.alerts.thresholds import Alert, LastHour, used_share
-from worker_guard.errors import WorkerGuardError
-from worker_guard.events import AlertName, Event
-from worker_guard.scheduler import Part
-from worker_guard.settings import PREFIX, Settings
+from worker_guard.alerts.thresholds import Alert, used_share
+from worker_guard.events import AlertName
+from worker_guard.part import ON, Context, Part, PartOff
+from worker_guard.settings import PREFIX
+from worker_guard.status_model import AlertStatus
 from worker_guard.values.masking import reason_of
 
-#: Values that the guard has at hand are looked at this often, or each interval where that is less.
+#: Values that the guard has at hand are read this often, or each interval if that is shorter.
 LOOK_S = 5.0
 
-#: Seconds for a connect, and for an answer: a Redis that hangs costs twice this at most.
-REDIS_TIMEOUT_S = 0.4
 
-_ON = "on"
+class AlertsPart(Part):
+    """The alerts that are switched on."""
 
+    name: ClassVar[str] = "alerts"
+    also: ClassVar[tuple[str, ...]] = ("redis_memory",)
 
-class NoRedisMemoryError(WorkerGuardError):
-    """Results are not kept in Redis, so that there is no memory to look at; the message says where.
-
-    Set ``worker_guard_alert_redis_memory`` to None to switch the alert off on purpose.
-    """
-
-
-class Alerts:
-    """The alerts that are switched on.
-
-    :attr:`parts` are for the scheduler; :attr:`states` maps each part's name to ``"on"`` or to
-    the reason why it is off. Connects to nothing yet.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        app: Any,
-        revoked_tasks: Callable[[], int],
-        report: Callable[[Event], None],
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._settings, self._app = settings, app
-        self._report, self._monotonic = report, monotonic
-        self._recycles = LastHour()
-        self.all: list[Alert] = []
-        self.parts: list[Part] = []
-        self.states: dict[str, str] = {}
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        settings = context.settings
+        self._alerts: list[Alert] = []
         self._watch(
             "alerts",
             min(LOOK_S, settings.interval),
-            self._watched("revoked_tasks", settings.alert_revoked, lambda _now: revoked_tasks()),
+            self._watched("revoked_tasks", settings.alert_revoked, self._revoked_tasks),
             self._watched(
-                "recycles_per_hour", settings.alert_recycles_per_hour, self._recycles.count
+                "recycles_per_hour",
+                settings.alert_recycles_per_hour,
+                context.activity.recycled_in_last_hour,
             ),
             off=f"{PREFIX}alert_revoked and {PREFIX}alert_recycles_per_hour are None",
         )
         self._watch_redis_memory()
 
-    def recycled(self) -> None:
-        """A child was recycled; in a dry run: would have been."""
-        self._recycles.add(self._monotonic())
+    def status(self, *, quick: bool) -> dict[str, Any]:  # noqa: ARG002
+        """The alerts that are switched on, and since when one is active."""
+        now = self.context.monotonic()
+        return {
+            "alerts": tuple(
+                AlertStatus(
+                    alert=alert.name,
+                    active=alert.since_mono is not None,
+                    value=alert.value,
+                    threshold=alert.threshold,
+                    since_s=None if alert.since_mono is None else round(now - alert.since_mono, 1),
+                )
+                for alert in self._alerts
+            )
+        }
 
-    def describe(self) -> list[dict[str, Any]]:
-        """The alerts that are active now."""
-        now = self._monotonic()
-        return [
-            {
-                "alert": alert.name,
-                "value": alert.value,
-                "threshold": alert.threshold,
-                "since_s": round(now - since_mono, 1),
-            }
-            for alert in self.all
-            if (since_mono := alert.since_mono) is not None
-        ]
+    def _revoked_tasks(self, _now: float) -> float:
+        revoked = self.context.status().revoked
+        return (revoked and revoked.lingering) or 0
 
     def _watch_redis_memory(self) -> None:
-        threshold = self._settings.alert_redis_memory
+        settings = self.context.settings
         off, watched = f"{PREFIX}alert_redis_memory is None", None
-        if threshold is not None:
+        if settings.alert_redis_memory is not None:
             try:
-                watched = self._watched("redis_memory", threshold, _redis_memory(self._app.backend))
+                read = _redis_memory(self.context.worker.app.backend)
+                watched = self._watched("redis_memory", settings.alert_redis_memory, read)
             except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
                 off = reason_of(exc)
-        self._watch("redis_memory", self._settings.interval, watched, off=off)
+        self._watch("redis_memory", settings.interval, watched, off=off)
 
     def _watched(
         self, name: AlertName, threshold: float | None, read: Callable[[float], float]
@@ -97,20 +78,20 @@ class Alerts:
         if threshold is None:
             return None
         alert = Alert(name, threshold)
-        self.all.append(alert)
+        self._alerts.append(alert)
         return WatchedValue(alert, read)
 
-    def _watch(self, part: str, interval_s: float, *found: WatchedValue | None, off: str) -> None:
+    def _watch(self, job: str, interval_s: float, *found: WatchedValue | None, off: str) -> None:
         watched = [each for each in found if each is not None]
-        self.states[part] = _ON if watched else off
+        self.states[job] = ON if watched else off
         if watched:
-            self.parts.append(
+            self.jobs.append(
                 AlertWatch(
-                    name=part,
+                    name=job,
                     interval_s=interval_s,
                     watched=watched,
-                    report=self._report,
-                    monotonic=self._monotonic,
+                    report=self.context.report,
+                    monotonic=self.context.monotonic,
                 )
             )
 
@@ -119,9 +100,9 @@ def _redis_memory(backend: Any) -> Callable[[float], float]:
     """What reads the used share of the memory of this result backend's server.
 
     Raises:
-        NoRedisMemoryError: it is not Redis.
+        PartOff: it is not Redis.
     """
     if not celery_internals.is_redis(backend):
-        raise NoRedisMemoryError(f"no Redis result backend: it is {type(backend).__name__}")
-    client = celery_internals.redis_client(backend, REDIS_TIMEOUT_S)
+        raise PartOff(f"no Redis result backend: it is {type(backend).__name__}")
+    client = celery_internals.redis_client(backend, celery_internals.REDIS_TIMEOUT_S)
     return lambda _now: used_share(client.info("memory"))

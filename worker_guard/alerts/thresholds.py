@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from worker_guard.errors import WorkerGuardError
@@ -13,12 +12,6 @@ from worker_guard.events import AlertName
 #: A raised alert is cleared when its value is this share of its threshold, or less. Between the
 #: two it stays as it is, so that a value that hovers about the threshold doesn't fill the log.
 CLEAR_SHARE = 0.9
-
-#: Recycles count for this long.
-WINDOW_S = 3600.0
-
-#: They are counted in steps of this length, so that what is kept has a bound.
-_STEP_S = 10.0
 
 Change = Literal["raised", "cleared"]
 
@@ -52,27 +45,6 @@ class Alert:
             self.since_mono = None
             return "cleared"
         return None
-
-
-@dataclass
-class LastHour:
-    """How often something happened in the last hour, to some seconds."""
-
-    _steps: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def add(self, now: float) -> None:
-        """It happened now."""
-        began = now - now % _STEP_S
-        times = 1
-        if self._steps and self._steps[-1][0] == began:
-            times += self._steps.pop()[1]
-        self._steps.append((began, times))
-
-    def count(self, now: float) -> int:
-        """How often it did."""
-        while self._steps and self._steps[0][0] + _STEP_S <= now - WINDOW_S:
-            self._steps.popleft()
-        return sum(times for _began, times in self._steps)
 
 
 def used_share(info: Mapping[str, object]) -> float:

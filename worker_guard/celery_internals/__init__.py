@@ -42,6 +42,7 @@ from worker_guard.celery_internals.revoked_set import (
     watch_revoked_set,
 )
 from worker_guard.celery_internals.servers import (
+    REDIS_TIMEOUT_S,
     is_key_value,
     is_redis,
     key_prefix,
@@ -56,6 +57,7 @@ from worker_guard.celery_internals.servers import (
 from worker_guard.celery_internals.starts import PoolStarts
 
 __all__ = [
+    "REDIS_TIMEOUT_S",
     "STATEDB_KEY",
     "Discarding",
     "EmptyQueues",

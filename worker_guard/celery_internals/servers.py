@@ -9,6 +9,9 @@ from typing import Any
 from celery.backends.base import BaseKeyValueStoreBackend
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
+#: Seconds for a connect, and for an answer, in a worker. A Redis that hangs costs both.
+REDIS_TIMEOUT_S = 0.4
+
 
 def redis_client(backend: Any, timeout_s: float) -> Any:
     """A Redis client of the guard's own for the server of this result backend.

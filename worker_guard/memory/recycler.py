@@ -123,7 +123,6 @@ class Recycler:
     starts: Starts
     roster: Roster
     report: Callable[[Event], None]
-    recycled: Callable[[], None]
     run_soon: Callable[[], None]
     monotonic: Callable[[], float]
     leaving: dict[int, _Leaving] = field(default_factory=dict)
@@ -248,7 +247,6 @@ class Recycler:
             freed_bytes = used.used_bytes - sum(used.relatives.get(each, 0) for each in left)
             freed_bytes -= 0 if reading is None else reading.used_bytes
         self.roster.recycles[leaving.child.slot] += 1
-        self.recycled()
         self.report(
             ChildRecycled(
                 child_pid=leaving.child.pid,

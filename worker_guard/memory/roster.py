@@ -66,12 +66,12 @@ class Roster:
     knows_runs: bool = True
     hears_births: bool = False
     has_work: Callable[[int], bool] = lambda _: False
+    disconnected_mono: Callable[[], float | None] = lambda: None
     suspects: Suspects = field(default_factory=Suspects)
     began: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=50_000))
     born_mono: dict[int, float] = field(default_factory=dict)
     heard_up: set[int] = field(default_factory=set)
     emptied: dict[int, int] = field(default_factory=dict)
-    disconnected_mono: float | None = None
     silent_mono: dict[int, float] = field(default_factory=dict)
     spoke_mono: dict[int, float] = field(default_factory=dict)
     recycles: Counter[int] = field(default_factory=Counter)
@@ -174,7 +174,7 @@ class Roster:
 
     def _was_connected(self, age_s: float | None, now: float) -> bool:
         """Whether no connection was lost since a child of this age was forked."""
-        lost_mono = self.disconnected_mono
+        lost_mono = self.disconnected_mono()
         return lost_mono is None or (age_s is not None and now - age_s > lost_mono)
 
     def _start(self, pid: int, age_s: float | None, now: float) -> Start:

@@ -30,9 +30,6 @@ RECORD_LIMIT_BYTES = 4 * 1024
 #: Each serializer leaves this name readable; what lacks it is not worth decoding.
 _REVOKED = b"TaskRevokedError"
 
-#: A Redis that hangs costs a connect and an answer, so twice this at most.
-REDIS_TIMEOUT_S = 0.4
-
 
 #: A mark lasts at least this long, and is renewed while a worker holds its id.
 MARK_TTL_S = 7 * 86_400.0
@@ -226,7 +223,7 @@ def open_records(backend: Any, *, revoke_expires_s: float) -> Records:
     if not celery_internals.is_redis(backend):
         return KeyValueRecords(backend, mark_prefix=mark_prefix, unreadable=unreadable)
     return RedisRecords(
-        celery_internals.redis_client(backend, REDIS_TIMEOUT_S),
+        celery_internals.redis_client(backend, celery_internals.REDIS_TIMEOUT_S),
         record_key=backend.get_key_for_task,
         mark_prefix=mark_prefix,
         decode=backend.decode,

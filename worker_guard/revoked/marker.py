@@ -35,6 +35,7 @@ class Marker:
     name: ClassVar[str] = "operator_marks"
 
     interval_s: float
+    longest_pause_s: float
     pending: dict[str, bool]
     held: Container[str]
     kept: Callable[[], Mapping[str, bool]]

@@ -1,18 +1,18 @@
-"""What heals the revoked set of one worker, put together."""
+"""The part that heals the revoked set: watches it, sweeps it, and marks what must hold."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from celery.worker import state
 
 from worker_guard import celery_internals
 from worker_guard.backoff import Backoff
-from worker_guard.errors import WorkerGuardError
 from worker_guard.events import CleanupCompleted, Event, Trigger
+from worker_guard.part import ON, Context, Part, PartOff
 from worker_guard.revoked.backfill import BackfillCounter
 from worker_guard.revoked.confirmation import Records, open_records
 from worker_guard.revoked.ledger import Origin
@@ -23,11 +23,11 @@ from worker_guard.revoked.sweeper import (
     RevokedActor,
     RevokedDryRun,
     Sweeper,
-    Totals,
     clear_in_s,
 )
-from worker_guard.scheduler import Part, run_to_end
-from worker_guard.settings import PREFIX, Settings
+from worker_guard.scheduler import run_to_end
+from worker_guard.settings import PREFIX
+from worker_guard.status_model import PastBackfill, RevokedStatus
 from worker_guard.values.masking import reason_of
 
 #: The last marks and the last sweep take no longer each, so that a worker told to stop does.
@@ -53,45 +53,32 @@ _MOST_PENDING = 100_000
 #: The longest pause between tries at a look-up that fails: until it succeeds no id is cleared.
 _LONGEST_LOOKUP_PAUSE_S = 60.0
 
-_ON = "on"
 
+class RevokedPart(Part):
+    """The revoked set of one worker: watched, swept, and its operators' ids marked."""
 
-class Hasten(Protocol):
-    """Has a part's next round earlier; as :meth:`worker_guard.scheduler.Scheduler.run_soon`."""
+    name: ClassVar[str] = "revoked"
+    also: ClassVar[tuple[str, ...]] = ("revoked_verify", "operator_marks")
 
-    def __call__(self, part: str, *, within_s: float = 0.0, anyway: bool = False) -> None: ...
-
-
-class Revoked:
-    """The revoked set of one worker: watched, swept, and its operators' ids marked.
-
-    :attr:`parts` are for the scheduler; :attr:`states` maps names of the start event to ``"on"``
-    or to the reason why they are off. Connects to nothing yet.
-    """
-
-    def __init__(
-        self,
-        app: Any,
-        settings: Settings,
-        *,
-        totals: Totals,
-        report: Callable[[Event], None],
-        run_soon: Hasten,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._settings, self._hasten, self._monotonic = settings, run_soon, monotonic
-        self.states: dict[str, str] = {}
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        app, settings, scheduler = context.worker.app, context.settings, context.scheduler
+        self.states[self.name] = "not started"
         self.backfill = BackfillCounter()
         self._queues = celery_internals.EmptyQueues(app, on_error=self.watch_failed)
         self._watch = RevokedWatch(
-            queues=self._queues, backfill=self.backfill, monotonic=monotonic, listener=self
+            queues=self._queues,
+            backfill=self.backfill,
+            monotonic=context.monotonic,
+            listener=self,
         )
-        self._watching = Backoff("revoked_watch", first_pause_s=settings.interval, report=report)
-        self.lookups = Backoff(
+        self._watching = Backoff(
+            "revoked_watch", first_pause_s=settings.interval, report=context.report
+        )
+        self.lookups = scheduler.backoff(
             "revoked_verify",
             first_pause_s=settings.interval,
             longest_pause_s=max(settings.interval, _LONGEST_LOOKUP_PAUSE_S),
-            report=report,
         )
         records = self._open_records(app.backend)
         actor: RevokedActor = (
@@ -106,68 +93,76 @@ class Revoked:
             revoked=state.revoked,
             actor=actor,
             marks=records,
-            records=records if self.states["revoked_verify"] == _ON else None,
+            records=records if self.states["revoked_verify"] == ON else None,
             lookups=self.lookups,
             backfill=self.backfill,
-            totals=totals,
             on_kept=self._keep_marked,
-            report=report,
-            monotonic=monotonic,
+            report=context.report,
+            monotonic=context.monotonic,
         )
-        self.parts: list[Part] = [self._sweeper]
+        self.jobs.append(self._sweeper)
         self._pending_marks: dict[str, bool] = {}
         self._handed_on_mono = -_HAND_ON_S
         self._marker: Marker | None = None
         if records is not None and not settings.dry_run:
             self._marker = Marker(
                 interval_s=settings.interval,
+                longest_pause_s=max(settings.revoked_grace / 2, _LEAST_MARK_PAUSE_S),
                 pending=self._pending_marks,
                 held=state.revoked,
                 kept=self._kept,
                 store=records,
-                monotonic=monotonic,
+                monotonic=context.monotonic,
             )
-            self.parts.append(self._marker)
-        #: For the scheduler, by the part's name.
-        self.longest_pauses_s = {Marker.name: max(settings.revoked_grace / 2, _LEAST_MARK_PAUSE_S)}
+            self.jobs.append(self._marker)
 
     def _open_records(self, backend: Any) -> Records | None:
+        settings = self.context.settings
         off = ""
         records: Records | None = None
         try:
             records = open_records(backend, revoke_expires_s=float(state.revoked.expires))
         except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
             off = reason_of(exc)
-        self.states["operator_marks"] = off or ("a dry run" if self._settings.dry_run else _ON)
+        self.states["operator_marks"] = off or ("a dry run" if settings.dry_run else ON)
         off = off or (records.unreadable if records is not None else "")
-        self.states["revoked_verify"] = off or _ON
-        if not self._settings.revoked_verify:
+        self.states["revoked_verify"] = off or ON
+        if not settings.revoked_verify:
             self.states["revoked_verify"] = f"{PREFIX}revoked_verify is False"
         return records
 
     # -- the worker's life -----------------------------------------------------------------
 
-    def start(self, worker: Any, *, before_statedb: Collection[str]) -> None:
-        """Begin to watch; :attr:`parts` is empty where that can't be done.
-
-        ``before_statedb`` is what the application put into the set before the statedb was read.
-        """
+    def start(self) -> None:
+        """Begin to watch the set. If that can't be done, its size is all that is known."""
+        context = self.context
         try:
-            self._watch.start(worker, before_statedb=before_statedb)
-            self.states["revoked"] = _ON
+            self._watch.start(context.worker, before_statedb=context.before_statedb)
+            self.states[self.name] = ON
             self._queues.start()
         except celery_internals.MissingInternalError as exc:
             # Nothing is known of any id then, and so nothing is cleared or marked.
-            off = ("revoked", "revoked_verify", "operator_marks")
-            self.states.update(dict.fromkeys(off, str(exc)))
-            self.parts, self._marker = [], None
+            self.states = dict.fromkeys(self.states, str(exc))
+            for job in self.jobs:
+                context.scheduler.drop(job.name)
+            self.jobs, self._marker = [], None
 
     @property
     def watches(self) -> bool:
         """Whether the set is watched, so that the origins of its ids are known."""
-        return self.states.get("revoked") == _ON
+        return self.states[self.name] == ON
 
-    def write_last_marks(self) -> None:
+    def stop(self, *, cold: bool) -> None:
+        """Sweep for the last time, before the statedb is written, and undo every hook."""
+        attempt = self.context.attempt
+        if not cold:
+            attempt("operator_marks", self._write_last_marks)
+        attempt("last_sweep", lambda: self._sweep_for_the_last_time(ask=not cold))
+        self._watch.unhook()
+        self._queues.stop()
+        attempt("statedb", self._note_in_statedb)
+
+    def _write_last_marks(self) -> None:
         """Mark all operators' ids once more, for about a second at most."""
         if self._marker is None:
             return
@@ -175,40 +170,40 @@ class Revoked:
         self._pending_marks.update(dict.fromkeys(self._watch.ledger.ids(Origin.OPERATOR), True))
         self._run_briefly(self._marker.run())
 
-    def sweep_for_the_last_time(self, *, ask: bool) -> None:
+    def _sweep_for_the_last_time(self, *, ask: bool) -> None:
         """Sweep what expired here without a grace, for about a second at most.
 
-        Where the result backend holds marks and is not to be asked, nothing may be cleared.
+        If the result backend holds marks and is not to be asked, nothing may be cleared.
         """
         if self.watches and (ask or self._sweeper.marks is None):
             self._run_briefly(replace(self._sweeper, grace_s=0.0).run())
 
-    def unhook(self) -> None:
-        """Undo every hook."""
-        self._watch.unhook()
-        self._queues.stop()
-
-    def note_in_statedb(self, worker: Any) -> None:
-        """Note which ids are not to be cleared in the statedb, if there is one."""
+    def _note_in_statedb(self) -> None:
         unmarked = [task_id for task_id, is_op in self._pending_marks.items() if is_op]
-        self._watch.note_in_statedb(worker, unmarked=unmarked)
+        self._watch.note_in_statedb(self.context.worker, unmarked=unmarked)
 
     def _run_briefly(self, slices: Iterator[None]) -> None:
-        until = self._monotonic() + _AT_STOP_S
-        run_to_end(slices, until=lambda: self._monotonic() >= until)
+        monotonic = self.context.monotonic
+        until = monotonic() + _AT_STOP_S
+        run_to_end(slices, until=lambda: monotonic() >= until)
 
     # -- on request ------------------------------------------------------------------------
 
-    def sweep(
-        self, report: Callable[[Event], None], trigger: Trigger, *, preview: bool
-    ) -> tuple[CleanupCompleted | None, Iterator[None]]:
-        """Sweep now for one slice, as a dry run where it is a ``preview``.
+    def sweep_now(
+        self, *, dry_run: bool, trigger: Trigger = "control"
+    ) -> tuple[CleanupCompleted | None, bool]:
+        """Sweep now; returns what came of it, and whether nothing was changed.
 
-        Returns what came of it, or None and the rest, to be run in slices.
+        None: it takes longer than one slice, and the log will say what came of it.
 
         Raises:
-            WorkerGuardError: the set can't be swept; the message says why.
+            PartOff: the set can't be swept; the message says why.
         """
+        if not self.watches:
+            raise PartOff(f"the revoked set is not swept: {self.states[self.name]}")
+        context = self.context
+        preview = dry_run and not context.settings.dry_run
+        report = context.preview if preview else context.report
         done: list[CleanupCompleted] = []
 
         def note(event: Event) -> None:
@@ -216,40 +211,40 @@ class Revoked:
                 done.append(event)
             report(event)
 
-        if not self.watches:
-            raise WorkerGuardError(f"the revoked set is not swept: {self.states['revoked']}")
         sweeper = self._sweeper.preview(note) if preview else replace(self._sweeper, report=note)
-        deadline = self._monotonic() + _ASKED_S
+        deadline = context.monotonic() + _ASKED_S
         slices = sweeper.run(trigger)
-        run_to_end(slices, until=lambda: self._monotonic() >= deadline)
-        return (done[0] if done else None), slices
+        run_to_end(slices, until=lambda: context.monotonic() >= deadline)
+        if not done:
+            context.scheduler.resume(Sweeper.name, slices)
+        return (done[0] if done else None), dry_run or context.settings.dry_run
 
-    def describe(
-        self, *, due_in_s: float = 0.0, compare: bool = True
-    ) -> dict[str, int | float | None]:
+    def status(self, *, quick: bool) -> dict[str, Any]:
         """How many ids there are of each origin, and when those on their way out are cleared.
 
-        The origins add up to the total. Where the set is not watched nothing is known of its ids
-        but their number (None). ``due_in_s`` is the time until the next sweep. To ``compare`` the
-        ledger with the set is for the consumer's thread alone; without it the counts are as of the
-        last change that was heard of.
+        The origins add up to the total. ``quick`` doesn't compare the ledger with the set, which is
+        for the consumer's thread alone: the counts are as of the last change that was heard of.
         """
-        names = ("operator", "expired", "proven", "unproven", "would_clear")
-        counts: dict[str, int | None] = dict.fromkeys(names)
+        counts: dict[str, int] = {}
         if self.watches:
             with contextlib.suppress(celery_internals.ReplacedSetError):
-                if compare:
+                if not quick:
                     self._watch.compare()
-                counts.update(self._counts())
-        leaving = (counts["expired"] or 0) + (counts["proven"] or 0)
+                counts = self._counts()
+        clearing = counts.get("expired", 0) + counts.get("confirmed", 0)
         if self.lookups.consecutive_failures:
-            leaving = 0  # until the result backend answers, nothing is cleared
+            clearing = 0  # until the result backend answers, nothing is cleared
         return {
-            "total": len(state.revoked),
-            **counts,
-            "stamps": len(state.revoked_stamps),
-            "clearing": leaving,
-            "next_clear_s": self._clear_in_s(due_in_s) if leaving else None,
+            "revoked": RevokedStatus(
+                total=len(state.revoked),
+                **counts,
+                stamps=len(state.revoked_stamps),
+                clearing=clearing,
+                next_clear_s=self._clear_in_s() if clearing else None,
+                lingering=self._lingering(),
+                expired_tasks=self.backfill.causes_in_all(),
+            ),
+            "last_backfill": self._last_backfill(),
         }
 
     def _counts(self) -> dict[str, int]:
@@ -257,13 +252,13 @@ class Revoked:
         return {
             "operator": count(Origin.OPERATOR),
             "expired": count(Origin.EXPIRED),
-            "proven": count(Origin.CONFIRMED),
+            "confirmed": count(Origin.CONFIRMED),
             "unproven": sum(map(count, UNCONFIRMED)),
             "would_clear": count(Origin.WOULD_CLEAR),
         }
 
-    def alarming(self) -> int:
-        """How many ids are no operator's, and not about to be cleared."""
+    def _lingering(self) -> int:
+        """How many ids are neither an operator's nor about to be cleared."""
         if not self.watches:
             return len(state.revoked)
         count = self._watch.ledger.count
@@ -274,6 +269,29 @@ class Revoked:
             stay += [Origin.EXPIRED, Origin.CONFIRMED]  # nothing is cleared until it answers
         return sum(map(count, stay))
 
+    def _last_backfill(self) -> PastBackfill | None:
+        last = self.backfill.last
+        if last is None:
+            return None
+        age_s = self.context.monotonic() - self.backfill.last_mono
+        return PastBackfill(
+            at=round(self.context.now() - age_s, 3),
+            age_s=round(age_s, 1),
+            expired_tasks=last.expired_tasks,
+            tasks=last.tasks,
+            waited_s_p50=last.waited_s_p50,
+            waited_s_max=last.waited_s_max,
+            causes=last.causes,
+        )
+
+    def _clear_in_s(self) -> float:
+        """In how many seconds the last of the ids on their way out is cleared."""
+        settings = self.context.settings
+        came_mono = self._watch.ledger.last_leaving_mono or 0.0
+        ready_in_s = came_mono + settings.revoked_grace - self.context.monotonic()
+        due_in_s = self.context.scheduler.due_in_s(Sweeper.name)
+        return round(clear_in_s(ready_in_s, due_in_s=due_in_s, interval_s=settings.interval), 1)
+
     def _kept(self) -> dict[str, bool]:
         """What is to be marked, for as long as it is held: and whether it is an operator's."""
         ids = self._watch.ledger.ids
@@ -282,14 +300,7 @@ class Revoked:
             **dict.fromkeys(ids(Origin.OPERATOR), True),
         }
 
-    def _clear_in_s(self, due_in_s: float) -> float:
-        """In how many seconds the last of the ids on their way out is cleared."""
-        came_mono = self._watch.ledger.last_leaving_mono or 0.0
-        ready_in_s = came_mono + self._settings.revoked_grace - self._monotonic()
-        interval_s = self._settings.interval
-        return round(clear_in_s(ready_in_s, due_in_s=due_in_s, interval_s=interval_s), 1)
-
-    # -- what the watch is told by -----------------------------------------------------------
+    # -- what the watch tells -----------------------------------------------------------
 
     def operator_revoked(self, task_id: str) -> None:
         """An operator revoked this id, here and now or before a restart."""
@@ -304,7 +315,7 @@ class Revoked:
         """An id came in from elsewhere."""
         # What the result backend says of an id counts from when it is first asked. A fleet that
         # gets the same ids at once is still spread.
-        self._hasten(self._sweeper.name, within_s=_ASK_WITHIN_S)
+        self.context.scheduler.run_soon(self._sweeper.name, within_s=_ASK_WITHIN_S)
 
     def peer_came(self, operators: Collection[str]) -> None:
         """A peer that starts took our ids over; these of them are an operator's."""
@@ -312,21 +323,21 @@ class Revoked:
             return
         # It will look for their marks, which the result backend may have lost meanwhile, or which
         # could not be written so far. Many peers start at once: one time serves all of them.
-        now = self._monotonic()
+        now = self.context.monotonic()
         if now - self._handed_on_mono < _HAND_ON_S:
             return
         self._handed_on_mono = now
         self._pending_marks.update(dict.fromkeys(operators, True))
         if self._pending_marks:
-            self._hasten(self._marker.name, anyway=True)
+            self.context.scheduler.run_soon(self._marker.name, anyway=True)
 
     def watch_failed(self, error: Exception) -> None:
         """The guard's own code raised in a hook; Celery was not touched by it."""
-        self._watching.noticed(error, self._monotonic())
+        self._watching.noticed(error, self.context.monotonic())
 
     def _keep_marked(self, task_id: str, operators: bool) -> None:
         if self._marker is not None:
             self._pending_marks[task_id] = operators or self._pending_marks.get(task_id, False)
             while len(self._pending_marks) > _MOST_PENDING:
                 del self._pending_marks[next(iter(self._pending_marks))]
-            self._hasten(self._marker.name)
+            self.context.scheduler.run_soon(self._marker.name)

@@ -63,17 +63,6 @@ class RecordLookup(Protocol):
         """One round trip for all."""
 
 
-@dataclass
-class Totals:
-    """What was done since the start of the guard."""
-
-    revoked_tasks_cleared: int = 0
-    expired_results_deleted: int = 0
-    task_states_cleaned: int = 0
-    children_recycled: int = 0
-    sweeps: int = 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sweeper:
     """Takes out of the revoked set what only expiry put there.
@@ -100,7 +89,6 @@ class Sweeper:
     records: RecordLookup | None
     lookups: Backoff
     backfill: BackfillCounter
-    totals: Totals
     on_kept: Callable[[str, bool], None]
     report: Callable[[Event], None]
     monotonic: Callable[[], float]
@@ -111,19 +99,17 @@ class Sweeper:
         cleared = 0
         self.compare()
         yield
+        ended = False
         try:
             for count in self._sweep():
                 cleared += count
                 yield
-        except GeneratorExit:
-            # The worker stops: what was done until then was done.
-            self._report(trigger, cleared, self.monotonic() - started)
-            raise
+            ended = True
         finally:
             self.actor.finish()
-            self.totals.sweeps += 1
-            self.totals.revoked_tasks_cleared += cleared
-        self._report(trigger, cleared, self.monotonic() - started)
+            # Also if it is cut short or fails: what was done until then was done.
+            if ended or cleared:
+                self._report(trigger, cleared, self.monotonic() - started)
 
     def preview(self, report: Callable[[Event], None]) -> Sweeper:
         """A sweeper that does the same without leaving a trace, and says so by ``report``."""
@@ -133,7 +119,6 @@ class Sweeper:
             ledger=self.ledger.copy(),
             actor=RevokedDryRun(),
             backfill=BackfillCounter(),
-            totals=Totals(),
             lookups=Backoff(self.name, first_pause_s=self.interval_s, report=report),
             on_kept=lambda _task_id, _operators: None,
             report=report,
