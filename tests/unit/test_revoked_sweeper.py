@@ -1,129 +1,21 @@
-"""The sweep and the marks, with fakes for the set and the result backend."""
+"""The sweep of the revoked set, with fakes for the set and the result backend."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator
 
 import pytest
 
-from worker_guard.backoff import Backoff
+from tests.fakes.revoked import FakeRecords, OneByOne, World
 from worker_guard.events import CleanupCompleted, Event, PartFailed, RevokedKept
-from worker_guard.revoked.backfill import BackfillCounter
 from worker_guard.revoked.batches import LOOKUP_BATCH
-from worker_guard.revoked.ledger import Confirmation, Ledger
-from worker_guard.revoked.marker import RENEW_S, Marker
+from worker_guard.revoked.ledger import Confirmation
 from worker_guard.revoked.sweeper import (
     MARKS_BATCH,
-    RevokedActor,
-    RevokedDryRun,
-    Sweeper,
     clear_in_s,
 )
 from worker_guard.scheduler import SLICE_S, run_to_end
 from worker_guard.values.source import Source
-
-
-class FakeSet(set[str]):
-    """A set that counts how often a sweep was finished on it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.finished = 0
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-class Clearing:
-    """Takes ids out of a fake set."""
-
-    def __init__(self, revoked: FakeSet) -> None:
-        self._revoked = revoked
-
-    def clear(self, task_ids: Iterable[str]) -> None:
-        self._revoked.difference_update(task_ids)
-
-    def finish(self) -> None:
-        self._revoked.finish()
-
-
-class FakeRecords:
-    """Verdicts as told, and a count of the round trips."""
-
-    one_trip = True
-
-    def __init__(self, **confirmations: Confirmation) -> None:
-        self.known = confirmations
-        self.asked: list[int] = []
-        self.error: Exception | None = None
-        self.operators: list[str] = []
-        self.unproven: list[str] = []
-        self.asked_for_marks: list[int] = []
-
-    def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
-        self.asked.append(len(task_ids))
-        if self.error:
-            raise self.error
-        return {i: self.known[i] for i in task_ids if i in self.known}
-
-    def marked(self, task_ids: Sequence[str]) -> set[str]:
-        self.asked_for_marks.append(len(task_ids))
-        if self.error:
-            raise self.error
-        return {i for i in task_ids if self.known.get(i) is Confirmation.OPERATOR}
-
-    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
-        if self.error:
-            raise self.error
-        self.operators += operators
-        self.unproven += unproven
-
-
-class World:
-    """A sweeper with all that it needs, at a time that is told."""
-
-    def __init__(self, *, records: FakeRecords | None = None, dry_run: bool = False) -> None:
-        self.now = 1000.0
-        self.step_s = 0.0
-        self.revoked, self.ledger, self.events = FakeSet(), Ledger(), list[Event]()
-        self.kept: list[tuple[str, bool]] = []
-        actor: RevokedActor = RevokedDryRun() if dry_run else Clearing(self.revoked)
-        self.sweeper = Sweeper(
-            interval_s=30.0,
-            grace_s=60.0,
-            confirmed_grace_s=60.0,
-            compare=self.compare,
-            ledger=self.ledger,
-            revoked=self.revoked,
-            actor=actor,
-            marks=records,
-            records=records,
-            lookups=Backoff("revoked_verify", first_pause_s=30, report=self.events.append),
-            backfill=BackfillCounter(),
-            on_kept=lambda task_id, operators: self.kept.append((task_id, operators)),
-            report=self.events.append,
-            monotonic=self.clock,
-        )
-
-    def clock(self) -> float:
-        self.now += self.step_s
-        return self.now
-
-    def compare(self) -> None:
-        for task_id in self.ledger.compare(dict.fromkeys(self.revoked).keys()):
-            self.ledger.added(task_id, Source.OPERATOR, self.now)
-
-    def add(self, source: Source, *task_ids: str, confirm: bool = True) -> None:
-        for task_id in task_ids:
-            self.revoked.add(task_id)
-            self.ledger.added(task_id, source, self.now)
-            if confirm and source is Source.EXPIRY:
-                self.ledger.confirmed_expired(task_id)
-
-    def sweep(self) -> CleanupCompleted:
-        run_to_end(self.sweeper.run())
-        cleanups = [event for event in self.events if isinstance(event, CleanupCompleted)]
-        return cleanups[-1]
 
 
 def test_the_event_says_what_was_cleared_and_what_was_kept_and_why() -> None:
@@ -261,69 +153,6 @@ def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
     assert world.revoked.finished == 1
     (told,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
     assert told.revoked_tasks_cleared == 1
-
-
-def test_marks_are_written_in_batches_and_kept_until_they_are() -> None:
-    """A mark leaves the list when it is written, not before.
-
-    An operator's id is marked though Celery dropped it as it was added: the set was full.
-    """
-    store = FakeRecords()
-    ids = [f"{n}" for n in range(LOOKUP_BATCH + 1)]
-    dropped = {"operators": True, "nobodys": False}
-    pending = {**dict.fromkeys(ids, True), "unproven": False, **dropped}
-    now = [0.0]
-    marker = Marker(
-        interval_s=30.0,
-        longest_pause_s=30.0,
-        pending=pending,
-        held={*ids, "unproven"},
-        kept=lambda: {"unproven": False, "kept": True},
-        store=store,
-        monotonic=lambda: now[0],
-    )
-    store.error = ConnectionError("refused")
-    with pytest.raises(ConnectionError):
-        run_to_end(marker.run())
-    assert len(pending) == LOOKUP_BATCH + 4
-    store.error = None
-    assert sum(1 for _ in marker.run()) == 2
-    assert sorted(store.operators) == sorted([*ids, "operators"])
-    assert (store.unproven, pending) == (["unproven"], {})
-    # Marks end by themselves; those of ids that are still held are written anew.
-    now[0] = RENEW_S
-    run_to_end(marker.run())
-    assert (store.operators[-1], store.unproven) == ("kept", ["unproven", "unproven"])
-
-
-class OneByOne(FakeRecords):
-    """A store to which each key is a trip of its own, and one of them can be no key."""
-
-    one_trip = False
-
-    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
-        if "no/key" in operators:
-            raise FileNotFoundError("no/key")
-        super().mark(operators, unproven)
-
-
-def test_one_id_that_can_be_no_key_keeps_no_other_back() -> None:
-    """It is tried again after the others, and each key has a slice of its own."""
-    store = OneByOne()
-    pending = dict.fromkeys(["no/key", "a", "b"], True)
-    marker = Marker(
-        interval_s=30.0,
-        longest_pause_s=30.0,
-        pending=pending,
-        held=(),
-        kept=dict,
-        store=store,
-        monotonic=lambda: 0.0,
-    )
-    for _ in range(2):
-        with pytest.raises(FileNotFoundError):
-            run_to_end(marker.run())
-    assert (store.operators, pending) == (["a", "b"], {"no/key": True})
 
 
 def test_where_each_key_is_a_trip_each_has_a_slice() -> None:
