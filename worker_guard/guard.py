@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,9 +22,9 @@ from worker_guard.metrics.part import MetricsPart
 from worker_guard.part import Context, Part, PartOff
 from worker_guard.results.part import ResultsPart
 from worker_guard.revoked.part import RevokedPart
-from worker_guard.scheduler import BURST_S, REST_S, Later, Scheduler
+from worker_guard.scheduler import Scheduler
 from worker_guard.settings import Settings
-from worker_guard.status_model import GuardStatus
+from worker_guard.status_model import ON, GuardStatus
 from worker_guard.values.masking import reason_of
 
 #: In the order in which they start and stop.
@@ -60,7 +61,7 @@ class Guard:
             try:
                 part = kind(self._context)
             except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
-                self._turn_off(kind, exc)
+                self._off.update(dict.fromkeys((kind.name, *kind.also), reason_of(exc)))
                 continue
             self._parts.append(part)
             for job in part.jobs:
@@ -103,18 +104,7 @@ class Guard:
 
     def arm(self, consumer: Any) -> None:
         """The consumer has a connection: tick by its timer."""
-        timer = consumer.timer
-        later: Later = timer.call_after
-        burst_s = 0.0
-        if consumer.hub is None:
-            burst_s = BURST_S
-
-            # Without an event loop the timer is a thread or a greenlet of its own, and the set
-            # is not made for two threads.
-            def later(delay_s: float, tick: Callable[[], None]) -> None:
-                timer.call_after(delay_s, consumer.call_soon, (tick,))
-
-        self._scheduler.arm(later, burst_s=burst_s, rest=lambda: time.sleep(REST_S))
+        self._scheduler.arm_by(consumer)
 
     def disarm(self) -> None:
         """The consumer's connection is gone, and on some releases its timers with it."""
@@ -125,15 +115,8 @@ class Guard:
         self._scheduler.disarm()
         for part in self._parts:
             self._stop(part, cold=cold)
-        totals = self._activity.totals
-        self._report(
-            Stopped(
-                revoked_tasks_cleared=totals.revoked_tasks_cleared,
-                expired_results_deleted=totals.expired_results_deleted,
-                task_states_cleaned=totals.task_states_cleaned,
-                children_recycled=totals.children_recycled,
-            )
-        )
+        done = asdict(self._activity.totals)
+        self._report(Stopped(**{f.name: done[f.name] for f in fields(Stopped)}))
         self._close_log()
 
     def abandon(self) -> None:
@@ -146,7 +129,8 @@ class Guard:
         try:
             part.start()
         except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
-            self._turn_off(type(part), exc)
+            off = reason_of(exc)
+            self._off.update({n: off if why == ON else why for n, why in part.states.items()})
             self._stop(part, cold=True)
             return False
         return True
@@ -156,9 +140,6 @@ class Guard:
             # One that is under way reports what it has done so far.
             self._context.attempt(job.name, partial(self._scheduler.drop, job.name))
         self._context.attempt(part.name, partial(part.stop, cold=cold))
-
-    def _turn_off(self, kind: type[Part], error: Exception) -> None:
-        self._off.update(dict.fromkeys((kind.name, *kind.also), reason_of(error)))
 
     # -- what is known ---------------------------------------------------------------------
 

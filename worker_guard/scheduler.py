@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from worker_guard.backoff import LONGEST_PAUSE_S, Backoff
 from worker_guard.events import Event, Trigger
@@ -121,6 +122,20 @@ class Scheduler:
                 scheduled.due_mono, scheduled.first_s = self._monotonic() + scheduled.first_s, None
             under_way = scheduled.slices is not None
             self._call(scheduled, PAUSE_S if under_way else scheduled.due_mono - self._monotonic())
+
+    def arm_by(self, consumer: Any) -> None:
+        """Tick by the timer of this consumer, which has a connection, on the consumer's thread."""
+        timer = consumer.timer
+        if consumer.hub is not None:
+            self.arm(timer.call_after)
+            return
+
+        # Without an event loop the timer is a thread or a greenlet of its own, and the revoked set
+        # is not made for two threads.
+        def later(delay_s: float, tick: Callable[[], None]) -> None:
+            timer.call_after(delay_s, consumer.call_soon, (tick,))
+
+        self.arm(later, burst_s=BURST_S, rest=lambda: time.sleep(REST_S))
 
     def disarm(self) -> None:
         """Tick no more until armed again; a run that is under way is resumed then."""

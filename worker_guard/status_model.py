@@ -97,10 +97,9 @@ class RevokedStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class AlertStatus:
-    """An alert that is switched on; ``since_s`` is None while it is quiet."""
+    """An alert that is active."""
 
     alert: str = "?"
-    active: bool = False
     value: float | None = None
     threshold: float | None = None
     since_s: float | None = None
@@ -152,7 +151,8 @@ class PastBackfill:
 class GuardStatus:
     """The state of one worker's guard.
 
-    ``parts`` maps each part to :data:`ON` or to the reason why it is off.
+    ``parts`` maps each part to :data:`ON` or to the reason why it is off. ``alert_thresholds`` are
+    those of the alerts that are switched on.
     """
 
     version: str
@@ -169,6 +169,8 @@ class GuardStatus:
     revoked: RevokedStatus | None = None
     memory: MemoryStatus | None = None
     alerts: tuple[AlertStatus, ...] = ()
+    alert_thresholds: Mapping[str, float] = field(default_factory=dict)
+    redis_memory_share: float | None = None
     totals: Totals = field(default_factory=Totals)
     last_cleanup: PastCleanup | None = None
     last_clearing: PastCleanup | None = None

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
-from celery.concurrency.solo import TaskPool, current_app, signals
+from celery import Celery, current_app, signals
+from celery.concurrency.solo import TaskPool
 from celery.contrib.testing.worker import start_worker
 from celery.utils.collections import LimitedSet
 from celery.worker import control, request, state

@@ -266,7 +266,7 @@ def test_tasks_are_watched_for_the_suspects(site: Site) -> None:
     [
         (
             {"worker_pool": "tests.harness.pools:WithoutSentinels"},
-            "the pool was made without a sentinel for each child",
+            "the pool was made without an exit event for each child",
         ),
         pytest.param(
             {"worker_pool_start_method": "spawn", "file_broker": True},

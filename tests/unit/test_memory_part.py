@@ -52,7 +52,7 @@ LIMIT = {"child_memory_limit": 10**9}
         (
             LIMIT,
             {"allow_restart": False},
-            "the pool was made without a exit event for each child",
+            "the pool was made without an exit event for each child",
         ),
         (LIMIT, {"forking_enable": False}, "on"),
         (

@@ -60,10 +60,9 @@ STATUS = GuardStatus(
         children_recycled=4,
         sweeps=6,
     ),
-    alerts=(
-        AlertStatus(alert="redis_memory", threshold=0.8, active=True, value=0.9, since_s=1.0),
-        AlertStatus(alert="revoked_tasks", threshold=10),
-    ),
+    alerts=(AlertStatus(alert="redis_memory", threshold=0.8, value=0.9, since_s=1.0),),
+    alert_thresholds={"redis_memory": 0.8, "revoked_tasks": 10},
+    redis_memory_share=0.9,
 )
 
 

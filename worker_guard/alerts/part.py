@@ -42,19 +42,22 @@ class AlertsPart(Part):
         self._watch_redis_memory()
 
     def status(self, *, quick: bool) -> dict[str, Any]:  # noqa: ARG002
-        """The alerts that are switched on, and since when one is active."""
+        """The alerts that are active, and the thresholds of all that are switched on."""
         now = self.context.monotonic()
+        values = {alert.name: alert.value for alert in self._alerts}
         return {
             "alerts": tuple(
                 AlertStatus(
                     alert=alert.name,
-                    active=alert.since_mono is not None,
                     value=alert.value,
                     threshold=alert.threshold,
-                    since_s=None if alert.since_mono is None else round(now - alert.since_mono, 1),
+                    since_s=round(now - alert.since_mono, 1),
                 )
                 for alert in self._alerts
-            )
+                if alert.since_mono is not None
+            ),
+            "alert_thresholds": {alert.name: alert.threshold for alert in self._alerts},
+            "redis_memory_share": values.get("redis_memory"),
         }
 
     def _revoked_tasks(self, _now: float) -> float:

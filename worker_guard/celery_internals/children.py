@@ -80,7 +80,7 @@ class PoolChildren:
     def why_not_to_recycle(self) -> str:
         """Why the children can't be asked to leave; empty: they can."""
         if not getattr(self._task_pool._pool, "allow_restart", False):
-            return "the pool was made without a exit event for each child"
+            return "the pool was made without an exit event for each child"
         if not self.has_event_loop and not getattr(self._task_pool, "forking_enable", True):
             return "a pool with threads that spawns its children loses them when its thread ends"
         return ""

@@ -30,7 +30,7 @@ def pool_name(worker: Any) -> str:
 
 
 def allow_recycling(worker: Any) -> None:
-    """Have the pool made with a exit event for each child; to be called before it is made.
+    """Have the pool made with an exit event for each child; to be called before it is made.
 
     Relies on ``worker.pool_restarts``, which the worker's Pool step reads. The remote command
     ``pool_restart`` asks the configuration instead, and stays as it was.

@@ -13,7 +13,6 @@ from typing import Literal
 from worker_guard.activity import Activity
 from worker_guard.status_model import (
     ON,
-    AlertStatus,
     GuardStatus,
     MemoryStatus,
     ProcessStatus,
@@ -115,6 +114,11 @@ def _info(status: GuardStatus) -> dict[str, str]:
     }
 
 
+def _alerts_active(status: GuardStatus) -> dict[str, float]:
+    active = {alert.alert for alert in status.alerts}
+    return {name: name in active for name in status.alert_thresholds}
+
+
 def _parts_on(figures: Figures) -> dict[str, float]:
     return {name: why == ON for name, why in figures.status.parts.items()}
 
@@ -125,10 +129,6 @@ def _origins(revoked: RevokedStatus) -> dict[str, int]:
         for name in ("operator", "expired", "confirmed", "unproven", "would_clear")
     }
     return {name: count for name, count in counts.items() if count is not None}
-
-
-def _redis_memory_share(alerts: Iterable[AlertStatus]) -> float | None:
-    return next((alert.value for alert in alerts if alert.alert == "redis_memory"), None)
 
 
 #: All metrics, in the order in which they are scraped.
@@ -228,27 +228,27 @@ FAMILIES: tuple[Family, ...] = (
         "gauge",
         "redis_memory_ratio",
         "Used share of the memory of the result backend's Redis.",
-        lambda f: _redis_memory_share(f.status.alerts),
+        lambda f: f.status.redis_memory_share,
     ),
     _by(
         "alert",
         "gauge",
         "alert_active",
         "1: this alert is active.",
-        lambda f: {alert.alert: alert.active for alert in f.status.alerts},
+        lambda f: _alerts_active(f.status),
     ),
     _by(
         "alert",
         "gauge",
         "alert_threshold",
         "The threshold of this alert.",
-        lambda f: {alert.alert: alert.threshold or 0 for alert in f.status.alerts},
+        lambda f: f.status.alert_thresholds,
     ),
     _by(
         "alert",
         "counter",
         "alerts_raised_total",
         "How often this alert was raised.",
-        lambda f: {**{alert.alert: 0 for alert in f.status.alerts}, **f.activity.alerts_raised},
+        lambda f: {**dict.fromkeys(f.status.alert_thresholds, 0), **f.activity.alerts_raised},
     ),
 )

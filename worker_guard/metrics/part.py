@@ -45,8 +45,8 @@ class MetricsPart(Part):
         self._registry: Any = None
         self._endpoint: Endpoint | None = None
         self._pid = os.getpid()
-        self.states[Endpoint.name] = f"{PREFIX}metrics_port is None"
         if settings.metrics_port is None:
+            self.states[Endpoint.name] = f"{PREFIX}metrics_port is None"
             return
         self._endpoint = Endpoint(
             responder=Responder(settings.metrics_host, settings.metrics_port, monotonic=monotonic),

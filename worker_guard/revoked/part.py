@@ -63,7 +63,8 @@ class RevokedPart(Part):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         app, settings, scheduler = context.worker.app, context.settings, context.scheduler
-        self.states[self.name] = "not started"
+        #: Whether the set is watched, so that the origins of its ids are known.
+        self._watches = False
         self.backfill = BackfillCounter()
         self._queues = celery_internals.EmptyQueues(app, on_error=self.watch_failed)
         self._watch = RevokedWatch(
@@ -138,19 +139,15 @@ class RevokedPart(Part):
         context = self.context
         try:
             self._watch.start(context.worker, before_statedb=context.before_statedb)
-            self.states[self.name] = ON
+            self._watches = True
             self._queues.start()
         except celery_internals.MissingInternalError as exc:
             # Nothing is known of any id then, and so nothing is cleared or marked.
+            self._watches = False
             self.states = dict.fromkeys(self.states, str(exc))
             for job in self.jobs:
                 context.scheduler.drop(job.name)
             self.jobs, self._marker = [], None
-
-    @property
-    def watches(self) -> bool:
-        """Whether the set is watched, so that the origins of its ids are known."""
-        return self.states[self.name] == ON
 
     def stop(self, *, cold: bool) -> None:
         """Sweep for the last time, before the statedb is written, and undo every hook."""
@@ -175,7 +172,7 @@ class RevokedPart(Part):
 
         If the result backend holds marks and is not to be asked, nothing may be cleared.
         """
-        if self.watches and (ask or self._sweeper.marks is None):
+        if self._watches and (ask or self._sweeper.marks is None):
             self._run_briefly(replace(self._sweeper, grace_s=0.0).run())
 
     def _note_in_statedb(self) -> None:
@@ -199,7 +196,7 @@ class RevokedPart(Part):
         Raises:
             PartOff: the set can't be swept; the message says why.
         """
-        if not self.watches:
+        if not self._watches:
             raise PartOff(f"the revoked set is not swept: {self.states[self.name]}")
         context = self.context
         preview = dry_run and not context.settings.dry_run
@@ -226,7 +223,7 @@ class RevokedPart(Part):
         for the consumer's thread alone: the counts are as of the last change that was heard of.
         """
         counts: dict[str, int] = {}
-        if self.watches:
+        if self._watches:
             with contextlib.suppress(celery_internals.ReplacedSetError):
                 if not quick:
                     self._watch.compare()
@@ -259,7 +256,7 @@ class RevokedPart(Part):
 
     def _lingering(self) -> int:
         """How many ids are neither an operator's nor about to be cleared."""
-        if not self.watches:
+        if not self._watches:
             return len(state.revoked)
         count = self._watch.ledger.count
         stay = [Origin.UNCONFIRMED, Origin.EXPIRING]
