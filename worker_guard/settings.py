@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 from celery.exceptions import CeleryCommandException, ImproperlyConfigured
 
 from worker_guard.errors import WorkerGuardError
-from worker_guard.values.sizes import LEAST_BYTES, parse_size, size_bytes, spelt
+from worker_guard.values.sizes import LEAST_BYTES, parse_size, size, size_bytes
 
 PREFIX = "worker_guard_"
 LOG_FORMATS = ("json", "console", "inherit")
@@ -270,7 +270,7 @@ def check_shares(conf: Configuration, settings: Settings, available_bytes: int) 
         if limit_bytes is not None and limit_bytes < LEAST_BYTES:
             raise SettingError(
                 f"{names.get(name, PREFIX + name)} is {limit!r}, which is "
-                f"{spelt(limit_bytes, None)} of the {spelt(available_bytes, None)} that this "
+                f"{size(limit_bytes)} of the {size(available_bytes)} that this "
                 f"worker may use; allowed: {LEAST_BYTES // 1024**2} MiB or more. Correct it in the "
                 "app's configuration."
             )

@@ -18,7 +18,7 @@ import pytest
 from tests.harness.redis_server import RedisServer
 from tests.harness.terminal import Terminal, celery, environ_of, terminal
 from tests.harness.workers import ROOT, Fleet, fleet
-from worker_guard.commands.status.wording import count
+from worker_guard.values.counts import count
 
 #: The cursor is hidden, and a screen besides the one with the shell's lines is used; and back.
 SWITCHED = ((b"\x1b[?25l", b"\x1b[?25h"), (b"\x1b[?1049h", b"\x1b[?1049l"))
@@ -225,7 +225,7 @@ def test_it_outlives_its_broker(tmp_path: Path, how: str) -> None:
         with watching(workers, "--timeout", "1") as screen:
             screen.shows("w@test", "ok: 1 worker")
             server.kill() if how == "killed" else server.pause()
-            text = screen.shows("The broker ", "shown is what was", "w@test")
+            text = screen.shows("The broker ", "this is the state of", "w@test")
             assert "Traceback" not in text
             server.start() if how == "killed" else server.resume()
             assert text.splitlines()[-1].startswith("unknown: ")

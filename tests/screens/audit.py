@@ -28,7 +28,7 @@ def report() -> Report:
             BeatEntry(
                 name="sync",
                 task="proj.sync",
-                schedule="every 60 s",
+                schedule="every 1 min",
                 gaps=minute,
                 expires=30.0,
                 task_id="nightly",

@@ -2,278 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from worker_guard.commands.status.reply import Process
+from tests.harness.answers import ALERT, WELL, fleet_of
 from worker_guard.commands.status.view import (
     REMEMBERED_S,
     Answers,
-    Fleet,
     Remembered,
     biggest,
     document,
     is_unknown_command,
     read_fleet,
 )
-
-MB, MIB = 10**6, 2**20
-
-WELL: dict[str, Any] = {"version": "1.0"}
-ALERT = {"alert": "revoked_tasks", "value": 23, "threshold": 10, "since_s": 300}
-
-
-def fleet_of(asked: tuple[str, ...] = (), **replies: Any) -> Fleet:
-    """The fleet of workers that are there and answer so."""
-    return read_fleet(
-        Answers(present=list(replies), replies=list(replies.items()), asked=list(asked))
-    )
-
-
-def troubles(answer: Any) -> list[tuple[str, str, str]]:
-    """What is the matter with a worker that answers so, and what to do."""
-    (worker,) = fleet_of(w=answer).workers
-    return [(trouble.kind, trouble.text, trouble.to_do) for trouble in worker.troubles]
-
-
-def memory(*children: dict[str, Any], limit: int | None = 100 * MB, **more: Any) -> dict[str, Any]:
-    """A worker's memory with these children."""
-    return {**WELL, "memory": {"child_limit_bytes": limit, "children": list(children), **more}}
-
-
-OVER = {"pid": 7, "used_bytes": 130 * MB}
-LEAVING = {**OVER, "leaving": True, "task": {"task_name": "mail.send", "running_s": 75}}
-SUSPENDED = {"reason": "baseline_over_limit", "baseline_bytes": 120 * MB, "limit_bytes": 100 * MB}
-OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (WELL, []),
-        ({**WELL, "alerts": []}, []),
-        ({**WELL, "parts": {"results": "no Redis"}}, []),
-        (memory({"pid": 7, "used_bytes": 100 * MB}), []),
-        (memory({"pid": 7, "used_bytes": None}), []),
-        (memory(OVER, limit=None), []),
-        (memory(OVER), [("over_limit", OVER_TEXT, "nothing; it is replaced soon")]),
-        (
-            memory(LEAVING),
-            [
-                (
-                    "over_limit",
-                    OVER_TEXT,
-                    "nothing; it leaves when its task ends (mail.send, which has run for 1 min)",
-                )
-            ],
-        ),
-        (
-            {**memory(OVER), "dry_run": True},
-            [("over_limit", OVER_TEXT, "nothing in a dry run: it would be replaced")],
-        ),
-        (
-            {**memory(OVER), "parts": {"recycling": "the solo pool has no children"}},
-            [
-                (
-                    "over_limit",
-                    OVER_TEXT,
-                    "restart the worker: recycling is off: the solo pool has no children",
-                )
-            ],
-        ),
-        (
-            memory(OVER, {**OVER, "pid": 8, "used_bytes": 140 * MB}),
-            [
-                (
-                    "over_limit",
-                    "2 children use more than their limit of 100 MB: 8 (140 MB), 7 (130 MB)",
-                    "nothing; it is replaced soon",
-                )
-            ],
-        ),
-        (
-            memory(parent={"pid": 1, "used_bytes": 3 * MIB}, parent_limit_bytes=2 * MIB),
-            [
-                (
-                    "over_limit",
-                    "the main process uses 3 MiB, its limit is 2 MiB",
-                    "restart the worker, unless worker_guard_parent_action is shutdown",
-                )
-            ],
-        ),
-        (
-            {**WELL, "alerts": [ALERT]},
-            [
-                (
-                    "alert",
-                    "23 ids will not be cleared by the guard, the threshold is 10, for 5 min",
-                    "see why they stay: the how-to page, “Find out why an id stays”",
-                )
-            ],
-        ),
-        (
-            {**WELL, "alerts": [ALERT], "consecutive_failures": {"revoked_verify": 2}},
-            [
-                (
-                    "alert",
-                    "23 ids will not be cleared by the guard, the threshold is 10, for 5 min",
-                    "have the result backend answer again; then they are cleared",
-                ),
-                (
-                    "part_fails",
-                    "revoked_verify failed 2 times in a row",
-                    "see why: grep worker_guard.part_failed in the worker's log",
-                ),
-            ],
-        ),
-        (
-            {**WELL, "alerts": [{"alert": "redis_memory", "value": 0.83, "threshold": 0.8}]},
-            [
-                (
-                    "alert",
-                    "the result backend's Redis uses 83 % of its memory, the threshold is 80 %",
-                    "celery guard sweep --dry-run says which old results would go",
-                )
-            ],
-        ),
-        (
-            {**WELL, "alerts": [{"alert": "new"}]},
-            [("alert", "new is ?, the threshold is ?", "see the worker's log")],
-        ),
-        (
-            {
-                **memory(suspects=[{"task": "mail.send"}]),
-                "alerts": [{"alert": "recycles_per_hour", "value": 2, "threshold": 1}],
-            },
-            [
-                (
-                    "alert",
-                    "2 children were replaced in the last hour, the threshold is 1",
-                    "mend the task that grows: mail.send",
-                )
-            ],
-        ),
-        (
-            {**WELL, "consecutive_failures": {"memory": 1, "results": 0}},
-            [
-                (
-                    "part_fails",
-                    "memory failed 1 time",
-                    "see why: grep worker_guard.part_failed in the worker's log",
-                )
-            ],
-        ),
-        (
-            {**WELL, "consecutive_failures": {"results": 4}},
-            [
-                (
-                    "part_fails",
-                    "results failed 4 times in a row",
-                    "see why: grep worker_guard.part_failed in the worker's log",
-                )
-            ],
-        ),
-        (
-            memory(suspended=SUSPENDED),
-            [
-                (
-                    "recycling_suspended",
-                    (
-                        "no child is replaced: a new child uses 120 MB and so is already over the "
-                        "limit of 100 MB"
-                    ),
-                    "raise worker_guard_child_memory_limit",
-                )
-            ],
-        ),
-        (
-            memory(suspended={"reason": "regrows_at_once", "setting": "its_setting"}),
-            [
-                (
-                    "recycling_suspended",
-                    (
-                        "no child is replaced: each new child is over the limit again after its "
-                        "first tasks"
-                    ),
-                    "raise its_setting",
-                )
-            ],
-        ),
-        (
-            memory(suspended={"reason": "replacement_not_up", "retry_in_s": 720}),
-            [
-                (
-                    "recycling_suspended",
-                    (
-                        "no child is replaced: each new child ends before it is up; it is tried "
-                        "again in 12 min"
-                    ),
-                    "see its error in the worker's log",
-                )
-            ],
-        ),
-        (
-            memory(
-                suspended={
-                    "reason": "replacement_not_up",
-                    "setting": "worker_proc_alive_timeout",
-                    "retry_in_s": 720,
-                }
-            ),
-            [
-                (
-                    "recycling_suspended",
-                    (
-                        "no child is replaced: a replacement does not come up in the time that "
-                        "Celery gives it; it is tried again in 12 min"
-                    ),
-                    "raise worker_proc_alive_timeout, or make the start of a child faster",
-                )
-            ],
-        ),
-        (
-            {"error": "worker_guard_enabled is False"},
-            [
-                (
-                    "no_guard",
-                    "worker_guard_enabled is False",
-                    "if it is to run there, mend that and restart the worker",
-                )
-            ],
-        ),
-        (
-            {"error": "KeyError('guard')"},
-            [
-                (
-                    "unknown_command",
-                    "worker_guard is not loaded there",
-                    (
-                        'app.steps["worker"].add(WorkerGuard) in the module of its app, '
-                        "then restart it"
-                    ),
-                )
-            ],
-        ),
-        (
-            "pong",
-            [
-                (
-                    "broken_reply",
-                    "not the answer of a guard: the answer is not an object: 'pong'",
-                    "run the same release of worker_guard there and here",
-                )
-            ],
-        ),
-    ],
-    ids=lambda value: json.dumps(value)[:40],
-)
-def test_what_is_the_matter(answer: Any, expected: list[tuple[str, str, str]]) -> None:
-    """Each kind of trouble, what to do, and what is none: a part that the configuration has off."""
-    assert troubles(answer) == expected
-    assert fleet_of(w=answer).trouble == bool(expected)
+from worker_guard.status_model import ChildStatus
 
 
 @pytest.mark.parametrize(
@@ -321,7 +65,7 @@ def test_who_is_silent_has_a_row() -> None:
     said = {w.name: [(t.kind, t.text) for t in w.troubles] for w in fleet.workers}
     assert said == {
         "gone": [("no_answer", "no answer in time")],
-        "late": [("no_answer", "is there, but its guard did not answer in time")],
+        "late": [("no_answer", "answers a ping, but its guard did not answer in time")],
         "w": [],
     }
 
@@ -349,10 +93,7 @@ def test_the_document_holds_the_answers_as_they_came() -> None:
                 "troubles": [
                     {
                         "kind": "alert",
-                        "text": (
-                            "23 ids will not be cleared by the guard, the threshold is 10, "
-                            "for 5 min"
-                        ),
+                        "text": ("the guard will not clear 23 ids, the threshold is 10, for 5 min"),
                         "to_do": "see why they stay: the how-to page, “Find out why an id stays”",
                     }
                 ],
@@ -363,7 +104,7 @@ def test_the_document_holds_the_answers_as_they_came() -> None:
                     {
                         "kind": "no_guard",
                         "text": "x",
-                        "to_do": "if it is to run there, mend that and restart the worker",
+                        "to_do": "if it should run there, fix that and restart the worker",
                     }
                 ],
             },
@@ -394,7 +135,7 @@ def test_a_worker_that_falls_silent_is_shown_for_a_while() -> None:
     fleet = remembered.add(fleet_of(b=WELL), 90.0)
     (a, b) = fleet.workers
     assert a.guard is not None
-    assert [t.text for t in a.troubles] == ["no answer for 1 min; the figures are from before"]
+    assert [t.text for t in a.troubles] == ["no answer for 1 min 30 s; its figures are old"]
     assert (a.old_s, b.old_s) == (90.0, 0.0)
     assert b.troubles == ()
     late = read_fleet(Answers(present=["a", "b"], replies=[("b", WELL)]))
@@ -444,7 +185,7 @@ def test_a_worker_that_answers_again_is_well_again() -> None:
 def test_the_biggest_children_come_first() -> None:
     """After those that leave; one that was not read yet is last."""
     sizes = {1: 10, 2: 30, 3: None, 4: 20}
-    children = [Process(pid=pid, used_bytes=size) for pid, size in sizes.items()]
-    children.append(Process(pid=5, used_bytes=1, leaving=True))
+    children = [ChildStatus(pid=pid, used_bytes=size) for pid, size in sizes.items()]
+    children.append(ChildStatus(pid=5, used_bytes=1, leaving=True))
     assert [child.pid for child in biggest(children, None)] == [5, 2, 4, 1, 3]
     assert [child.pid for child in biggest(children, 2)] == [5, 2]

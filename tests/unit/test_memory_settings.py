@@ -79,7 +79,7 @@ def test_a_share_that_comes_to_too_little_is_refused() -> None:
     with pytest.raises(SettingError) as caught:
         checked(1_000_000_000, parent_memory_limit="1%")
     assert str(caught.value) == (
-        "worker_guard_parent_memory_limit is '1%', which is 10.0 MB of the 1000.0 MB that this "
+        "worker_guard_parent_memory_limit is '1%', which is 10 MB of the 1 GB that this "
         "worker may use; allowed: 16 MiB or more. Correct it in the app's configuration."
     )
 

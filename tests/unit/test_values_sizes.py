@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from worker_guard.values.sizes import ALLOWED, LEAST_BYTES, parse_size, size_bytes, spelt
+from worker_guard.values.sizes import ALLOWED, LEAST_BYTES, parse_size, size, size_bytes
+
+MB, MIB = 1000**2, 1024**2
 
 
 @pytest.mark.parametrize(
@@ -90,26 +92,30 @@ def test_a_number_in_another_unit_is_refused_with_what_may_be_meant(given: int, 
 
 
 @pytest.mark.parametrize(
-    ("amount_bytes", "like", "expected"),
+    ("limit", "amount_bytes", "expected"),
     [
-        (432_327_885, "400MiB", "412.3 MiB"),
-        (432_327_885, "400 mib", "412.3 MiB"),
-        (432_327_885, "400Mi", "412.3 Mi"),
-        (432_327_885, "512MB", "432.3 MB"),
-        (432_327_885, "0.5GB", "0.4 GB"),
-        (1_900_000_000, "2G", "1.9 G"),
-        (90_000_000, "2G", "90.0 M"),
-        (90_000_000, "1TiB", "85.8 MiB"),
-        (0, "2G", "0.0 G"),
-        (432_327_885, "200000KiB", "422195.2 KiB"),
-        (432_327_885, "900000000B", "432327885 B"),
-        (12_500_000_000, "512MB", "12500.0 MB"),
-        (432_327_885, 419_430_400, "432.3 MB"),
-        (432_327_885, "25%", "432.3 MB"),
-        (432_327_885, None, "432.3 MB"),
-        (432_327_885, "lots", "432.3 MB"),
+        ("400MiB", 400 * MIB, "400 MiB"),
+        ("400MiB", 130 * MIB, "130 MiB"),
+        ("400MiB", 130 * MB, "124.0 MiB"),
+        ("400MiB", 2048 * MIB, "2048 MiB"),
+        ("400MiB", 90_000, "87.9 KiB"),
+        ("512MB", 512 * MB, "512 MB"),
+        ("512MB", 1_234_567_890, "1234.6 MB"),
+        ("2GB", 2000 * MB, "2 GB"),
+        ("2GB", 130 * MB, "130 MB"),
+        ("1500MB", 1500 * MB, "1500 MB"),
+        ("200000KiB", 204_800_000, "204.8 MB"),
+        (50_000_000, 88_012_345, "88.0 MB"),
+        (1024**3, 1024**3, "1 GiB"),
+        (1_234_567_891, 1_234_567_891, "1.2 GB"),
+        (None, 130 * MB, "130 MB"),
+        (None, 204_800, "204.8 KB"),
+        (None, 999, "999 B"),
+        (None, 0, "0 B"),
     ],
 )
-def test_an_amount_is_spelt_as_its_limit_is(amount_bytes: int, like: object, expected: str) -> None:
-    """In its unit, or a smaller one of the same spelling; else in decimal MB."""
-    assert spelt(amount_bytes, like) == expected
+def test_an_amount_is_in_the_unit_of_its_limit(
+    limit: str | int | None, amount_bytes: int, expected: str
+) -> None:
+    """As the setting was given, if its value tells; a smaller amount in a smaller unit."""
+    assert size(amount_bytes, size_bytes(parse_size(limit), 0)) == expected

@@ -1,4 +1,4 @@
-"""Limits of memory as settings spell them: bytes, a size (``"400MiB"``, ``"2G"``), or a share."""
+"""Amounts of memory: as settings spell limits (bytes, ``"400MiB"``, ``"25%"``), and for people."""
 
 from __future__ import annotations
 
@@ -47,46 +47,45 @@ def parse_size(value: object) -> int | str | None:
     number, unit = match.groups() if match else ("", "")
     if unit == "%" and 0 < float(number) <= 100:
         return f"{float(number):g}%"
-    size = f"{number}{_unit(unit)}"
+    spelt = f"{number}{_unit(unit)}"
     if _unit(unit) is None:
         raise ValueError(ALLOWED)
-    if _bytes_of(size) < LEAST_BYTES:
+    if _bytes_of(spelt) < LEAST_BYTES:
         raise ValueError(f"{ALLOWED}. No worker is so small: another unit was meant")
-    return size
+    return spelt
 
 
-def size_bytes(size: int | str | None, available_bytes: int) -> int | None:
+def size_bytes(limit: int | str | None, available_bytes: int) -> int | None:
     """What :func:`parse_size` returned, in bytes, where so much memory may be used at all."""
-    if not isinstance(size, str):
-        return size
-    if size.endswith("%"):
-        return int(available_bytes * float(size.rstrip("%")) / 100)
-    return _bytes_of(size)
+    if not isinstance(limit, str):
+        return limit
+    if limit.endswith("%"):
+        return int(available_bytes * float(limit.rstrip("%")) / 100)
+    return _bytes_of(limit)
 
 
-def spelt(amount_bytes: float, like: object) -> str:
-    """An amount in the unit in which a limit was given: 412.3 MiB beside ``"400MiB"``.
+def size(amount_bytes: float, like: int | None = None) -> str:
+    """An amount for people, in the unit of the limit ``like``: 412.3 MiB beside 400 MiB.
 
-    In decimal MB where it has none (bytes, a share, None); in a smaller unit of that spelling
-    where the amount is below a tenth of it.
+    An amount below one of that unit is in a smaller one.
     """
-    match = _SPELT.fullmatch(like) if isinstance(like, str) else None
-    unit = (match and _unit(match[2])) or "MB"
-    if unit == "B":
-        return f"{amount_bytes:.0f} B"
-    units = next(units for _, units in _SPELLINGS if unit in units)
-    place = units.index(unit)
-    while place and 0 < amount_bytes < _UNIT_BYTES[units[place]] / 10:
-        place -= 1
-    return f"{amount_bytes / _UNIT_BYTES[units[place]]:.1f} {units[place]}"
+    limit = like or 0
+    is_binary = limit % 1024**2 == 0 and limit % 1000**2 != 0
+    base, units = _SPELLINGS[2 if is_binary else 0]
+    powers = range(len(units), 0, -1)
+    # A share of the machine's memory is a whole number of none of them.
+    most = next((power for power in powers if power > 1 and limit % base**power == 0), len(units))
+    power = next((power for power in powers if power <= most and amount_bytes >= base**power), 0)
+    amount = amount_bytes / base**power
+    return f"{amount:.{0 if amount == int(amount) else 1}f} {('B', *units)[power]}"
 
 
 def _unit(text: str) -> str | None:
     return _UNITS.get(text) or (_UNITS.get(text.lower()) if len(text) > 1 else None)
 
 
-def _bytes_of(size: str) -> int:
-    match = _SPELT.fullmatch(size)
+def _bytes_of(spelt: str) -> int:
+    match = _SPELT.fullmatch(spelt)
     assert match is not None
     return int(float(match[1]) * _UNIT_BYTES[match[2]])
 

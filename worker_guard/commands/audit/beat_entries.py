@@ -15,6 +15,7 @@ from worker_guard.commands.audit.beat_scheduler import BeatScheduler
 from worker_guard.commands.audit.facts import BeatEntry, Moment, Odd, When
 from worker_guard.commands.audit.gaps import Gaps, crontab_gaps, gaps_between
 from worker_guard.commands.audit.spelling import on_one_line
+from worker_guard.values.durations import duration
 
 #: A rule's gaps are taken from so many of its next runs.
 _RUNS = 400
@@ -167,5 +168,5 @@ def _beyond_time(seconds: float) -> bool:
 
 def _printed(schedule: Any) -> str:
     if isinstance(schedule, int | float):
-        return f"every {schedule:g} s"
+        return f"every {duration(schedule)}"
     return on_one_line(schedule)

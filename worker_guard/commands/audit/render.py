@@ -10,6 +10,7 @@ from typing import IO, Any
 import click
 
 from worker_guard.commands.audit.finding import LEVELS, Finding
+from worker_guard.values.counts import count
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _PLAIN_WIDTH = 100
@@ -112,8 +113,7 @@ def _block(finding: Finding, width: int) -> Any:
 
 
 def _summary(report: Report) -> str:
-    counted = [f"{n} {level}{'' if n == 1 else 's'}" for level, n in report.counts().items() if n]
-    tasks = f"{report.tasks} task{'' if report.tasks == 1 else 's'}"
-    entries = f"{report.beat_entries} Beat entr{'y' if report.beat_entries == 1 else 'ies'}"
-    looked = f"{report.rules} rules on {tasks} and {entries}"
+    counted = [count(n, level) for level, n in report.counts().items() if n]
+    entries = count(report.beat_entries, "Beat entry", "Beat entries")
+    looked = f"{report.rules} rules on {count(report.tasks, 'task')} and {entries}"
     return f"{', '.join(counted) or 'No findings'}; {looked}."

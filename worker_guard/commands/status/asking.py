@@ -1,4 +1,4 @@
-"""Asks the workers for the state of their guards, by remote control, in bounded time."""
+"""Asks the workers for the status of their guards, by remote control, in bounded time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from worker_guard.commands.server_names import broker
 from worker_guard.commands.status.view import Answers, is_unknown_command
 from worker_guard.errors import WorkerGuardError
 
-#: A broker that takes longer to connect, or to answer one command, is one that can't be reached.
+#: Seconds after which a broker that does not connect or answer counts as unreachable.
 BROKER_S = 5.0
 
-#: A worker that knew no such command is asked again after so many rounds: each time costs it an
-#: error with a traceback in its log.
+#: Rounds until a worker without the command is asked again: each time, it logs an error with a
+#: traceback.
 SPARED_ROUNDS = 30
 
-#: How kombu's transports bound one wait on their socket; others go by the connect timeout alone.
+#: The options by which kombu's transports bound a wait on their socket. Others have only the
+#: connect timeout.
 _SOCKET_OPTIONS = {
     "redis": ("socket_timeout", "socket_connect_timeout"),
     "amqp": ("read_timeout", "write_timeout"),
@@ -31,18 +32,18 @@ _SOCKET_OPTIONS = {
 
 
 class BrokerUnusableError(WorkerGuardError):
-    """The workers can't be asked over the broker that the app names; the message says why.
+    """The broker that the app names can't be used to ask workers; the message says why.
 
     Correct ``broker_url``, or install what its transport needs.
     """
 
 
 class Workers:
-    """The workers behind an app's broker; ``destination`` names some of them, else all.
+    """The workers behind an app's broker: those that ``destination`` names, or all.
 
-    ``timeout_s`` is how long to wait for one more answer. ``farewells``: hear of workers that shut
-    down, too. One connection serves all rounds; one that broke is replaced in the next round. To
-    be used from one thread, but for :meth:`stop`.
+    ``timeout_s`` is how long to wait for one more answer. ``farewells``: hear also of workers that
+    shut down. One connection serves all rounds; a broken one is replaced in the next round. Use it
+    from one thread, except for :meth:`stop`.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class Workers:
         self._rounds = 0
 
     def ask(self) -> Answers:
-        """Ask once who is there, and each of these for its state.
+        """Ask once which workers are there, and each of these for its status.
 
         Raises:
             kombu.exceptions.OperationalError: the broker can't be reached.
-            BrokerUnusableError: the app's broker is one that nobody can be asked over.
+            BrokerUnusableError: the app's broker can't be used to ask workers.
         """
         try:
             return self._ask()
@@ -73,21 +74,21 @@ class Workers:
             raise
 
     def stop(self) -> None:
-        """End the round that is under way, and any later one. From any thread."""
+        """End the current round, and any later one. Any thread may call this."""
         self._mailbox.end_question()
 
     def close(self) -> None:
-        """Take away what the questions left in the broker, and give the connection back.
+        """Remove what the questions left in the broker, and release the connection.
 
         Raises:
-            Exception: the broker is away, so that something may be left there.
+            Exception: the broker can't be reached, so something may be left there.
         """
         mailbox = self._mailbox
         try:
             if mailbox.leaves_something:
                 try:
                     mailbox.clear(self._connected())
-                except Exception:  # noqa: BLE001 - the connection may be stale: once more by another
+                except Exception:  # noqa: BLE001 - the connection may be stale: try another
                     self._disconnect()
                     mailbox.clear(self._connected())
         finally:
@@ -117,7 +118,7 @@ class Workers:
         )
 
     def _states(self, present: Sequence[str]) -> list[tuple[str, object]]:
-        """What the guards say; a worker that had no such command is not asked each time."""
+        """What the guards answer. A worker that has no such command is not asked each time."""
         if self._rounds % SPARED_ROUNDS == 0:
             self._spared = {}
         self._rounds += 1
@@ -130,7 +131,7 @@ class Workers:
         return [*replies, *spared]
 
     def _broadcast(self, command: str, to: list[str], *, limit: int) -> list[tuple[str, object]]:
-        # All answers are there as soon as their number is; so nobody is waited for any longer.
+        # With the limit, the wait ends as soon as all have answered.
         replies = self._mailbox.ask(
             self._connection, command, to=to, limit=limit or None, timeout_s=self._timeout_s
         )
@@ -144,7 +145,7 @@ class Workers:
                 connection = self._app.connection_for_write()
                 known_errors = (*connection.connection_errors, *connection.channel_errors)
             except ValueError:
-                # Without what it says: that may quote a piece of a password.
+                # Without its text, which may quote a part of a password.
                 raise self._unusable("it is not a URL that can be read") from None
             except Exception as exc:
                 raise self._unusable(reason(exc)) from exc
@@ -153,7 +154,7 @@ class Workers:
             except known_errors as exc:
                 raise OperationalError(str(exc) or type(exc).__name__) from exc
             except ValueError as exc:
-                # No server was asked: an option is missing, or can't be what it is.
+                # No server was asked: an option is missing or wrong.
                 raise self._unusable(reason(exc)) from exc
             self._connection = connection
         return self._connection
@@ -162,10 +163,10 @@ class Workers:
         return BrokerUnusableError(f"The broker can't be used: {broker(self._app)}: {why}")
 
     def _bound_waits(self) -> None:
-        """Bound each wait of this process on the broker, also those of Celery's own connections.
+        """Bound each wait of this process on the broker, also on Celery's own connections.
 
-        Control commands are published by a connection of the app's pool, which has the app's
-        configuration and no other, and in which kombu would try again for ever.
+        Celery publishes control commands on a connection of the app's pool. That one has the app's
+        configuration, with which kombu retries for ever.
         """
         conf = self._app.conf
         with self._app.connection_for_write() as connection:
@@ -176,20 +177,20 @@ class Workers:
 
 
 class Asker(Protocol):
-    """Who asks; its ``stop`` may be called from another thread."""
+    """Asks the workers. Another thread may call ``stop``."""
 
     def ask(self) -> Answers:
         """Ask once."""
 
     def stop(self) -> None:
-        """End the round that is under way."""
+        """End the current round."""
 
     def close(self) -> None:
         """Leave nothing behind."""
 
 
 class Asked:
-    """Asks on a thread of its own, so that nothing that hangs in it hangs a terminal.
+    """Asks on a thread of its own, so that a hanging broker does not hang the terminal.
 
     The thread does not keep the process alive.
     """
@@ -204,7 +205,7 @@ class Asked:
         self._thread.start()
 
     def begin(self) -> bool:
-        """Ask now; False: the round before is still under way."""
+        """Ask now; False if the last round is still under way."""
         if self._under_way:
             return False
         self._under_way = True
@@ -212,7 +213,7 @@ class Asked:
         return True
 
     def outcome(self, timeout_s: float) -> Answers | None:
-        """What was answered, within so many seconds; None: the round is still under way.
+        """The answers, within so many seconds; None if the round is still under way.
 
         Raises:
             Exception: what asking raised.
@@ -227,10 +228,10 @@ class Asked:
         return outcome
 
     def end(self, timeout_s: float) -> None:
-        """End a round that is under way, and leave nothing behind; for so many seconds at most.
+        """End the current round and leave nothing behind; wait at most so many seconds.
 
         Raises:
-            Exception: the broker is away, so that something may be left there.
+            Exception: the broker can't be reached, so something may be left there.
         """
         self._asker.stop()
         self._wanted.put(False)
@@ -251,5 +252,5 @@ class Asked:
     def _outcome(self) -> Answers | Exception:
         try:
             return self._asker.ask()
-        except Exception as exc:  # noqa: BLE001 - handed to whoever waits for the outcome
+        except Exception as exc:  # noqa: BLE001 - raised by outcome()
             return exc

@@ -28,10 +28,10 @@ from worker_guard.commands.server_names import broker
 from worker_guard.commands.status.asking import BROKER_S, Asked, Workers
 from worker_guard.commands.status.view import Answers, document, read_fleet
 
-#: By its number: Python has no stdin where it is closed.
+#: By its number: Python has no sys.stdin if it is closed.
 _STDIN = 0
 
-#: Who ends a command waits no longer for a broker that hangs.
+#: Whoever ends a command waits no longer than this for a broker that hangs.
 _ENDING_S = BROKER_S + 1.0
 
 
@@ -50,7 +50,7 @@ def run_status(
     with _asking(workers) as asked:
         try:
             answers = _first_answers(asked, timeout_s)
-        except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        except Exception as exc:  # noqa: BLE001 - told in one line, with an exit code
             return failed(exc, naming(app, "status"), server=broker(app))
         if not answers.present:
             return _nobody(destination, timeout_s, naming(app, "status"))
@@ -69,7 +69,7 @@ def run_status(
 def run_watch(
     app: Any, *, destination: Sequence[str], timeout_s: float, interval_s: float, no_color: bool
 ) -> int:
-    """Show the workers until somebody ends it, and return the exit code."""
+    """Show the workers until q or Ctrl-C, and return the exit code."""
     from worker_guard.commands.status.live import Watch, show
     from worker_guard.commands.status.terminal import Keys, open_console
 
@@ -94,14 +94,14 @@ def run_watch(
             show(watch, console, Keys(_STDIN))
     except KeyboardInterrupt:
         return EX_OK
-    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+    except Exception as exc:  # noqa: BLE001 - told in one line, with an exit code
         return failed(exc, naming(app, "watch"), server=broker(app))
     return EX_OK
 
 
 @contextmanager
 def _asking(workers: Workers) -> Iterator[Asked]:
-    """Ask the workers in the block; whatever ends it, what was asked leaves nothing behind."""
+    """Ask the workers in the block. However it ends, no queue is left in the broker."""
     from worker_guard.commands.status.terminal import ending_in_order
 
     with ending_in_order():
@@ -115,17 +115,16 @@ def _asking(workers: Workers) -> Iterator[Asked]:
 def _leave_nothing(asked: Asked) -> None:
     try:
         asked.end(_ENDING_S)
-    except Exception as exc:  # noqa: BLE001 - said, and what was shown is as right as before
-        # The terminal may be gone, and with it who would read this.
+    except Exception as exc:  # noqa: BLE001 - reported; what was shown is still right
+        # The terminal may be gone.
         with contextlib.suppress(OSError):
-            say(f"The broker is away, so a reply queue may be left in it: {reason(exc)}")
+            say(f"The broker can't be reached, so a reply queue may be left in it: {reason(exc)}")
 
 
 def _first_answers(asked: Asked, timeout_s: float) -> Answers:
     """The answers to the first question.
 
-    Each wait of the transports that Celery supports for this is bounded by itself; this bound is
-    for all others.
+    The transports that Celery supports for this bound each wait; this bound is for all others.
     """
     limit_s = 3 * BROKER_S + 4 * timeout_s
     asked.begin()

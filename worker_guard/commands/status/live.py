@@ -1,4 +1,4 @@
-"""``celery guard watch``: the overview and what fits of each worker, again and again."""
+"""``celery guard watch``: the overview, and as much of each worker as fits on the screen."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from worker_guard.commands.status.screen import (
 )
 from worker_guard.commands.status.terminal import Keys
 from worker_guard.commands.status.view import Answers, Fleet, Remembered, WorkerRow, read_fleet
-from worker_guard.commands.status.wording import count, duration
+from worker_guard.values.counts import count
+from worker_guard.values.durations import duration
 
-#: How soon a key, a new size of the window or an answer is noticed.
+#: Seconds after which a key, a new size of the window or an answer is noticed.
 LOOK_S = 0.1
 
 Line = list[Segment]
 
-#: The verdict while nobody can be asked.
+#: The verdict while no worker can be asked.
 _UNKNOWN = Text("unknown: no worker answers, and the figures are old", "bold red")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """What fits of these workers on one screen: first what is the matter, and the verdict last."""
+    """As much of these workers as fits on one screen: troubles first, the verdict last."""
 
     fleet: Fleet
     head: Text
@@ -50,7 +51,7 @@ class Dashboard:
             return console.render_lines(renderable, options.update(height=None), pad=False)
 
         last = drawn(_UNKNOWN if self.trouble else verdict(self.fleet))
-        # One line is for the note on what is left out, and is empty where nothing is.
+        # One line is for the note on what is left out; it is empty if nothing is.
         room = height - len(last) - 1
         lines = drawn(self.head) + (drawn(self.trouble) if self.trouble else []) + [[]]
         table, listed = self._overview(drawn, room - len(lines), wide=wide)
@@ -65,11 +66,11 @@ class Dashboard:
     def _overview(
         self, drawn: Callable[[RenderableType], list[Line]], room: int, *, wide: bool
     ) -> tuple[list[Line], int]:
-        """The table of all workers, or of the worst where there is no room for all."""
+        """The table of all workers, or of the worst if there is no room for all."""
         workers = self.fleet.worst_first()
         lines = drawn(overview(workers, wide=wide)) if workers else []
         while len(lines) > max(room, 0) and workers:
-            # A row may be several lines high, so that this can take a few rounds.
+            # A row may be several lines high, so this may take a few rounds.
             too_many = (len(lines) - room) * len(workers) // len(lines)
             workers = workers[: max(0, len(workers) - max(1, too_many))]
             lines = drawn(overview(workers, wide=wide)) if workers else []
@@ -78,20 +79,20 @@ class Dashboard:
     def _workers(
         self, drawn: Callable[[RenderableType], list[Line]], room: int, *, wide: bool
     ) -> tuple[list[Line], int, int]:
-        """What is the matter with as many as possible, and as many as possible in full.
+        """The troubles of as many workers as possible, and as many as possible in full.
 
-        How many are told of, and how many are in full.
+        Returns also how many workers' troubles are shown, and how many workers are in full.
         """
         workers = self.fleet.worst_first()
         ill = [worker for worker in workers if worker.troubles]
-        # Rather what is the matter with each than what to do about some.
+        # The troubles of all come before what to do about some.
         to_do = len(_briefly(ill, drawn)) <= room
         told = len(ill)
         while told and len(_briefly(ill[:told], drawn, to_do=to_do)) > room:
             told -= 1
         lines: list[Line] = []
         in_full = 0
-        # One after the other in full, as long as the others' troubles still fit below.
+        # A worker is shown in full if the troubles of the others still fit below.
         for worker in workers if to_do else []:
             rest = _briefly(ill[in_full + 1 :], drawn)
             block = _first_that_fits(worker, drawn, room - len(lines) - len(rest) - 1, wide=wide)
@@ -111,10 +112,10 @@ class Dashboard:
                 f"and {count(len(rest), 'more worker')}, {those} of them in trouble", "bold"
             )
         if told < ill:
-            return Text(f"{ill - told} more in trouble: in a larger window, or by -d NAME", "bold")
+            return Text(f"{ill - told} more in trouble: enlarge the window, or use -d NAME", "bold")
         if in_full < total:
             return Text(
-                f"{total - in_full} more in full: in a larger window, or by -d NAME", "bold"
+                f"{total - in_full} more in full: enlarge the window, or use -d NAME", "bold"
             )
         return Text("")
 
@@ -125,7 +126,7 @@ def _briefly(
     *,
     to_do: bool = True,
 ) -> list[Line]:
-    """What is the matter with these, below an empty line."""
+    """The troubles of these workers, below an empty line."""
     return [[], *drawn(brief(workers, to_do=to_do))] if workers else []
 
 
@@ -145,9 +146,9 @@ def _first_that_fits(
 
 @dataclass
 class Watch:
-    """Asks each ``interval_s``, and remembers what is known meanwhile.
+    """Asks every ``interval_s``, and remembers the last answers.
 
-    ``told`` makes an error a line for people.
+    ``told`` turns an error into a line for people.
     """
 
     asked: Asked
@@ -162,7 +163,7 @@ class Watch:
     _heard_mono: float = 0.0
 
     def hear(self) -> None:
-        """Take the outcome of the round under way, if it is over."""
+        """Take the outcome of the current round, if it is over."""
         try:
             answers = self.asked.outcome(0.0)
         except Exception as exc:  # noqa: BLE001 - shown, and tried again
@@ -172,7 +173,7 @@ class Watch:
             self.take(answers)
 
     def take(self, answers: Answers) -> None:
-        """These are the last answers."""
+        """Take these as the last answers."""
         now = self.monotonic()
         self._heard_mono = now
         self.fleet = self._remembered.add(read_fleet(answers), now, answers.left)
@@ -180,21 +181,21 @@ class Watch:
         self._trouble = "no worker answered" if silent else ""
 
     def begin_when_due(self) -> None:
-        """Begin the next round, where the interval is over and no round is under way."""
+        """Begin the next round if the interval is over and no round is under way."""
         now = self.monotonic()
         if now - self._begun_mono >= self.interval_s and self.asked.begin():
             self._begun_mono = now
 
     def dashboard(self) -> Dashboard:
-        """What is to be shown now."""
+        """What to show now."""
         now = self.monotonic()
-        head = f"celery guard watch  each {self.interval_s:g} s"
+        head = f"celery guard watch  every {self.interval_s:g} s"
         silent_s = now - self._heard_mono
         trouble = self._trouble
         if not trouble and silent_s > self.interval_s + 2 * self.timeout_s + BROKER_S:
             trouble = "The broker does not answer"
         if trouble:
-            trouble += f"; shown is what was {duration(silent_s)} ago"
+            trouble += f"; this is the state of {duration(silent_s)} ago"
         return Dashboard(
             fleet=self.fleet,
             head=Text(f"{head}  q ends", "bold"),
@@ -203,14 +204,14 @@ class Watch:
 
 
 def show(watch: Watch, console: Console, keys: Keys) -> None:
-    """Show it until q is typed; raises KeyboardInterrupt at Ctrl-C. Restores the terminal."""
+    """Show it until q is typed; Ctrl-C raises KeyboardInterrupt. Restores the terminal."""
     with keys, Live(console=console, screen=True, auto_refresh=False) as live:
         shown: tuple[object, ...] = ()
         while True:
             watch.begin_when_due()
             watch.hear()
             dashboard = watch.dashboard()
-            # Redrawn where something differs, the size of the window too.
+            # Redrawn if something differs, the size of the window included.
             current = (dashboard, console.size)
             if current != shown:
                 live.update(dashboard, refresh=True)

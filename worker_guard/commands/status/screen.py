@@ -1,8 +1,9 @@
-"""The rows as text for a terminal, a pipe or a file; nothing that is shown is cut."""
+"""The rows as text for a terminal, a pipe or a file. What is too long is folded, never cut."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 from rich.console import Console, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -10,27 +11,35 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from worker_guard.commands.status.reply import Backfill, GuardState, Memory, Process
 from worker_guard.commands.status.troubles import kinds, leave, share, words
 from worker_guard.commands.status.view import Fleet, WorkerRow, biggest
-from worker_guard.commands.status.wording import count, duration, size, some
+from worker_guard.status_model import (
+    ChildStatus,
+    GuardStatus,
+    MemoryStatus,
+    PastBackfill,
+    ProcessStatus,
+)
+from worker_guard.values.counts import count, some
+from worker_guard.values.durations import duration
+from worker_guard.values.sizes import size
 
-#: From this width on a task stands beside its child; below it, in lines of its own.
+#: From this width on a task stands beside its child; below it, in a table of its own.
 WIDE = 120
 
-#: Of more workers than this only those in trouble are shown in full.
+#: Of more workers only those in trouble are shown in full.
 FULL_WORKERS = 8
 
-#: The biggest children of a worker that are shown one by one.
+#: Of more children only the biggest are shown one by one.
 FULL_CHILDREN = 8
 
-#: Tasks that expired, named one by one.
+#: Of more tasks that expired only the most frequent are named.
 FULL_TASKS = 5
 
-#: Tasks that expired longer ago are no news.
+#: Tasks that expired longer ago are not shown.
 FORGOTTEN_S = 86_400.0
 
-#: In a pipe nothing is folded, unless COLUMNS asks for it.
+#: In a pipe nothing is folded, unless COLUMNS is set.
 UNFOLDED = 10_000
 
 BAR_WIDTH = 12
@@ -40,12 +49,12 @@ _NONE = "-"
 
 
 def plain(text: str) -> Text:
-    """Text of a worker's making: what could move a cursor, or is no character, is made visible."""
+    """Text that a worker sent: characters that are not printable are escaped."""
     return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def full(fleet: Fleet, *, wide: bool, everything: bool) -> RenderResult:
-    """The overview, in full the workers that it makes sense to show so, and the verdict."""
+    """The overview, the workers that are shown in full, and the verdict."""
     workers = fleet.worst_first()
     yield overview(workers, wide=wide)
     shown = [worker for worker in workers if worker.troubles]
@@ -61,13 +70,13 @@ def full(fleet: Fleet, *, wide: bool, everything: bool) -> RenderResult:
         )
     yield ""
     if rest := len(workers) - len(shown):
-        are = "is well and" if rest == 1 else "are well and"
-        yield f"{count(rest, 'worker')} {are} not shown in full; --all shows them"
+        are = "is" if rest == 1 else "are"
+        yield f"{count(rest, 'healthy worker')} {are} not shown in full; --all shows them"
     yield verdict(fleet)
 
 
 def written(console: Console, fleet: Fleet, *, everything: bool = False) -> str:
-    """All of it as text for this console, without blanks at the ends of lines."""
+    """All of it as text for this console, without blanks at the end of a line."""
     with console.capture() as captured:
         for block in full(fleet, wide=console.width >= WIDE, everything=everything):
             console.print(block)
@@ -75,7 +84,7 @@ def written(console: Console, fleet: Fleet, *, everything: bool = False) -> str:
 
 
 def verdict(fleet: Fleet) -> Text:
-    """How all of them are, in one line."""
+    """The state of all workers in one line."""
     line = plain(fleet.verdict())
     line.stylize("bold red" if fleet.trouble else "bold green")
     return line
@@ -90,13 +99,13 @@ def overview(workers: Sequence[WorkerRow], *, wide: bool) -> Table:
     for worker in workers:
         guard = worker.guard
         cells = [Text(_NONE)] * 5 if guard is None else _overview_cells(guard, worker.old_s)
-        # What is old, or gone, is grey: nobody is to take it for the state of now.
+        # Old figures are grey, so that nobody takes them for the present state.
         style = "dim" if worker.old_s or worker.is_gone else None
         table.add_row(plain(worker.name), *cells, _state(worker), style=style)
     return table
 
 
-def _overview_cells(guard: GuardState, old_s: float) -> list[Text]:
+def _overview_cells(guard: GuardStatus, old_s: float) -> list[Text]:
     revoked = guard.revoked
     ids = [_NONE] * 2
     if revoked is not None:
@@ -111,16 +120,17 @@ def _overview_cells(guard: GuardState, old_s: float) -> list[Text]:
     ]
 
 
-def _worst(memory: Memory | None) -> Text:
-    """The largest share of a limit; without any limit the most that a process uses."""
+def _worst(memory: MemoryStatus | None) -> Text:
+    """The largest share of a limit; if there is no limit, the most that a process uses."""
     if memory is None:
         return Text(_NONE)
     shares = [share(child, memory.child_limit_bytes) for child in memory.children]
-    shares.append(share(memory.main, memory.main_limit_bytes))
+    parent = memory.parent or ProcessStatus()
+    shares.append(share(parent, memory.parent_limit_bytes))
     known = [value for value in shares if value is not None]
     if known:
         return _percent(max(known))
-    processes = (memory.main, *memory.children)
+    processes = (parent, *memory.children)
     sizes = [process.used_bytes for process in processes if process.used_bytes is not None]
     return Text(size(max(sizes)) if sizes else _NONE)
 
@@ -128,10 +138,10 @@ def _worst(memory: Memory | None) -> Text:
 def _state(worker: WorkerRow) -> Text:
     if worker.is_gone:
         return Text(f"shut down {duration(worker.old_s)} ago", "dim")
-    told = kinds(worker.troubles)
+    state = kinds(worker.troubles)
     if worker.guard is not None and worker.guard.dry_run:
-        told = f"{told or 'ok'}, dry run"
-    return Text(told or "ok", "bold red" if worker.troubles else "green")
+        state = f"{state or 'ok'}, dry run"
+    return Text(state or "ok", "bold red" if worker.troubles else "green")
 
 
 def section(
@@ -141,7 +151,7 @@ def section(
     children: int | None = FULL_CHILDREN,
     everything: bool = False,
 ) -> Group:
-    """All that is known of one worker, with so many of its children (None: all)."""
+    """All that is known of one worker, with so many of its children; None shows all."""
     guard = worker.guard
     facts = _troubles(worker)
     processes: Iterable[RenderableType] = ()
@@ -149,12 +159,12 @@ def section(
         for name, fact in _facts(guard, worker.old_s, everything=everything):
             facts.add_row(name, fact)
         if guard.memory is not None:
-            processes = _processes(guard.memory, count_of=children, wide=wide)
+            processes = _processes(guard, guard.memory, count_of=children, wide=wide)
     return Group(_headline(worker), _indented(facts), *map(_indented, processes))
 
 
 def brief(workers: Sequence[WorkerRow], *, to_do: bool) -> Table:
-    """What is the matter with these workers, with or without what is to be done about it."""
+    """The troubles of these workers, with or without what to do about them."""
     table = _table("", "", head=False)
     for worker in workers:
         for trouble in worker.troubles:
@@ -199,8 +209,8 @@ def _headline(worker: WorkerRow) -> Text:
     return line
 
 
-def _facts(guard: GuardState, old_s: float, *, everything: bool) -> Iterator[tuple[str, Text]]:
-    """What happened, what was done and what will be: nothing that is not so."""
+def _facts(guard: GuardStatus, old_s: float, *, everything: bool) -> Iterator[tuple[str, Text]]:
+    """What happened, what was done and what will be; no line says that nothing did."""
     yield from _expired(guard, old_s)
     if stays := ids(guard):
         yield "revoked", Text(stays)
@@ -208,12 +218,12 @@ def _facts(guard: GuardState, old_s: float, *, everything: bool) -> Iterator[tup
     if guard.memory is not None and (limits := _limits(guard.memory)):
         yield "limits", Text(limits)
     for name, why in guard.off.items():
-        # What nobody asked for is not worth a line at night.
+        # A part that no setting asks for is not worth a line.
         if everything or not why.endswith(" is None"):
             yield "off", plain(f"{name}: {why}")
 
 
-def _expired(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
+def _expired(guard: GuardStatus, old_s: float) -> Iterator[tuple[str, Text]]:
     """Which tasks expired, how many, when, and why."""
     backfill, revoked = guard.last_backfill, guard.revoked
     if backfill is None or (backfill.age_s or 0) + old_s > FORGOTTEN_S:
@@ -223,15 +233,15 @@ def _expired(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
         return
     tasks = sorted(backfill.tasks.items(), key=lambda task: -task[1])
     named = some((f"{name} {number}" for name, number in tasks), FULL_TASKS)
-    told = f"{count(backfill.expired_tasks, 'task')}, {_ago(backfill.age_s, old_s)} ago"
-    yield "expired", plain(f"{told}: {named}" if named else told)
-    causes = [(name, number) for name, number in backfill.causes.items() if number]
+    what = f"{count(backfill.expired_tasks, 'task')}, {_ago(backfill.age_s, old_s)} ago"
+    yield "expired", plain(f"{what}: {named}" if named else what)
+    causes = [(name, number) for name, number in asdict(backfill.causes).items() if number]
     for name, number in causes:
         why = _why(name, backfill)
         yield "because", plain(why if len(causes) == 1 else f"{number}: {why}")
 
 
-def _why(cause: str, backfill: Backfill) -> str:
+def _why(cause: str, backfill: PastBackfill) -> str:
     """A cause, and what there is to do about it."""
     if cause == "waited_in_queue":
         waited = ""
@@ -241,32 +251,32 @@ def _why(cause: str, backfill: Backfill) -> str:
                 f" ({half})" if half == most else f" (half of them {half} or more, {most} at most)"
             )
         return (
-            f"no child was free in time; they waited{waited}, in the queue or in a worker that "
-            "had taken them"
+            f"no child was free in time; they waited{waited} in the queue, or in a worker that had "
+            "prefetched them"
         )
-    return _CAUSES.get(cause, cause.replace("_", " "))
+    return _CAUSES[cause]
 
 
 _CAUSES = {
     "held_until_eta": (
-        "they were held until after they expired, by a countdown, an ETA or a retry: "
+        "a countdown, an ETA or a retry held them until after they expired: "
         "give them a longer expires"
     ),
-    "born_expired": "their expires was over when they were sent: mend the sender",
+    "born_expired": "they had expired before they were sent: fix the sender",
     "clock_differs": (
-        "the clocks differ: they can't have waited that long, for this worker took messages all "
-        "the time; set the sender's clock or this one's"
+        "clocks differ: they can't have waited that long, since this worker took messages all "
+        "the time; set the clock of the sender or of this worker"
     ),
 }
 
 
-def ids(guard: GuardState) -> str:
+def ids(guard: GuardStatus) -> str:
     """What becomes of the revoked ids."""
     revoked = guard.revoked
     if revoked is None:
         return ""
     known = [leave(guard)]
-    if revoked.clearing is None and (expired := (revoked.expired or 0) + (revoked.proven or 0)):
+    if revoked.clearing is None and (expired := (revoked.expired or 0) + (revoked.confirmed or 0)):
         known.append(f"{count(expired, 'id')} expired")
     if revoked.operator:
         known.append(
@@ -274,7 +284,7 @@ def ids(guard: GuardState) -> str:
         )
     if revoked.unproven:
         known.append(
-            f"{count(revoked.unproven, 'id')} without proof {_stay(revoked.unproven)}: an operator "
+            f"{count(revoked.unproven, 'unconfirmed id')} {_stay(revoked.unproven)}: an operator "
             "may have revoked " + ("it" if revoked.unproven == 1 else "them")
         )
     if revoked.stamps:
@@ -286,15 +296,15 @@ def _stay(number: int) -> str:
     return "stays" if number == 1 else "stay"
 
 
-def _done(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
-    """What the guard did, where it did something."""
+def _done(guard: GuardStatus, old_s: float) -> Iterator[tuple[str, Text]]:
+    """What the guard did, if it did something."""
     would = "would be " if guard.dry_run else ""
     last = guard.last_clearing
     if last is not None:
-        told = f"{count(last.revoked_tasks_cleared, 'id')}, {_ago(last.age_s, old_s)} ago"
-        total = guard.totals.get("revoked_tasks_cleared", 0)
+        what = f"{count(last.revoked_tasks_cleared, 'id')}, {_ago(last.age_s, old_s)} ago"
+        total = guard.totals.revoked_tasks_cleared
         more = f"; {total} since the start" if total > (last.revoked_tasks_cleared or 0) else ""
-        yield f"{would}cleared", Text(f"{told}{more}")
+        yield f"{would}cleared", Text(f"{what}{more}")
     results = guard.last_results_cleanup
     if results is not None:
         facts = []
@@ -302,35 +312,35 @@ def _done(guard: GuardState, old_s: float) -> Iterator[tuple[str, Text]]:
             facts.append(f"{count(results.expired_results_deleted, 'old result')} {would}deleted")
         if results.task_states_cleaned:
             facts.append(f"{count(results.task_states_cleaned, 'key')} {would}given a TTL")
-        told = ", ".join(facts) or "nothing was old enough"
-        yield "results", Text(f"{told}, {_ago(results.age_s, old_s)} ago")
-    if recycled := guard.totals.get("children_recycled"):
-        children = "1 child" if recycled == 1 else f"{recycled} children"
-        yield "replaced", Text(f"{children} since the start")
+        what = ", ".join(facts) or "nothing was old enough"
+        yield "results", Text(f"{what}, {_ago(results.age_s, old_s)} ago")
+    if recycled := guard.totals.children_recycled:
+        yield "replaced", Text(f"{count(recycled, 'child', 'children')} since the start")
 
 
-def _limits(memory: Memory) -> str:
-    facts = []
-    if memory.child_limit_bytes:
-        limit = memory.child_limit_bytes
-        facts.append(f"{size(limit, limit)} for each child")
-    if memory.main_limit_bytes:
-        limit = memory.main_limit_bytes
-        facts.append(f"{size(limit, limit)} for the main process")
-    return ", ".join(facts)
+def _limits(memory: MemoryStatus) -> str:
+    limits = (
+        ("for each child", memory.child_limit_bytes),
+        ("for the main process", memory.parent_limit_bytes),
+    )
+    return ", ".join(f"{size(limit, limit)} {whose}" for whose, limit in limits if limit)
 
 
-def _processes(memory: Memory, *, count_of: int | None, wide: bool) -> Iterable[RenderableType]:
+def _processes(
+    guard: GuardStatus, memory: MemoryStatus, *, count_of: int | None, wide: bool
+) -> Iterable[RenderableType]:
     """The main process, the biggest children, what these run, and how many more there are."""
     children = biggest(memory.children, count_of)
     numbers = ("memory", "of limit", "", "age", "recycled")
     table = _table("process", *numbers, *(["runs"] if wide else []))
     for index in (1, 3, 4, 5):
         table.columns[index].justify = "right"
-    table.add_row(*_process("main", memory.main, memory.main_limit_bytes))
+    parent = memory.parent or ProcessStatus()
+    table.add_row(*_process("main", parent, memory.parent_limit_bytes), _ago(guard.uptime_s))
     for child in children:
         cells = _process("leaving" if child.leaving else "child", child, memory.child_limit_bytes)
-        table.add_row(*cells, *([_task(child)] if wide else []))
+        recycled = str(child.recycles) if child.recycles else ""
+        table.add_row(*cells, _ago(child.age_s), recycled, *([_task(child)] if wide else []))
     yield table
     if not wide and any(child.task for child in children):
         running = _table("child", "runs")
@@ -342,20 +352,18 @@ def _processes(memory: Memory, *, count_of: int | None, wide: bool) -> Iterable[
         others = biggest(memory.children, None)[len(children) :]
         top = max(child.used_bytes or 0 for child in others)
         busy = sum(child.task is not None for child in others)
-        rest = "1 more child" if len(others) == 1 else f"{len(others)} more children"
+        rest = count(len(others), "more child", "more children")
         most = size(top, memory.child_limit_bytes)
         yield Text(f"and {rest}: {most} at most, {busy} busy")
 
 
-def _process(label: str, process: Process, limit_bytes: int | None) -> list[RenderableType]:
+def _process(label: str, process: ProcessStatus, limit_bytes: int | None) -> list[RenderableType]:
     used, part = process.used_bytes, share(process, limit_bytes)
     return [
         f"{label} {_pid(process)}",
-        "unread" if used is None else f"{size(used, limit_bytes)} {process.metric.upper()}",
+        "unread" if used is None else f"{size(used, limit_bytes)} {(process.metric or '').upper()}",
         _bar(part) if part is not None else "" if limit_bytes else "no limit",
         "" if part is None else _percent(part),
-        _ago(process.age_s),
-        str(process.recycles) if process.recycles else "",
     ]
 
 
@@ -370,8 +378,8 @@ def _bar(part: float) -> ProgressBar:
     )
 
 
-def _task(process: Process) -> Text:
-    task = process.task
+def _task(child: ChildStatus) -> Text:
+    task = child.task
     if task is None:
         return Text(_NONE)
     since = "" if task.running_s is None else f" for {duration(task.running_s)}"
@@ -383,12 +391,12 @@ def _style(part: float) -> str:
 
 
 def _percent(part: float) -> Text:
-    # Rounded down, so that nothing within its limit seems to be at it; one over it never seems in.
+    # Rounded down, so that only a process at its limit shows 100 %, and only one over it 101 %.
     whole = int(part * 100)
     return Text(f"{max(whole, 101) if part > 1 else whole} %", _style(part))
 
 
-def _pid(process: Process) -> str:
+def _pid(process: ProcessStatus) -> str:
     return _UNKNOWN if process.pid is None else str(process.pid)
 
 
@@ -401,9 +409,9 @@ def _ago(seconds: float | None, old_s: float = 0.0) -> str:
 
 
 def _table(*names: str, head: bool = True, gap: int = 2) -> Table:
-    """A table that folds what is too long for its column, and cuts nothing.
+    """A table that folds what is too long for its column.
 
-    It has no lines: it is to be the same on a terminal that has no characters for them.
+    It has no lines, since some terminals have no characters for them.
     """
     table = Table(
         box=None, show_header=head, header_style="dim", pad_edge=False, padding=(0, gap, 0, 0)

@@ -1,4 +1,4 @@
-"""The terminal: what it can show, and the keys that are typed on it."""
+"""What the terminal can show, and the keys that are typed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from rich.console import Console
 
 from worker_guard.commands.status.screen import UNFOLDED
 
-#: Signals that would end the process at once, and leave its terminal and its broker as they are.
+#: Signals that would end the process without restoring the terminal or clearing the broker.
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def open_console(*, no_color: bool, environ: Mapping[str, str] = os.environ) -> Console:
-    """A console on stdout that shows only what stdout can show.
+    """A console on stdout that sends only characters that stdout can show.
 
-    Without colour it sends no style at all. In a pipe nothing is folded, unless ``COLUMNS`` says
-    how wide the reader is.
+    Without colour it sends no style at all. In a pipe nothing is folded, unless ``COLUMNS`` is set.
     """
     _restrict(sys.stdout, environ)
     colorless = no_color or bool(environ.get("NO_COLOR"))
@@ -43,17 +42,17 @@ def open_console(*, no_color: bool, environ: Mapping[str, str] = os.environ) -> 
 
 
 def _restrict(stdout: TextIO, environ: Mapping[str, str]) -> None:
-    """Have characters that the terminal has not written as escapes, instead of failing."""
+    """Write characters that the terminal does not have as escapes, instead of failing."""
     if not isinstance(stdout, io.TextIOWrapper):
         return
-    # Under the C locale Python takes UTF-8 for everything, whatever the terminal can show.
+    # Under the C locale Python assumes UTF-8, whatever the terminal can show.
     c_locale = (environ.get("LC_ALL") or environ.get("LANG") or "C") in {"C", "POSIX"}
     assumed = c_locale and sys.flags.utf8_mode and "PYTHONUTF8" not in environ
     stdout.reconfigure(encoding="ascii" if assumed else None, errors="backslashreplace")
 
 
 class Keys:
-    """The keys typed on stdin; where that is no terminal there are none, and Ctrl-C is left."""
+    """The keys typed on stdin. If stdin is no terminal there are none, only Ctrl-C."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -63,8 +62,8 @@ class Keys:
         if os.isatty(self._fd):
             self._before = termios.tcgetattr(self._fd)
             tty.setcbreak(self._fd)
-            # A read that waits for nothing: Ctrl-C throws away what was typed just before it, and
-            # a read that began in that moment would wait for another key.
+            # A read must not wait: Ctrl-C discards what was typed just before it, and a read that
+            # began at that moment would wait for another key.
             modes = termios.tcgetattr(self._fd)
             modes[6][termios.VMIN] = modes[6][termios.VTIME] = 0
             termios.tcsetattr(self._fd, termios.TCSANOW, modes)
@@ -76,7 +75,7 @@ class Keys:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
 
     def quit_within(self, timeout_s: float) -> bool:
-        """Wait for so long; True: q was typed meanwhile."""
+        """Wait for so long; True if q was typed."""
         if self._before is None:
             time.sleep(timeout_s)
             return False
@@ -84,16 +83,16 @@ class Keys:
             return False
         typed = os.read(self._fd, 64)
         if not typed:
-            time.sleep(timeout_s)  # nothing after all, or the terminal is gone and always says so
+            time.sleep(timeout_s)  # no key after all, or the terminal is gone
         return b"q" in typed.lower()
 
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Within the block let signals that end a process unwind the stack, so that all is put right.
+    """In the block, signals that end a process unwind the stack, so that everything is restored.
 
     The exit code is the shell's for a process that this signal ended. A second signal, which a
-    closed terminal brings along, changes nothing; Ctrl-C breaks off what takes too long.
+    closed terminal sends too, changes nothing; Ctrl-C ends what takes too long.
     """
 
     def end(signum: int, _frame: FrameType | None) -> None:
@@ -103,7 +102,7 @@ def ending_in_order() -> Iterator[None]:
 
     before = {signum: signal.getsignal(signum) for signum in _ENDING}
     for signum, handler in before.items():
-        # One that is ignored, as by nohup, stays so.
+        # A signal that is ignored, as under nohup, stays ignored.
         if handler is not signal.SIG_IGN:
             signal.signal(signum, end)
     try:

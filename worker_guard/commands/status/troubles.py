@@ -1,4 +1,4 @@
-"""What is the matter with a worker, and what there is to do about it. Pure."""
+"""What is wrong with a worker, and what to do about it. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from worker_guard.commands.status.reply import Alert, GuardState, Memory, Process, Suspension
-from worker_guard.commands.status.wording import count, duration, size, some
+from worker_guard.status_model import (
+    AlertStatus,
+    ChildStatus,
+    GuardStatus,
+    MemoryStatus,
+    ProcessStatus,
+    SuspensionStatus,
+)
+from worker_guard.values.counts import count, some
+from worker_guard.values.durations import duration
+from worker_guard.values.sizes import size
 
 Kind = Literal[
     "alert",
@@ -21,13 +30,13 @@ Kind = Literal[
     "duplicate_name",
 ]
 
-#: Processes and tasks that are named one by one.
+#: Of more processes or tasks only so many are named.
 _NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """Something that is the matter with a worker, and what to do."""
+    """Something that is wrong with a worker, and what to do about it."""
 
     kind: Kind
     text: str
@@ -35,49 +44,49 @@ class Trouble:
 
 
 def not_running(reason: str) -> Trouble:
-    """No guard runs in this worker."""
-    to_do = "if it is to run there, mend that and restart the worker"
+    """No guard runs in the worker."""
+    to_do = "if it should run there, fix that and restart the worker"
     return Trouble(kind="no_guard", text=reason, to_do=to_do)
 
 
 def not_loaded() -> Trouble:
-    """The worker does not know the package."""
-    to_do = 'app.steps["worker"].add(WorkerGuard) in the module of its app, then restart it'
+    """The worker never loaded the package."""
+    to_do = 'put app.steps["worker"].add(WorkerGuard) into the module of its app, then restart it'
     return Trouble(kind="unknown_command", text="worker_guard is not loaded there", to_do=to_do)
 
 
 def broken_reply(why: str) -> Trouble:
-    """Another program, or a release that this one can't read."""
-    text = f"not the answer of a guard: {why}"
+    """Another program answered, or a release that this one can't read."""
+    text = f"the answer is not a guard's status: {why}"
     to_do = "run the same release of worker_guard there and here"
     return Trouble(kind="broken_reply", text=text, to_do=to_do)
 
 
 def shared_name(workers: int) -> Trouble:
-    """They share a mailbox, and one's figures would pass for the other's."""
+    """Workers share a mailbox, so the figures may be those of either."""
     text = f"{workers} workers answer to this name"
     return Trouble(kind="duplicate_name", text=text, to_do="give each its own with -n")
 
 
 def no_answer(*, is_there: bool) -> Trouble:
-    """It answered the ping, or not even that."""
+    """The guard did not answer; if ``is_there``, the worker answered a ping."""
     if is_there:
-        text = "is there, but its guard did not answer in time"
-        to_do = "ask again with a longer --timeout; if it stays so, it hangs: see its log"
+        text = "answers a ping, but its guard did not answer in time"
+        to_do = "try a longer --timeout; if that does not help, it hangs: see its log"
     else:
-        text, to_do = "no answer in time", "see whether it runs: its supervisor, its log"
+        text, to_do = "no answer in time", "check whether it runs: its supervisor, its log"
     return Trouble(kind="no_answer", text=text, to_do=to_do)
 
 
 def fell_silent(for_s: float) -> Trouble:
-    """It answered before, and did not say that it shuts down."""
-    text = f"no answer for {duration(for_s)}; the figures are from before"
-    to_do = "see whether it runs: its supervisor, its log"
+    """The worker answered before, and did not say that it shuts down."""
+    text = f"no answer for {duration(for_s)}; its figures are old"
+    to_do = "check whether it runs: its supervisor, its log"
     return Trouble(kind="no_answer", text=text, to_do=to_do)
 
 
-def troubles_of(guard: GuardState) -> Iterator[Trouble]:
-    """What a guard's own answer says is the matter."""
+def troubles_of(guard: GuardStatus) -> Iterator[Trouble]:
+    """What is wrong by the guard's own answer."""
     for alert in guard.alerts:
         yield _alert(alert, guard)
     if guard.memory is not None:
@@ -93,13 +102,13 @@ def troubles_of(guard: GuardState) -> Iterator[Trouble]:
 # -- alerts ------------------------------------------------------------------------------------
 
 
-def _alert(alert: Alert, guard: GuardState) -> Trouble:
+def _alert(alert: AlertStatus, guard: GuardStatus) -> Trouble:
     since = "" if alert.since_s is None else f", for {duration(alert.since_s)}"
     value, threshold = _number(alert.value), _number(alert.threshold)
     text, to_do = f"{alert.alert} is {value}, the threshold is {threshold}", "see the worker's log"
     if alert.alert == "revoked_tasks":
         ids = "id" if alert.value == 1 else "ids"
-        text = f"{value} {ids} will not be cleared by the guard, the threshold is {threshold}"
+        text = f"the guard will not clear {value} {ids}, the threshold is {threshold}"
         to_do = _about_ids(guard)
     elif alert.alert == "redis_memory":
         value, threshold = _percent(alert.value), _percent(alert.threshold)
@@ -110,14 +119,14 @@ def _alert(alert: Alert, guard: GuardState) -> Trouble:
     elif alert.alert == "recycles_per_hour":
         were = "child was" if alert.value == 1 else "children were"
         text = f"{value} {were} replaced in the last hour, the threshold is {threshold}"
-        suspects = guard.memory.suspects if guard.memory is not None else ()
-        named = f": {some(suspects, _NAMED)}" if suspects else ""
-        to_do = f"mend the task that grows{named}"
+        suspects = (guard.memory and guard.memory.suspects) or ()
+        named = f": {some((s.task for s in suspects), _NAMED)}" if suspects else ""
+        to_do = f"fix the task whose memory grows{named}"
     return Trouble(kind="alert", text=f"{text}{since}", to_do=to_do)
 
 
-def leave(guard: GuardState) -> str:
-    """``56 ids will be cleared in 24 s``; nothing where none is on its way out."""
+def leave(guard: GuardStatus) -> str:
+    """``56 ids will be cleared in 24 s``; empty if no id will be cleared."""
     revoked = guard.revoked
     if revoked is None or not revoked.clearing:
         return ""
@@ -126,10 +135,10 @@ def leave(guard: GuardState) -> str:
     return f"{count(revoked.clearing, 'id')} {would} cleared{when}"
 
 
-def _about_ids(guard: GuardState) -> str:
-    """The alert counts no operator's ids, and none that are about to be cleared."""
+def _about_ids(guard: GuardStatus) -> str:
+    """The alert counts ids that are neither an operator's nor about to be cleared."""
     if "revoked_verify" in guard.failing:
-        return "have the result backend answer again; then they are cleared"
+        return "make the result backend answer again; then the guard clears them"
     return "see why they stay: the how-to page, “Find out why an id stays”"
 
 
@@ -144,20 +153,20 @@ def _percent(share: float | None) -> str:
 # -- memory ------------------------------------------------------------------------------------
 
 
-def share(process: Process, limit_bytes: int | None) -> float | None:
-    """How much of its limit a process uses; None: it has no limit, or was not read yet."""
+def share(process: ProcessStatus, limit_bytes: int | None) -> float | None:
+    """How much of its limit a process uses; None if it has no limit, or was not read yet."""
     if not limit_bytes or process.used_bytes is None:
         return None
     return process.used_bytes / limit_bytes
 
 
-def _over_limit(memory: Memory, guard: GuardState) -> Iterator[Trouble]:
-    main_limit, limit = memory.main_limit_bytes, memory.child_limit_bytes
-    if main_limit and (memory.main.used_bytes or 0) > main_limit:
+def _over_limit(memory: MemoryStatus, guard: GuardStatus) -> Iterator[Trouble]:
+    parent, parent_limit, limit = memory.parent, memory.parent_limit_bytes, memory.child_limit_bytes
+    if parent and parent_limit and (share(parent, parent_limit) or 0) > 1:
         yield Trouble(
             kind="over_limit",
-            text=f"the main process uses {_used(memory.main, main_limit)}, its limit is "
-            f"{size(main_limit, main_limit)}",
+            text=f"the main process uses {_used(parent, parent_limit)}, its limit is "
+            f"{size(parent_limit, parent_limit)}",
             to_do="restart the worker, unless worker_guard_parent_action is shutdown",
         )
     over = [child for child in memory.children if (share(child, limit) or 0) > 1]
@@ -174,8 +183,8 @@ def _over_limit(memory: Memory, guard: GuardState) -> Iterator[Trouble]:
     yield Trouble(kind="over_limit", text=text, to_do=_about_children(over, memory, guard))
 
 
-def _about_children(over: list[Process], memory: Memory, guard: GuardState) -> str:
-    """What is to be done about the first of them; the guard takes one after the other."""
+def _about_children(over: list[ChildStatus], memory: MemoryStatus, guard: GuardStatus) -> str:
+    """What to do about the first of them: the guard replaces one child at a time."""
     off = guard.off.get("recycling")
     if off is not None:
         return f"restart the worker: recycling is off: {off}"
@@ -193,11 +202,11 @@ def _about_children(over: list[Process], memory: Memory, guard: GuardState) -> s
     return f"nothing; it leaves when its task ends ({task.task_name}{since})"
 
 
-def _used(process: Process, limit_bytes: int) -> str:
+def _used(process: ProcessStatus, limit_bytes: int) -> str:
     return size(process.used_bytes or 0, limit_bytes)
 
 
-def _suspended(suspension: Suspension) -> Trouble:
+def _suspended(suspension: SuspensionStatus) -> Trouble:
     limit = suspension.limit_bytes
     of_limit = f" of {size(limit, limit)}" if limit else ""
     setting = suspension.setting or "worker_guard_child_memory_limit"
@@ -210,8 +219,8 @@ def _suspended(suspension: Suspension) -> Trouble:
                 text = "each new child ends before it is up"
                 to_do = "see its error in the worker's log"
             else:
-                text = "a replacement does not come up in the time that Celery gives it"
-                to_do = f"raise {suspension.setting}, or make the start of a child faster"
+                text = "a replacement is not up within the time that Celery gives it"
+                to_do = f"raise {suspension.setting}, or make children start faster"
         case _:
             used = suspension.baseline_bytes
             uses = "" if used is None else f" uses {size(used, limit)} and so"
@@ -222,14 +231,14 @@ def _suspended(suspension: Suspension) -> Trouble:
 
 
 def kinds(troubles: Iterable[Trouble]) -> str:
-    """What they are, in short."""
+    """The kinds of these troubles, in short."""
     return ", ".join(dict.fromkeys(words(trouble.kind) for trouble in troubles))
 
 
-#: Where the name of a kind is no good word.
+#: Kinds that need another word.
 _WORDS: Mapping[str, str] = {"unknown_command": "not loaded"}
 
 
 def words(kind: str) -> str:
-    """A kind as people say it."""
+    """A kind, for people."""
     return _WORDS.get(kind, kind.replace("_", " "))

@@ -1,4 +1,4 @@
-"""The answers of all workers as what is shown: one row each, with what is the matter. Pure."""
+"""The answers of all workers as rows: one for each worker, with its troubles. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from worker_guard.commands.status import troubles
-from worker_guard.commands.status.reply import BrokenReplyError, GuardState, Process, read_guard
+from worker_guard.commands.status.loading import BrokenReplyError, load_status
 from worker_guard.commands.status.troubles import Trouble, leave
-from worker_guard.commands.status.wording import count, duration, some
+from worker_guard.status_model import ChildStatus, GuardStatus
+from worker_guard.values.counts import count, some
+from worker_guard.values.durations import duration
 
 #: Seconds for which a worker that stopped answering stays on screen.
 REMEMBERED_S = 600.0
@@ -21,9 +23,10 @@ _NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Who is there, in the order heard, and what each said.
+    """The workers that are there, in the order heard, and what each answered.
 
-    ``asked`` are those asked by name; ``left`` said since the answers before that they shut down.
+    ``asked`` are the workers that were asked by name. ``left`` have said, since the last answers,
+    that they shut down.
     """
 
     present: Sequence[str]
@@ -34,13 +37,13 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRow:
-    """One worker. ``answer`` is what its guard said, as it was said, ``old_s`` ago.
+    """One worker. ``answer`` is the unchanged answer of its guard, ``old_s`` ago.
 
-    ``is_gone``: it said that it shuts down, which is no trouble.
+    ``is_gone``: the worker said that it shuts down, which is no trouble.
     """
 
     name: str
-    guard: GuardState | None = None
+    guard: GuardStatus | None = None
     answer: object = None
     troubles: tuple[Trouble, ...] = ()
     old_s: float = 0.0
@@ -49,7 +52,7 @@ class WorkerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """All workers that were asked, or answered, by name; ``expected`` is how many should be."""
+    """All workers that were asked or answered, by name; ``expected`` is how many should answer."""
 
     workers: tuple[WorkerRow, ...] = ()
     answered: int = 0
@@ -62,7 +65,7 @@ class Fleet:
 
     @property
     def trouble(self) -> bool:
-        """Whether something is the matter with any of them, or with how many there are."""
+        """Whether any worker is in trouble, or too few answered."""
         return self.too_few or any(worker.troubles for worker in self.workers)
 
     @property
@@ -71,11 +74,11 @@ class Fleet:
         return bool(self.workers) and all(worker.is_gone for worker in self.workers)
 
     def worst_first(self) -> list[WorkerRow]:
-        """Those that something is the matter with, then the others, then those that are gone."""
+        """Workers in trouble, then the others, then those that are gone."""
         return sorted(self.workers, key=lambda worker: (worker.is_gone, not worker.troubles))
 
     def verdict(self) -> str:
-        """How all of them are, in one line."""
+        """The state of all workers in one line."""
         there = [worker for worker in self.workers if not worker.is_gone]
         ill = [worker for worker in there if worker.troubles]
         facts = []
@@ -94,7 +97,7 @@ class Fleet:
 
 
 def _outlook(workers: Sequence[WorkerRow]) -> str:
-    """What goes by itself."""
+    """What the guards will do without help."""
     guards = [w.guard for w in workers if w.guard is not None and not w.guard.dry_run]
     waiting = [guard.revoked for guard in guards if leave(guard)]
     known = [revoked for revoked in waiting if revoked is not None]
@@ -130,7 +133,7 @@ def _row(name: str, replies: Mapping[str, object], heard: int) -> WorkerRow:
         trouble = troubles.not_loaded() if unknown else troubles.not_running(error)
         return WorkerRow(name=name, troubles=(trouble, *twice))
     try:
-        guard = read_guard(answer)
+        guard = load_status(answer)
     except BrokenReplyError as exc:
         return WorkerRow(name=name, troubles=(troubles.broken_reply(str(exc)), *twice))
     found = (*troubles.troubles_of(guard), *twice)
@@ -138,9 +141,9 @@ def _row(name: str, replies: Mapping[str, object], heard: int) -> WorkerRow:
 
 
 def is_unknown_command(answer: object) -> bool:
-    """Whether a worker says that it has no such command: worker_guard was never imported there.
+    """Whether a worker says that it has no such command: it never imported worker_guard.
 
-    kombu's mailbox answers with the error that it met, and puts a traceback into the worker's log.
+    kombu's mailbox answers with the error, and logs a traceback in the worker.
     """
     error = answer.get("error") if isinstance(answer, Mapping) else None
     return isinstance(error, str) and error.startswith(("KeyError(", "Unknown control command"))
@@ -166,16 +169,15 @@ def document(fleet: Fleet) -> dict[str, Any]:
 
 @dataclass
 class Remembered:
-    """The workers that were seen, so that one which stops to answer does not just vanish."""
+    """The workers that were seen, so that one that stops answering stays on screen."""
 
     _seen: dict[str, tuple[WorkerRow, float]] = field(default_factory=dict)
     _left: set[str] = field(default_factory=set)
 
     def add(self, fleet: Fleet, now: float, left: Sequence[str] = ()) -> Fleet:
-        """These workers, and those that answered before and don't any more.
+        """These workers, and those that answered before and no longer do.
 
-        ``left`` are those that said that they shut down. One that answers all the same has come
-        back.
+        ``left`` are those that said that they shut down. One that answers is back.
         """
         answered = {w.name: w for w in fleet.workers if w.guard is not None}
         self._seen.update({name: (worker, now) for name, worker in answered.items()})
@@ -199,7 +201,7 @@ def _is_silent(worker: WorkerRow) -> bool:
     return any(trouble.kind == "no_answer" for trouble in worker.troubles)
 
 
-def biggest(children: Sequence[Process], most: int | None) -> list[Process]:
-    """The children that use most, with those on their way out first; all where most is None."""
+def biggest(children: Sequence[ChildStatus], most: int | None) -> list[ChildStatus]:
+    """The leaving children, then those that use most memory; all of them if ``most`` is None."""
     ordered = sorted(children, key=lambda c: (not c.leaving, -(c.used_bytes or 0), c.pid or 0))
     return ordered[:most]

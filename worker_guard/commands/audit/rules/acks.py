@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from worker_guard.commands.audit.facts import Facts, TaskFacts
 from worker_guard.commands.audit.finding import Finding
-from worker_guard.commands.audit.spelling import names
+from worker_guard.values.counts import some
 
 _LATE, _REJECT = "task_acks_late", "task_reject_on_worker_lost"
 _BOTH = "acks_late=True, reject_on_worker_lost=True"
@@ -82,14 +82,14 @@ def _unprotected(facts: Facts) -> list[TaskFacts]:
 
 
 def _subject(tasks: list[TaskFacts]) -> str:
-    return f"task {names([task.name for task in tasks])}"
+    return f"task {some([task.name for task in tasks])}"
 
 
 def _evidence(facts: Facts, tasks: list[TaskFacts]) -> dict[str, object]:
     conf = facts.delivery
     settings = (conf.acks_late, conf.reject_on_worker_lost)
     own = {(task.acks_late, task.reject_on_worker_lost) for task in tasks}
-    named = {"tasks": names([task.name for task in tasks])} if tasks else {}
+    named = {"tasks": some([task.name for task in tasks])} if tasks else {}
     if len(own) == 1 and own != {settings}:
         # What the tasks say of themselves, beside which the settings count for nothing.
         ((late, reject),) = own

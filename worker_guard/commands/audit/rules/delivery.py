@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from worker_guard.commands.audit.facts import Delivery, Facts, Moment
 from worker_guard.commands.audit.finding import Finding, Level
 from worker_guard.commands.audit.rules.expiry import has_successors
-from worker_guard.commands.audit.spelling import names, seconds
+from worker_guard.values.counts import some
+from worker_guard.values.durations import duration
 
 #: What Celery prefetches for each process by default.
 _DEFAULT_MULTIPLIER = 4
@@ -29,12 +30,12 @@ def visibility_timeout_short(facts: Facts) -> Iterator[Finding]:
     yield Finding(
         level="error" if certain else "warning",
         subject="broker_transport_options",
-        happens=f"A message that is held for longer than {seconds(timeout_s)} without being "
+        happens=f"A message that is held for longer than {duration(timeout_s)} without being "
         "acknowledged is delivered once more, and its task runs twice.",
         evidence={
             "transport": facts.delivery.transport,
-            "visibility_timeout": seconds(timeout_s),
-            "held": names([f"{name} {seconds(held[name])}" for name in longest]),
+            "visibility_timeout": duration(timeout_s),
+            "held": some([f"{name} {duration(held[name])}" for name in longest]),
         },
         change=_set_visibility(facts, wanted_s),
     )
@@ -83,14 +84,14 @@ def prefetch_outlasts_expires(facts: Facts) -> Iterator[Finding]:
     level, happens = _prefetch(conf, lives[shortest], limit_s)
     if level is None:
         return
-    known = {} if limit_s is None else {"longest_time_limit": seconds(limit_s)}
+    known = {} if limit_s is None else {"longest_time_limit": duration(limit_s)}
     yield Finding(
         level=level,
         subject="worker_prefetch_multiplier",
         happens=happens,
         evidence={
             "worker_prefetch_multiplier": conf.prefetch_multiplier,
-            "expires": f"{seconds(lives[shortest])}, of {shortest}",
+            "expires": f"{duration(lives[shortest])}, of {shortest}",
             **known,
         },
         change=facts.spelling.line("worker_prefetch_multiplier", "1"),
@@ -107,12 +108,12 @@ def _prefetch(conf: Delivery, expires_s: float, limit_s: float | None) -> tuple[
     if expires_s / ahead < _SLACK_S:
         return "warning" if ahead > _DEFAULT_MULTIPLIER else "note", (
             f"Up to {ahead} messages for each process wait in one worker; the last expires where "
-            f"they take more than {seconds(expires_s / ahead)} each, while other workers are idle."
+            f"they take more than {duration(expires_s / ahead)} each, while other workers are idle."
         )
     if limit_s is not None and limit_s >= expires_s:
         return "note", (
-            f"A message that was prefetched behind a task that may run for {seconds(limit_s)} "
-            f"expires after {seconds(expires_s)}, while other workers are idle."
+            f"A message that was prefetched behind a task that may run for {duration(limit_s)} "
+            f"expires after {duration(expires_s)}, while other workers are idle."
         )
     return None, ""
 

@@ -8,7 +8,9 @@ from math import ceil, inf
 
 from worker_guard.commands.audit.facts import BeatEntry, Facts, Moment, Odd, When
 from worker_guard.commands.audit.finding import Finding, Level
-from worker_guard.commands.audit.spelling import Spelling, names, seconds
+from worker_guard.commands.audit.spelling import Spelling, plain
+from worker_guard.values.counts import some
+from worker_guard.values.durations import duration
 
 HOUR_S, DAY_S = 3600.0, 86400.0
 #: A daily entry is an hour shorter once a year, and a solar one a few minutes.
@@ -47,9 +49,9 @@ def expires_absolute(facts: Facts) -> Iterator[Finding]:
         over = any(moment.ahead_s <= 0 for moment in fixed.values())
         yield Finding(
             level="error" if over else "warning",
-            subject=f"task {names(list(fixed))}",
+            subject=f"task {some(list(fixed))}",
             happens="From then on each message is born expired until its sender is started again.",
-            evidence={"expires": names([f"{m.written} of {name}" for name, m in fixed.items()])},
+            evidence={"expires": some([f"{m.written} of {name}" for name, m in fixed.items()])},
             change=facts.spelling.task("expires=…") + _FROM_SENDING,
         )
 
@@ -63,7 +65,7 @@ def expires_before_start(facts: Facts) -> Iterator[Finding]:
             entry,
             "error",
             "No run is ever executed: it has expired by the time at which it may begin.",
-            {"expires": seconds(entry.expires), "countdown": seconds(_begins_s(entry))},
+            {"expires": duration(entry.expires), "countdown": duration(_begins_s(entry))},
             _set_expires(facts, entry),
         )
 
@@ -131,7 +133,7 @@ def options_ignored_by_scheduler(facts: Facts) -> Iterator[Finding]:
             "warning",
             f"They have no effect: {facts.scheduler} keeps the queue, the exchange, the routing "
             "key, the priority, the headers and expire_seconds, and drops all other options.",
-            {"options": names(entry.ignored_options)},
+            {"options": some(entry.ignored_options)},
             f"remove them from {_options(facts.spelling, entry)}; what a task can have by itself, "
             f"such as a time limit, can stand there: {facts.spelling.task('time_limit=…')}",
         )
@@ -142,20 +144,20 @@ def interval_rounded_down(facts: Facts) -> Iterator[Finding]:
     for entry in facts.entries:
         if entry.interval_s is None:
             continue
-        whole = f"{int(entry.interval_s)} s"
+        given, whole = f"{plain(entry.interval_s)} s", f"{int(entry.interval_s)} s"
         level: Level = "warning"
         happens = f"The entry runs every {whole}: {facts.scheduler} keeps whole seconds."
         if entry.interval_s < 1:
             level = "error"
             happens = (
                 f"Beat sends it without a pause once it reads the database again, where "
-                f"{seconds(entry.interval_s)} is 0 s."
+                f"{given} is 0 s."
             )
         yield _finding(
             entry,
             level,
             happens,
-            {"interval": seconds(entry.interval_s), "kept": whole},
+            {"interval": given, "kept": whole},
             f'{_entry(facts.spelling, entry)}["schedule"] = {ceil(entry.interval_s)}',
         )
 
@@ -169,8 +171,8 @@ def expires_shorter_than_interval(facts: Facts) -> Iterator[Finding]:
             facts,
             entry,
             "note" if gap_s >= _DAILY_S else "warning",
-            f"A run that waits for {seconds(lives_s)} is discarded, and there is none in its "
-            f"place until the next one, {seconds(gap_s)} after it.",
+            f"A run that waits for {duration(lives_s)} is discarded, and there is none in its "
+            f"place until the next one, {duration(gap_s)} after it.",
         )
 
 
@@ -182,8 +184,8 @@ def expires_under_a_day(facts: Facts) -> Iterator[Finding]:
                 facts,
                 entry,
                 "note" if entry.task == _CELERYS_OWN else "warning",
-                f"Where no worker takes it within {seconds(lives_s)} the day's run is lost, and "
-                f"the next comes {seconds(gap_s)} after it.",
+                f"Where no worker takes it within {duration(lives_s)} the day's run is lost, and "
+                f"the next comes {duration(gap_s)} after it.",
             )
 
 
@@ -209,7 +211,7 @@ def expires_naive(facts: Facts) -> Iterator[Finding]:
     """A time without a zone: Celery reads it as UTC, also with ``enable_utc`` off."""
     offset_s = facts.delivery.utc_offset_s
     level: Level = "warning" if offset_s else "note"
-    shift = f"{seconds(abs(offset_s))} {'later' if offset_s > 0 else 'earlier'}"
+    shift = f"{duration(abs(offset_s))} {'later' if offset_s > 0 else 'earlier'}"
     happens = "Celery reads a datetime without a zone as UTC: one of local time takes effect " + (
         f"{shift} than it says." if offset_s else "at another time where the zone is not UTC."
     )
@@ -304,9 +306,9 @@ def _short(
 ) -> Finding:
     assert entry.gaps is not None
     shortest_s, longest_s = entry.gaps.shortest_s, entry.gaps.longest_s
-    interval = seconds(shortest_s)
+    interval = duration(shortest_s)
     if longest_s > shortest_s:
-        interval += f" to {seconds(longest_s)}"
+        interval += f" to {duration(longest_s)}"
     found = {
         "schedule": entry.schedule,
         "interval": interval,
@@ -361,10 +363,10 @@ def _entry(spelling: Spelling, entry: BeatEntry) -> str:
 
 
 def _ahead(ahead_s: float) -> str:
-    return ("-" if ahead_s < 0 else "+") + seconds(abs(ahead_s))
+    return ("-" if ahead_s < 0 else "+") + duration(abs(ahead_s))
 
 
 def _written(value: When) -> str | None:
     if isinstance(value, Moment | Odd):
         return value.written
-    return None if value is None else seconds(value)
+    return None if value is None else duration(value)

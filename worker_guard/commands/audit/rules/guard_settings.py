@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from worker_guard.commands.audit.facts import Facts
 from worker_guard.commands.audit.finding import Finding
-from worker_guard.commands.audit.spelling import names
+from worker_guard.values.counts import some
 
 _ADD = 'app.steps["worker"].add(WorkerGuard)'
 
@@ -56,7 +56,7 @@ def guard_not_installed(facts: Facts) -> Iterator[Finding]:
         subject="WorkerGuard",
         happens="The workers of this app run without the guard"
         + (", and its settings have no effect." if given else "."),
-        evidence={"settings": names(given)} if given else {},
+        evidence={"settings": some(given)} if given else {},
         change=_ADD,
     )
 
@@ -165,7 +165,7 @@ def _metrics_without_effect(facts: Facts) -> Iterator[Finding]:
 def _idle(settings: list[str], why: str, evidence: dict[str, object], change: str) -> Finding:
     return Finding(
         level="warning",
-        subject=names(settings),
+        subject=some(settings),
         happens=f"It has no effect: {why}.",
         evidence=evidence,
         change=change,

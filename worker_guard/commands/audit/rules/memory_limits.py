@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from worker_guard.commands.audit.facts import Facts
 from worker_guard.commands.audit.finding import Finding
-from worker_guard.commands.audit.spelling import megabytes, plain
+from worker_guard.commands.audit.spelling import plain
+from worker_guard.values.sizes import size
 
 _SETTING = "worker_max_memory_per_child"
 _KIB = 1024
@@ -36,8 +37,8 @@ def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
         return
     evidence: dict[str, object] = {
         _SETTING: plain(limit_kib),
-        "as_KiB": megabytes(limit_kib * _KIB),
-        "this_machine_has": megabytes(memory.available_bytes),
+        "as_KiB": size(limit_kib * _KIB),
+        "this_machine_has": size(memory.available_bytes),
     }
     if _is_bytes(facts):
         yield Finding(
@@ -72,8 +73,8 @@ def memory_limit_below_newborn(facts: Facts) -> Iterator[Finding]:
             happens="Every child is replaced after every task: a new one inherits the main "
             "process's size, and is over the limit from birth.",
             evidence={
-                _SETTING: f"{plain(limit_kib)} KiB, which is {megabytes(limit_kib * _KIB)}",
-                "newborn_estimate": f"{megabytes(memory.newborn_bytes)}, the RSS of this process, "
+                _SETTING: f"{plain(limit_kib)} KiB, which is {size(limit_kib * _KIB)}",
+                "newborn_estimate": f"{size(memory.newborn_bytes)}, the RSS of this process, "
                 "which has loaded the app as a worker does",
             },
             change=facts.spelling.line(_SETTING, f"{wanted_kib:.0f}  # KiB; or ")
@@ -100,8 +101,8 @@ def memory_limit_beside_guard(facts: Facts) -> Iterator[Finding]:
             "replace a child that the guard would leave alone."
         ),
         evidence={
-            _SETTING: megabytes(limit_kib * _KIB),
-            "worker_guard_child_memory_limit": megabytes(guard_bytes),
+            _SETTING: size(limit_kib * _KIB),
+            "worker_guard_child_memory_limit": size(guard_bytes),
         },
         change=facts.spelling.line(_SETTING, "None"),
     )
