@@ -29,7 +29,6 @@ WELL: dict[str, Any] = {"version": "1.0"}
 #: An alert, as a guard lists it.
 ALERT: dict[str, Any] = {
     "alert": "revoked_tasks",
-    "active": True,
     "value": 23,
     "threshold": 10,
     "since_s": 300,
