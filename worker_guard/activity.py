@@ -95,13 +95,13 @@ class Activity:
         self._last["last_cleanup"] = past
         if event.revoked_tasks_cleared:
             self._last["last_clearing"] = past
-        if event.trigger == "schedule":
+        if event.target == "results":
             self._last["last_results_cleanup"] = past
         self.cleanups[event.trigger] += 1
         done = asdict(self.totals)
         for name in ("revoked_tasks_cleared", "expired_results_deleted", "task_states_cleaned"):
             done[name] += getattr(event, name)
-        done["sweeps"] += event.trigger != "schedule"
+        done["sweeps"] += event.target == "revoked"
         self.totals = Totals(**done)
 
     def _note_recycled(self) -> None:

@@ -74,7 +74,7 @@ class _Answering(click.Group):
 @click.group(name="guard", cls=_Answering)
 @click.pass_context
 def guard(ctx: click.Context) -> None:
-    """See the guards of the workers, audit the configuration, sweep the results."""
+    """See the guards of the workers, audit the configuration, clean up."""
 
 
 def _asks_workers(command: Any) -> Any:
@@ -170,13 +170,20 @@ def watch(ctx: click.Context, timeout: float, destination: list[str], interval: 
 
 
 def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | None) -> float | None:
-    # Written so that it is false for a NaN too; a lifetime beyond a thousand years overflows.
+    # Written so that it is false for a NaN too; a TTL beyond a thousand years overflows.
     if hours is not None and not 0 < hours < 8.8e6:
         raise click.BadParameter("hours, above 0")
     return hours
 
 
 @guard.command()
+@_asks_workers
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["revoked", "results"]),
+    help="Clean this alone: the revoked sets, or the result backend; can be given more than once.",
+)
 @click.option("--dry-run", is_flag=True, help="Count what would be done, and change nothing.")
 @click.option(
     "--max-age",
@@ -194,39 +201,26 @@ def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | Non
 @click.option("--purge-queues", is_flag=True, help="Also drop the messages that wait for workers.")
 @click.option("--yes", is_flag=True, help="Answer the question of --purge-queues.")
 @click.pass_context
-def sweep(
-    ctx: click.Context,
-    dry_run: bool,
-    max_age: float | None,
-    ignore_ttl: bool,
-    as_json: bool,
-    purge_queues: bool,
-    yes: bool,
-) -> None:
-    """Clean the result backend from this process."""
-    from worker_guard.commands.cleanup import run_sweep
+def cleanup(ctx: click.Context, /, **given: Any) -> None:
+    """Have the workers sweep their revoked sets, and clean the result backend."""
+    from worker_guard.commands.cleanup import Wanted, run_cleanup
 
-    if yes and not purge_queues:
+    wanted = Wanted(**given)
+    if wanted.yes and not wanted.purge_queues:
         raise click.UsageError("--yes answers the question of --purge-queues", ctx=ctx)
-    ctx.exit(
-        run_sweep(
-            ctx.obj.app,
-            dry_run=dry_run,
-            max_age_hours=max_age,
-            ignore_ttl=ignore_ttl,
-            as_json=as_json,
-            purge_queues=purge_queues,
-            yes=yes,
-        )
-    )
+    if not wanted.wants("results") and (wanted.ignore_ttl or wanted.max_age is not None):
+        raise click.UsageError("--max-age and --ignore-ttl are about results", ctx=ctx)
+    if not wanted.wants("revoked") and wanted.destination:
+        raise click.UsageError("--destination is about revoked sets", ctx=ctx)
+    ctx.exit(run_cleanup(ctx.obj.app, wanted))
 
 
 @guard.command()
 @click.option("--json", "as_json", is_flag=True, help="The entries as a JSON array.")
 @click.pass_context
 def history(ctx: click.Context, as_json: bool) -> None:
-    """Show the last cleanups of the result backend."""
-    from worker_guard.commands.cleanup import run_history
+    """Show the last cleanups, and the last sweeps that cleared something."""
+    from worker_guard.commands.history import run_history
 
     ctx.exit(run_history(ctx.obj.app, as_json=as_json))
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 Level = Literal["debug", "info", "warning", "error"]
 Trigger = Literal["timer", "schedule", "control", "task", "cli"]
+CleanupTarget = Literal["revoked", "results", "broker"]
 AlertName = Literal["revoked_tasks", "redis_memory", "recycles_per_hour"]
 SuspensionReason = Literal["baseline_over_limit", "regrows_at_once", "replacement_not_up"]
 
@@ -57,13 +58,18 @@ class RevokedKept:
 
 @dataclass(frozen=True, kw_only=True)
 class CleanupCompleted(Event):
-    """A sweep came to its end. In a dry run the counts are what it would have done."""
+    """A sweep of the revoked set or a cleanup of Redis ended; ``target`` says of what.
+
+    In a dry run the counts are what it would have done.
+    """
 
     name: ClassVar[str] = "worker_guard.cleanup_completed"
 
+    target: CleanupTarget = "revoked"
     revoked_tasks_cleared: int = 0
     expired_results_deleted: int = 0
     task_states_cleaned: int = 0
+    broker_keys_cleaned: int = 0
     revoked_tasks_kept: RevokedKept = field(default_factory=RevokedKept)
     keys_scanned: int = 0
     keys_unreadable: int = 0
@@ -73,9 +79,15 @@ class CleanupCompleted(Event):
 
     @property
     def level(self) -> Level:
-        """``info`` where something was done, results swept, or somebody asked; else ``debug``."""
-        did = self.revoked_tasks_cleared or self.expired_results_deleted or self.task_states_cleaned
-        return "info" if did or self.trigger != "timer" else "debug"
+        """``info`` if it changed something, if it cleaned Redis, or if someone asked for it."""
+        did = (
+            self.revoked_tasks_cleared
+            or self.expired_results_deleted
+            or self.task_states_cleaned
+            or self.broker_keys_cleaned
+        )
+        quiet = not did and self.target == "revoked" and self.trigger == "timer"
+        return "debug" if quiet else "info"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,6 +127,7 @@ class PastCleanup:
     revoked_tasks_cleared: int | None = None
     expired_results_deleted: int | None = None
     task_states_cleaned: int | None = None
+    broker_keys_cleaned: int | None = None
     revoked_tasks_kept: RevokedKept | None = None
     keys_scanned: int | None = None
     keys_unreadable: int | None = None

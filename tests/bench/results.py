@@ -1,4 +1,4 @@
-"""What a sweep of the results costs: ``python -m tests.bench.results [keys]``.
+"""What a cleanup of the results costs: ``python -m tests.bench.results [keys]``.
 
 Every figure is a ratio to another of the same run, so that a slow machine or a busy one changes
 little. The aims are printed beside the figures; the exit code says nothing of them.
@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import DAY_S, date, policy, record, run
-from worker_guard.results.cleanup_run import WAYS, CleanupRun
+from worker_guard.results.cleanup_run import STRATEGIES, CleanupRun
 from worker_guard.results.selection import VALUE_LIMIT_BYTES, Kind, classify, judge
 from worker_guard.results.strategy import DRY_RUN, FULL_SPEED, REAL, ResultsActor
 
@@ -93,19 +93,19 @@ def pages_with_pipelines(client: Any) -> None:
             judge(classify(key, rules), next(answers), pttl, rules)
 
 
-def swept(client: Any, actor: ResultsActor, strategy: str) -> CleanupRun:
-    sweep = CleanupRun(client, policy(), actor=actor, pace=FULL_SPEED, first_way=strategy)
-    run(sweep)
-    return sweep
+def cleaned(client: Any, actor: ResultsActor, strategy: str) -> CleanupRun:
+    cleanup = CleanupRun(client, policy(), actor=actor, pace=FULL_SPEED, first_strategy=strategy)
+    run(cleanup)
+    return cleanup
 
 
-def calls_ms(client: Any, sweep: Callable[[], object]) -> tuple[float, list[float]]:
-    """How long a sweep takes (s), and its longer script calls on the server (ms)."""
+def calls_ms(client: Any, cleanup: Callable[[], object]) -> tuple[float, list[float]]:
+    """How long a cleanup takes (s), and its longer script calls on the server (ms)."""
     client.config_set("slowlog-max-len", 100_000)
     # Not 0: the commands within a script would be logged as well, and leave no room for it.
     client.config_set("slowlog-log-slower-than", LOGGED_US)
     client.slowlog_reset()
-    seconds = timed(sweep)
+    seconds = timed(cleanup)
     client.config_set("slowlog-log-slower-than", -1)
     return seconds, [
         entry["duration"] / 1000
@@ -122,8 +122,8 @@ def speed(client: Any, count: int) -> None:
     """Keys in a second, each strategy, as ratios."""
     fill(client, count)
     sample = min(count, 20_000)
-    for strategy in WAYS:
-        swept(client, DRY_RUN, strategy)
+    for strategy in STRATEGIES:
+        cleaned(client, DRY_RUN, strategy)
     rounds: dict[str, list[float]] = {}
     # In turn, so that a neighbour on the machine meets them all; the best of each counts.
     measured: tuple[tuple[str, Callable[[], object], int], ...] = (
@@ -131,8 +131,8 @@ def speed(client: Any, count: int) -> None:
         ("one at a time", lambda: one_at_a_time(client, sample), sample),
         ("pages with pipelines", lambda: pages_with_pipelines(client), count),
         *(
-            (f"dry run, {strategy}", partial(swept, client, DRY_RUN, strategy), count)
-            for strategy in WAYS
+            (f"dry run, {strategy}", partial(cleaned, client, DRY_RUN, strategy), count)
+            for strategy in STRATEGIES
         ),
     )
     for _ in range(ROUNDS):
@@ -141,18 +141,18 @@ def speed(client: Any, count: int) -> None:
     best = {name: max(rates) for name, rates in rounds.items()}
     for name, rate in best.items():
         say(name, f"{rate:,.0f} keys/s")
-    fastest = best[f"dry run, {WAYS[0]}"]
-    say("sweep against one key at a time", f"{fastest / best['one at a time']:.1f}", "aim: 20")
-    say("sweep against pages with pipelines", f"{fastest / best['pages with pipelines']:.2f}")
-    say("sweep against a bare SCAN", f"{fastest / best['bare SCAN']:.2f}", "aim: 0.3")
+    fastest = best[f"dry run, {STRATEGIES[0]}"]
+    say("cleanup against one key at a time", f"{fastest / best['one at a time']:.1f}", "aim: 20")
+    say("cleanup against pages with pipelines", f"{fastest / best['pages with pipelines']:.2f}")
+    say("cleanup against a bare SCAN", f"{fastest / best['bare SCAN']:.2f}", "aim: 0.3")
     calls: list[float] = []
-    for strategy in WAYS:
+    for strategy in STRATEGIES:
         fill(client, count)
         scan_s = timed(lambda: bare_scan(client))
-        seconds, of_way = calls_ms(client, partial(swept, client, REAL, strategy))
-        calls += of_way
+        seconds, of_strategy = calls_ms(client, partial(cleaned, client, REAL, strategy))
+        calls += of_strategy
         say(
-            f"real sweep that deletes half, {strategy}",
+            f"real cleanup that deletes half, {strategy}",
             f"{count / seconds:,.0f} keys/s",
             f"{scan_s / seconds:.2f} of a bare SCAN",
         )
@@ -165,10 +165,10 @@ def growth(client: Any) -> None:
     """How time and this process's memory grow with the keyspace."""
     for count in GROWTH:
         fill(client, count)
-        seconds = timed(lambda: swept(client, DRY_RUN, WAYS[0]))
+        seconds = timed(lambda: cleaned(client, DRY_RUN, STRATEGIES[0]))
         gc.collect()
         tracemalloc.start()
-        swept(client, DRY_RUN, WAYS[0])
+        cleaned(client, DRY_RUN, STRATEGIES[0])
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         say(

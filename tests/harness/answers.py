@@ -95,6 +95,7 @@ _CLEANUP = PastCleanup(
     revoked_tasks_cleared=1,
     expired_results_deleted=2,
     task_states_cleaned=3,
+    broker_keys_cleaned=14,
     revoked_tasks_kept=RevokedKept(operator=4, unproven=5, grace=6),
     keys_scanned=7,
     keys_unreadable=8,

@@ -1,4 +1,4 @@
-"""Fronts to a Redis server: they refuse as some servers do, act in mid-sweep, lose an answer."""
+"""Fronts to a Redis server: they refuse as some servers do, act in mid-cleanup, lose an answer."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ class AnswerLost(Front):
         return command in self._commands and self._run == 2
 
 
-class InMidSweep(Front):
-    """Does something once while a sweep waits for an answer, some calls after its first.
+class InMidCleanup(Front):
+    """Does something once while a cleanup waits for an answer, some calls after its first.
 
-    However long the test is held up: the sweep gets no further before that was done.
+    However long the test is held up: the cleanup gets no further before that was done.
     """
 
     CALLS = 4

@@ -12,6 +12,9 @@ from typing import Any
 from tests.harness.app import CONFIGURATION
 from tests.harness.workers import ROOT
 
+#: For ``cleanup``: without asking the workers.
+RESULTS = ("--only", "results")
+
 
 def guard_process(conf: dict[str, Any], *arguments: str) -> subprocess.Popen[str]:
     """The command under way, with this configuration of the app."""

@@ -13,7 +13,7 @@ from typing import Any
 from celery import states
 
 from tests.harness.redis_server import RedisServer
-from worker_guard.results.cleanup_run import WAYS, CleanupRun
+from worker_guard.results.cleanup_run import STRATEGIES, CleanupRun
 from worker_guard.results.protected_keys import protected
 from worker_guard.results.selection import Policy
 from worker_guard.results.strategy import FULL_SPEED, REAL, CleanupCounts, Pace, ResultsActor
@@ -22,7 +22,7 @@ from worker_guard.values.key_patterns import Glob
 TASK_PREFIX = b"celery-task-meta-"
 GROUP_PREFIX = b"celery-taskset-meta-"
 
-#: The moment at which the tests' sweeps take place.
+#: The moment at which the tests' cleanups take place.
 NOW = 1_800_000_000
 
 DAY_S = 86_400
@@ -81,23 +81,23 @@ def encoded(*args: Any, **kwargs: Any) -> bytes:
     return json.dumps(record(*args, **kwargs)).encode()
 
 
-def run(sweep: CleanupRun) -> CleanupCounts:
-    """CleanupRun to the end."""
-    while not sweep.finished:
-        sweep.step()
-    return sweep.counts
+def run(cleanup: CleanupRun) -> CleanupCounts:
+    """Run it to the end."""
+    while not cleanup.finished:
+        cleanup.step()
+    return cleanup.counts
 
 
-def sweep(
+def cleanup(
     client: Any,
     rules: Policy | None = None,
     *,
     actor: ResultsActor = REAL,
-    strategy: str = WAYS[0],
+    strategy: str = STRATEGIES[0],
     pace: Pace = FULL_SPEED,
 ) -> CleanupCounts:
-    """CleanupRun this database to the end, by this strategy and no other."""
-    one = CleanupRun(client, rules or policy(), actor=actor, pace=pace, first_way=strategy)
+    """Clean this database to the end, by this strategy and no other."""
+    one = CleanupRun(client, rules or policy(), actor=actor, pace=pace, first_strategy=strategy)
     counts = run(one)
     assert (one.strategy, one.refused) == (strategy, None)
     return counts
@@ -105,14 +105,14 @@ def sweep(
 
 @contextmanager
 def all_keys_kept(client: Any) -> Iterator[None]:
-    """Make sure that the block changes no key, no value, and no lifetime by more than it ages."""
+    """Make sure that the block changes no key, no value, and no TTL by more than it ages."""
     before = contents(client)
     yield
     assert contents(client) == before
 
 
 def contents(client: Any) -> dict[bytes, tuple[bytes, bool]]:
-    """Each key with its serialised value, and whether it has a lifetime."""
+    """Each key with its serialised value, and whether it has a TTL."""
     return {key: (client.dump(key), client.pttl(key) >= 0) for key in client.scan_iter(count=1000)}
 
 
@@ -172,7 +172,7 @@ COLLECTIONS = {
 
 
 def fill(client: Any, prefix: str = "") -> CleanupCounts:
-    """Put one key of each kind into the database; what a sweep of it comes to."""
+    """Put one key of each kind into the database; what a cleanup of it comes to."""
     for name, (value, ttl_s, _fate) in KINDS.items():
         client.set(prefix + name, value, ex=ttl_s)
     for name in COLLECTIONS:

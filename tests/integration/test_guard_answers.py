@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from tests.conftest import MakeFleet
-from tests.harness.guard_command import guard
+from tests.harness.guard_command import RESULTS, guard
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.results import encoded
 from tests.harness.terminal import celery, environ_of, terminal
@@ -27,15 +27,15 @@ HEAVY = {"rich", "redis", "psutil", "structlog", "prometheus_client"}
 
 
 @pytest.fixture(scope="module")
-def swept() -> Iterator[dict[str, Any]]:
-    """The configuration of an app whose results were swept twice."""
+def cleaned() -> Iterator[dict[str, Any]]:
+    """The configuration of an app whose results were cleaned twice."""
     with RedisServer() as server:
         conf = {"broker_url": "memory://", "result_backend": server.url()}
         for i in range(50):
             value = encoded().replace(b'"2027-', b'"2001-')
             server.client.set(f"celery-task-meta-{i}", value)
         for _ in range(2):
-            assert guard(conf, "sweep").returncode == 0
+            assert guard(conf, "cleanup", *RESULTS).returncode == 0
         yield conf
 
 
@@ -49,38 +49,38 @@ def valid(name: str, document: object) -> bool:
 
 
 @pytest.mark.parametrize(("columns", "complete"), [(80, False), (140, True)])
-def test_the_history_on_a_terminal(swept: dict[str, Any], columns: int, complete: bool) -> None:
+def test_the_history_on_a_terminal(cleaned: dict[str, Any], columns: int, complete: bool) -> None:
     """One line for each cleanup; what has no room is named, and seconds are rounded."""
     command = celery("guard", "history")
-    with terminal(*command, columns=columns, environ=environ_of(swept)) as screen:
+    with terminal(*command, columns=columns, environ=environ_of(cleaned)) as screen:
         assert screen.ended() == (0, "")
         head, *rows = screen.text().splitlines()
     assert ("unreadable" in head.split()) is complete
     assert [row.split()[-1] for row in rows[:2]] == ["yes", "yes"]
     assert all(re.search(r" \d+\.\d\d ", row) for row in rows[:2])
     assert "50" in rows[1].split()
-    said = ["Not shown: by, unreadable, own ttl, way; a wider terminal and --json have them."]
+    said = ["Not shown: by, scanned, unreadable, longer TTL, strategy; --json has them."]
     assert rows[2:] == ([] if complete else said)
 
 
-def test_the_history_in_a_pipe(swept: dict[str, Any]) -> None:
+def test_the_history_in_a_pipe(cleaned: dict[str, Any]) -> None:
     """All of it, however wide."""
-    head, *rows = guard(swept, "history").stdout.splitlines()
-    assert {"by", "unreadable", "way"} <= set(head.split())
+    head, *rows = guard(cleaned, "history").stdout.splitlines()
+    assert {"by", "unreadable", "strategy"} <= set(head.split())
     assert len(rows) == 2
 
 
-def test_the_json_of_cleanups(swept: dict[str, Any]) -> None:
+def test_the_json_of_cleanups(cleaned: dict[str, Any]) -> None:
     """It is as the schemas say, which know each field."""
-    history = json.loads(guard(swept, "history", "--json").stdout)
+    history = json.loads(guard(cleaned, "history", "--json").stdout)
     assert len(history) >= 2
     assert valid("history", history)
-    dry = json.loads(guard(swept, "sweep", "--dry-run", "--json").stdout)
-    assert valid("sweep", dry)
-    purging = ("sweep", "--dry-run", "--purge-queues", "--json")
-    assert valid("sweep", json.loads(guard(swept, *purging).stdout))
+    dry = json.loads(guard(cleaned, "cleanup", *RESULTS, "--dry-run", "--json").stdout)
+    assert valid("cleanup", dry)
+    purging = ("cleanup", *RESULTS, "--dry-run", "--purge-queues", "--json")
+    assert valid("cleanup", json.loads(guard(cleaned, *purging).stdout))
     with pytest.raises(jsonschema.ValidationError):
-        valid("sweep", {**dry, "more": 1})
+        valid("cleanup", {**dry, "more": 1})
     with pytest.raises(jsonschema.ValidationError):
         valid("history", [{**history[0], "complete": "yes"}])
 
@@ -89,13 +89,13 @@ def test_the_json_of_cleanups(swept: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "code"), [("status", 69), ("history", 2), ("sweep", 2)], ids=str
+    ("command", "code"), [("status", 69), ("history", 2), ("cleanup --only results", 2)], ids=str
 )
 def test_no_app_is_named(tmp_path: Path, command: str, code: int) -> None:
     """The line of trouble says how to name one; with an app it does not."""
     broker = ("-b", f"redis://127.0.0.1:{free_port()}/0")
     done = subprocess.run(
-        [sys.executable, "-m", "celery", *broker, "guard", command],
+        [sys.executable, "-m", "celery", *broker, "guard", *command.split()],
         cwd=tmp_path,
         env=environ_of({}, PYTHONPATH=str(ROOT)),
         capture_output=True,
@@ -104,25 +104,31 @@ def test_no_app_is_named(tmp_path: Path, command: str, code: int) -> None:
         check=False,
     )
     (line,) = done.stderr.splitlines()
-    assert line.endswith(f"; no app is named: celery -A proj guard {command}")
+    assert line.endswith(f"; no app is named: celery -A proj guard {command.split(' ', 1)[0]}")
     assert done.returncode == code
-    named = guard({"broker_url": broker[1]}, command)
+    named = guard({"broker_url": broker[1]}, *command.split())
     assert "celery -A proj" not in named.stderr
     assert named.returncode == code
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("audit",), ("audit", "--json"), ("history",), ("history", "--json"), ("sweep", "--dry-run")],
+    [
+        ("audit",),
+        ("audit", "--json"),
+        ("history",),
+        ("history", "--json"),
+        ("cleanup", *RESULTS, "--dry-run"),
+    ],
     ids=" ".join,
 )
-def test_stdout_that_is_full(swept: dict[str, Any], arguments: tuple[str, ...]) -> None:
+def test_stdout_that_is_full(cleaned: dict[str, Any], arguments: tuple[str, ...]) -> None:
     """One line on stderr, and exit code 1."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             celery("guard", *arguments),
             cwd=ROOT,
-            env=environ_of(swept),
+            env=environ_of(cleaned),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -133,10 +139,10 @@ def test_stdout_that_is_full(swept: dict[str, Any], arguments: tuple[str, ...]) 
     assert done.returncode == 1
 
 
-def test_no_line_ends_in_blanks(swept: dict[str, Any]) -> None:
+def test_no_line_ends_in_blanks(cleaned: dict[str, Any]) -> None:
     """In a pipe."""
-    for arguments in (("audit",), ("history",), ("sweep", "--dry-run")):
-        lines = guard({**swept, "task_acks_late": True}, *arguments).stdout.splitlines()
+    for arguments in (("audit",), ("history",), ("cleanup", *RESULTS, "--dry-run")):
+        lines = guard({**cleaned, "task_acks_late": True}, *arguments).stdout.splitlines()
         assert lines
         assert [line for line in lines if line != line.rstrip()] == []
 

@@ -150,8 +150,8 @@ def test_a_connection_that_is_lost_leaves_nothing(workers: Fleet) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ("sweep",),
-        ("sweep", "--dry-run"),
+        ("cleanup",),
+        ("cleanup", "--dry-run"),
         ("history",),
         ("audit",),
         ("status",),

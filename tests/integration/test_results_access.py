@@ -1,4 +1,4 @@
-"""A sweep by a user who may not do everything, and one whose connection ends, on a real Redis."""
+"""A cleanup by a user who may not do everything, and one whose connection ends, on a real Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import redis
 from celery import Celery
 
 from tests.harness.fronts import AnswerLost
-from tests.harness.guard_command import guard
+from tests.harness.guard_command import RESULTS, guard
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import record
 from tests.harness.workers import Worker, fleet, wait_for
@@ -29,9 +29,9 @@ DAY_S = 86_400
 #: Celery 5.3 puts an underscore behind any prefix, later releases behind one that ends in no sign.
 GLOBAL, PREFIX = "shop", "shop_"
 
-#: What the user may run, by the strategy that a sweep takes then.
+#: What the user may run, by the strategy that a cleanup takes then.
 BY_SCRIPT, BY_WATCH = ("+@all",), ("+@all", "-@scripting")
-ways = pytest.mark.parametrize(
+strategies = pytest.mark.parametrize(
     ("allowed", "strategy"),
     [(BY_SCRIPT, "scan-script"), (BY_WATCH, "watch")],
     ids=["script", "watch"],
@@ -82,9 +82,9 @@ def opened(app: Celery) -> ResultBackend:
     return open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
 
 
-def cleanup(target: ResultBackend, **values: Any) -> FullSpeedCleanup:
+def cleanup(backend: ResultBackend, **values: Any) -> FullSpeedCleanup:
     return FullSpeedCleanup(
-        target, max_age_s=None, dry_run=False, by="test", trigger="cli", **values
+        backend, max_age_s=None, dry_run=False, by="test", trigger="cli", **values
     )
 
 
@@ -92,13 +92,13 @@ def came_to(job: FullSpeedCleanup, strategy: str) -> CleanupCounts:
     outcome = job.outcome()
     assert outcome is not None
     assert outcome.strategy == strategy
-    return outcome.counts
+    return job.counts
 
 
 # -- a TTL of a result's own ---------------------------------------------------------------
 
 
-@ways
+@strategies
 def test_a_result_with_a_ttl_of_its_own_is_left_alone(
     server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
@@ -121,7 +121,7 @@ def test_a_result_with_a_ttl_of_its_own_is_left_alone(
     assert not client.dbsize()
 
 
-@ways
+@strategies
 def test_an_age_below_result_expires_is_what_it_was_set_for(
     server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
@@ -148,11 +148,11 @@ def test_an_age_below_result_expires_is_what_it_was_set_for(
     assert not client.exists("celery-task-meta-celerys")
 
 
-@ways
-def test_a_ttl_that_is_given_in_mid_sweep_keeps_a_result(
+@strategies
+def test_a_ttl_that_is_given_in_mid_cleanup_keeps_a_result(
     server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
-    """Check and delete are one step: each moment of a sweep is tried, one after the other."""
+    """Check and delete are one step: each moment of a cleanup is tried, one after the other."""
     key = "celery-task-meta-1"
     for moment in range(50):
         client.flushall()
@@ -173,7 +173,7 @@ def test_a_ttl_that_is_given_in_mid_sweep_keeps_a_result(
         kept = moment > 0 and there[moment - 1]
         assert client.exists(key) == kept
         assert came_to(job, strategy).expired_results_deleted == (not kept)
-    raise AssertionError("the sweep has no end")
+    raise AssertionError("the cleanup has no end")
 
 
 def test_the_command_says_how_many_were_left_alone(server: RedisServer, client: Any) -> None:
@@ -181,14 +181,22 @@ def test_the_command_says_how_many_were_left_alone(server: RedisServer, client: 
     client.set("celery-task-meta-1", result("1", 2 * DAY_S), ex=30 * DAY_S)
     client.set("celery-task-meta-2", result("2", 2 * DAY_S))
     conf = {"broker_url": "memory://", "result_backend": server.url()}
-    text = guard(conf, "sweep", "--dry-run").stdout
+    text = guard(conf, "cleanup", *RESULTS, "--dry-run").stdout
     assert "1 results would be deleted" in text
     assert "1 old results have a longer TTL of their own, and were left alone" in text
-    told = json.loads(guard(conf, "sweep", "--json").stdout)
-    assert (told["expired_results_deleted"], told["keys_with_longer_ttl"]) == (1, 1)
-    told = json.loads(guard(conf, "sweep", "--json", "--ignore-ttl", "--dry-run").stdout)
-    assert (told["expired_results_deleted"], told["keys_with_longer_ttl"]) == (1, 0)
-    assert "longer TTL" not in guard(conf, "sweep", "--ignore-ttl").stdout
+    told = json.loads(guard(conf, "cleanup", *RESULTS, "--json").stdout)
+    assert (
+        told["expired_results_deleted"],
+        told["targets"]["results"]["keys_with_longer_ttl"],
+    ) == (1, 1)
+    told = json.loads(
+        guard(conf, "cleanup", *RESULTS, "--json", "--ignore-ttl", "--dry-run").stdout
+    )
+    assert (
+        told["expired_results_deleted"],
+        told["targets"]["results"]["keys_with_longer_ttl"],
+    ) == (1, 0)
+    assert "longer TTL" not in guard(conf, "cleanup", *RESULTS, "--ignore-ttl").stdout
     assert not client.exists("celery-task-meta-1")
     entries = json.loads(guard(conf, "history", "--json").stdout)
     assert [entry["keys_with_longer_ttl"] for entry in entries] == [0, 1]
@@ -197,23 +205,23 @@ def test_the_command_says_how_many_were_left_alone(server: RedisServer, client: 
 # -- a user with a prefix ------------------------------------------------------------------
 
 
-@ways
+@strategies
 @pytest.mark.parametrize("info", ["+info", "-info"])
 def test_a_user_of_one_prefix_needs_no_other_key(
     server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str, info: str
 ) -> None:
-    """Neither the sweep, nor its probe for a cluster, its lease, its history."""
+    """Neither the cleanup, nor its probe for a cluster, its lease, its history."""
     fill(client, PREFIX)
     fill(client, "other:")
     name = user(client, *allowed, info, keys=f"~{PREFIX}*")
     app = application(
         server.port, name, result_backend_transport_options={"global_keyprefix": GLOBAL}
     )
-    target = opened(app)
-    lease = open_lease(target, "test", dry_run=False)
+    backend = opened(app)
+    lease = open_lease(backend, "test", dry_run=False)
     run_to_end(lease.take())
     assert lease.held
-    job = cleanup(target)
+    job = cleanup(backend)
     job.run()
     run_to_end(lease.renew())
     assert came_to(job, strategy) == CleanupCounts(
@@ -223,7 +231,7 @@ def test_a_user_of_one_prefix_needs_no_other_key(
     run_to_end(lease.release())
     outcome = job.outcome()
     assert outcome is not None
-    history = open_history(target, dry_run=False)
+    history = open_history(backend, dry_run=False)
     history.add(outcome)
     history.ran(time.time())
     assert history.last_run(time.time())
@@ -247,7 +255,7 @@ def test_a_cluster_is_told_by_a_user_of_one_prefix_too() -> None:
 # -- a change that is refused --------------------------------------------------------------
 
 
-@ways
+@strategies
 @pytest.mark.parametrize(
     ("refused", "counts"),
     [
@@ -263,7 +271,7 @@ def test_what_is_refused_costs_no_count_of_what_is_not(
     refused: str,
     counts: CleanupCounts,
 ) -> None:
-    """The sweep goes on to its end, and says once what it may not do."""
+    """The cleanup goes on to its end, and says once what it may not do."""
     fill(client)
     job = cleanup(opened(application(server.port, user(client, *allowed, f"-{refused}"))))
     job.run()
@@ -276,7 +284,7 @@ def test_what_is_refused_costs_no_count_of_what_is_not(
     assert outcome.complete
 
 
-@ways
+@strategies
 def test_the_command_shows_what_was_done_and_what_was_refused(
     server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
@@ -284,7 +292,7 @@ def test_the_command_shows_what_was_done_and_what_was_refused(
     fill(client)
     name = user(client, *allowed, "-pexpire")
     conf = {"broker_url": "memory://", "result_backend": f"redis://{name}127.0.0.1:{server.port}/0"}
-    said = guard(conf, "sweep", "--json")
+    said = guard(conf, "cleanup", *RESULTS, "--json")
     assert said.returncode == 1
     told = json.loads(said.stdout)
     assert (told["expired_results_deleted"], told["strategy"]) == (40, strategy)
@@ -305,7 +313,7 @@ def conf_of(server: RedisServer, name: str, **values: Any) -> dict[str, Any]:
 
 
 def due(client: Any) -> None:
-    """Let the schedule believe that the last sweep was long ago."""
+    """Let the schedule believe that the last cleanup was long ago."""
     client.set(f"{PREFIX}worker-guard-results-last-run", "1.0")
 
 
@@ -313,8 +321,8 @@ def failures(worker: Worker) -> list[dict[str, Any]]:
     return [event for event in worker.events("part_failed") if event["part"] == "results"]
 
 
-@ways
-def test_a_worker_of_one_prefix_sweeps(
+@strategies
+def test_a_worker_of_one_prefix_cleans(
     server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], strategy: str
 ) -> None:
     """Its lease, its history, its marks and the results all bear the prefix; no part fails."""
@@ -325,7 +333,7 @@ def test_a_worker_of_one_prefix_sweeps(
         worker = workers.start("w")
         done = wait_for(
             lambda: [e for e in worker.events("cleanup_completed") if e["trigger"] == "schedule"],
-            "a sweep",
+            "a cleanup",
         )
         assert [event["expired_results_deleted"] for event in done] == [40]
         worker.app.control.revoke("an-id", destination=[worker.name])
@@ -338,15 +346,15 @@ def test_a_worker_of_one_prefix_sweeps(
     assert json.loads(client.lindex(f"{PREFIX}worker-guard-history", 0))["strategy"] == strategy
 
 
-@ways
+@strategies
 def test_a_worker_says_once_what_it_may_not_do(
     server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], strategy: str
 ) -> None:
-    """After it has counted what it did; it sweeps again when the schedule says so, not before."""
+    """After it has counted what it did; it cleans again when the schedule says so, not before."""
     fill(client, PREFIX)
     due(client)
     name = user(client, *allowed, "-pexpire")
-    # The lease is renewed by that command after 20 s; this sweep takes less.
+    # The lease is renewed by that command after 20 s; this cleanup takes less.
     with fleet(tmp_path, **conf_of(server, name)) as workers:
         worker = workers.start("w")
         (failure,) = wait_for(lambda: failures(worker), "the refusal to be told")
@@ -369,7 +377,7 @@ def test_a_worker_says_once_what_it_may_not_do(
 # -- an answer that is lost ----------------------------------------------------------------
 
 
-@ways
+@strategies
 def test_what_a_lost_answer_told_is_not_counted_twice_and_not_kept_quiet(
     server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
 ) -> None:
@@ -377,12 +385,12 @@ def test_what_a_lost_answer_told_is_not_counted_twice_and_not_kept_quiet(
     fill(client, old=2000, forgotten=0)
     changing = (b"EVALSHA", b"EVAL") if strategy != "watch" else (b"EXEC",)
     with AnswerLost(server.port, *changing) as front:
-        target = opened(application(front.port, user(client, *allowed)))
-        job = cleanup(target)
+        backend = opened(application(front.port, user(client, *allowed)))
+        job = cleanup(backend)
         with pytest.raises(redis.ConnectionError, match="what this last call changed, if anything"):
             job.run()
         # What redis-py opens for an UNWATCH after that.
-        target.changer.connection_pool.disconnect()
+        backend.changer.connection_pool.disconnect()
     counted = came_to(job, strategy).expired_results_deleted
     left = client.dbsize()
     # What was counted was done; a page was done that nobody counted.

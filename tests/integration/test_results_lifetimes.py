@@ -1,4 +1,4 @@
-"""How long Celery itself keeps what it writes, on a real server, and what a sweep makes of it."""
+"""How long Celery itself keeps what it writes, on a real server, and what a cleanup makes of it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def application(server: RedisServer, **values: Any) -> Celery:
 
 
 def cleaned(app: Celery) -> int:
-    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
-    job = FullSpeedCleanup(target, max_age_s=None, dry_run=False, by="test", trigger="cli")
+    backend = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    job = FullSpeedCleanup(backend, max_age_s=None, dry_run=False, by="test", trigger="cli")
     job.run()
     outcome = job.outcome()
     assert outcome is not None
-    return outcome.counts.expired_results_deleted
+    return job.counts.expired_results_deleted
 
 
 @needs_lifetimes
@@ -54,8 +54,8 @@ def test_what_celery_keeps_for_longer_is_not_deleted_before(server: RedisServer)
     app.backend.store_result("failed", ValueError("x"), "FAILURE")
     longest_s = max(server.client.ttl(f"celery-task-meta-{name}") for name in ("done", "failed"))
     assert 7100 < longest_s <= 7200
-    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
-    assert target.configured_max_age_s == 7200
+    backend = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    assert backend.configured_max_age_s == 7200
     for name, age_s in (("hour", 3600), ("three-hours", 3 * 3600)):
         done_at = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() - age_s))
         record = {**json.loads(encoded(status="FAILURE")), "date_done": done_at}
@@ -76,7 +76,7 @@ def test_where_failures_are_kept_for_ever_nothing_is_deleted(server: RedisServer
         cleaned(app)
 
 
-def test_what_celery_writes_is_swept_by_its_age_alone(server: RedisServer) -> None:
+def test_what_celery_writes_is_cleaned_by_its_age_alone(server: RedisServer) -> None:
     """Each state that it knows, as this release writes it."""
     app = application(server, result_expires=600, result_extended=True)
     client: Any = server.client

@@ -1,4 +1,4 @@
-"""A sweep beside a broker, RedBeat and other apps in one database."""
+"""A cleanup beside a broker, RedBeat and other apps in one database."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from celery import Celery
 
 from tests.harness.redis_server import RedisServer
-from tests.harness.results import contents, encoded, policy, sweep
+from tests.harness.results import cleanup, contents, encoded, policy
 from worker_guard.results.backend import open_result_backend
 from worker_guard.results.cleanup import FullSpeedCleanup
-from worker_guard.results.cleanup_run import WAYS
+from worker_guard.results.cleanup_run import STRATEGIES
 from worker_guard.settings import read_settings
 
 #: Together they fit every key: a pattern of wildcards alone is refused as a setting.
@@ -41,9 +41,9 @@ def application(server: RedisServer, queue: str = "work", **values: Any) -> Cele
     return app
 
 
-def swept(app: Celery) -> None:
-    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
-    FullSpeedCleanup(target, max_age_s=3600.0, dry_run=False, by="test", trigger="cli").run()
+def cleaned(app: Celery) -> None:
+    backend = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    FullSpeedCleanup(backend, max_age_s=3600.0, dry_run=False, by="test", trigger="cli").run()
 
 
 def use_broker(app: Celery) -> None:
@@ -85,7 +85,7 @@ def test_a_broker_in_the_same_database_is_left_alone(
     kept = forever(client) - {b"app-state"}
     kinds = {client.type(key) for key in kept}
     assert kinds == {b"list", b"hash", b"zset", b"set"}
-    swept(app)
+    cleaned(app)
     assert forever(client) == kept
     assert client.ttl("app-state") > 0
     app.close()
@@ -96,12 +96,12 @@ def test_another_apps_queues_are_left_alone(server: RedisServer, client: Any) ->
     other = application(server, "others", broker_transport_options={"global_keyprefix": "oth_"})
     use_broker(other)
     kept = forever(client)
-    swept(application(server))
+    cleaned(application(server))
     assert forever(client) == kept
     other.close()
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_queues_that_are_named_like_results_are_left_alone(
     server: RedisServer, client: Any, strategy: str
 ) -> None:
@@ -113,7 +113,7 @@ def test_queues_that_are_named_like_results_are_left_alone(
     client.set("mine-1", encoded(status="STARTED", age_s=None))
     rules = replace(policy(), task_prefix=b"mine-", state_prefixes=(b"mine-too-",))
     assert len(kept) == 2
-    counts = sweep(client, rules, strategy=strategy)
+    counts = cleanup(client, rules, strategy=strategy)
     assert (counts.task_states_cleaned, counts.keys_unreadable) == (1, 0)
     assert kept <= forever(client)
     app.close()
@@ -129,16 +129,16 @@ def test_redbeat_and_the_guards_own_keys_are_left_alone(server: RedisServer, cli
     client.set("other_worker-guard-operator-1", "operator")
     client.rpush("worker-guard-history", "{}")
     before = contents(client)
-    swept(application(server, redbeat_key_prefix="beat-of-mine:"))
+    cleaned(application(server, redbeat_key_prefix="beat-of-mine:"))
     after = contents(client)
     assert after == before
 
 
-def test_a_list_of_the_applications_own_gets_its_lifetime(server: RedisServer, client: Any) -> None:
+def test_a_list_of_the_applications_own_gets_its_ttl(server: RedisServer, client: Any) -> None:
     """Only a list of messages is taken for a queue."""
     client.rpush("app-state:list", '{"body": 1}')
     client.hset("app-state:hash", "a", 1)
-    swept(application(server))
+    cleaned(application(server))
     assert forever(client) == set()
 
 
@@ -149,5 +149,5 @@ def test_keys_in_use_live_for_at_least_the_configured_age(server: RedisServer, c
     client.zadd(keys[1], {"part": 1})
     client.set(keys[2], 1)
     client.set(keys[3], 1)
-    swept(application(server))
+    cleaned(application(server))
     assert [86_300 < client.ttl(key) <= 86_400 for key in keys] == [True] * 4

@@ -29,7 +29,7 @@ def client() -> Iterator[Any]:
 
 
 def decided(client: Any, key: bytes, rules: Any) -> tuple[int, int, int, int]:
-    """The script's counts for this key alone: deleted, given a lifetime, unreadable, longer TTL."""
+    """The script's counts for this key alone: deleted, given a TTL, unreadable, longer TTL."""
     limits = (b"", 0, 10**9, rules.now)
     reply = client.eval(scripts.DRY_RUN, 1, key, *limits, *scripts.arguments(rules))
     _cursor, scanned, *counts, rest, refused = reply

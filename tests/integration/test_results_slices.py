@@ -1,4 +1,4 @@
-"""How much of a real Redis, and of the event loop, a sweep asks for between two pauses."""
+"""How much of a real Redis, and of the event loop, a cleanup asks for between two pauses."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from tests.harness.results import (
 from worker_guard.events import Event, PartFailed
 from worker_guard.results.backend import open_result_backend
 from worker_guard.results.cleanup import FullSpeedCleanup
-from worker_guard.results.cleanup_run import WAYS, CleanupRun, refuse_cluster
+from worker_guard.results.cleanup_run import STRATEGIES, CleanupRun, refuse_cluster
 from worker_guard.results.history import History, PrivateHistory
 from worker_guard.results.lease import Lease, SeenLease
 from worker_guard.results.scheduled_cleanup import ScheduledCleanup
 from worker_guard.results.selection import VALUE_LIMIT_BYTES
 from worker_guard.results.strategy import DRY_RUN, IN_WORKER, REAL
 from worker_guard.results.watch_strategy import READ_BYTES
-from worker_guard.revoked.sweeper import Totals
 from worker_guard.scheduler import Scheduler, run_to_end
 from worker_guard.settings import read_settings
 
@@ -89,8 +88,8 @@ def trips(wire: Wire, slices: Iterator[None]) -> list[int]:
             return found
 
 
-@pytest.mark.parametrize("strategy", WAYS)
-def test_each_step_of_a_sweep_is_one_round_trip(
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_step_of_a_cleanup_is_one_round_trip(
     server: RedisServer, client: Any, strategy: str
 ) -> None:
     """By each strategy, though the server forgets the script and others write in between."""
@@ -98,7 +97,9 @@ def test_each_step_of_a_sweep_is_one_round_trip(
     fill(client)
     for i in range(500):
         client.set(f"celery-task-meta-{i}", encoded())
-    one = CleanupRun(wire.client(server), policy(), actor=REAL, pace=IN_WORKER, first_way=strategy)
+    one = CleanupRun(
+        wire.client(server), policy(), actor=REAL, pace=IN_WORKER, first_strategy=strategy
+    )
     steps = 0
     while not one.finished:
         before = wire.trips
@@ -113,17 +114,19 @@ def test_each_step_of_a_sweep_is_one_round_trip(
 
 
 @pytest.mark.parametrize("young", ["by itself", "among others"])
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_result_written_between_any_two_round_trips_stays(
     server: RedisServer, client: Any, strategy: str, young: str
 ) -> None:
-    """Wherever a sweep stands when a task finishes: each moment is tried, one after the other."""
+    """Wherever a cleanup stands when a task finishes: each moment is tried, one after the other."""
     others = [] if young == "by itself" else [f"celery-task-meta-{i}" for i in range(3)]
     key, value = "celery-task-meta-rewritten", encoded(age_s=0)
     for moment in range(100):
         client.flushall()
         client.mset(dict.fromkeys([key, *others], encoded()))
-        one = CleanupRun(server.client, policy(), actor=REAL, pace=IN_WORKER, first_way=strategy)
+        one = CleanupRun(
+            server.client, policy(), actor=REAL, pace=IN_WORKER, first_strategy=strategy
+        )
         steps = 0
         while not one.finished:
             if steps == moment:
@@ -131,7 +134,7 @@ def test_a_result_written_between_any_two_round_trips_stays(
             one.step()
             steps += 1
         if moment >= steps:
-            # The sweep came to its end before: nobody wrote.
+            # The cleanup came to its end before: nobody wrote.
             assert not client.exists(key)
             break
         assert client.get(key) == value, f"gone, though it was written at {moment} of {steps}"
@@ -140,7 +143,7 @@ def test_a_result_written_between_any_two_round_trips_stays(
 
 
 class ResultBackend:
-    """A real server, swept by one strategy."""
+    """A real server, cleaned by one strategy."""
 
     def __init__(self, client: Any, strategy: str) -> None:
         self._client, self._way = client, strategy
@@ -149,11 +152,11 @@ class ResultBackend:
         refuse_cluster(self._client, "worker-guard-")
 
     def begin(self, *, max_age_s: float, actor: Any, pace: Any) -> CleanupRun:
-        return CleanupRun(self._client, policy(), actor=actor, pace=pace, first_way=self._way)
+        return CleanupRun(self._client, policy(), actor=actor, pace=pace, first_strategy=self._way)
 
 
 def janitor(
-    client: Any, strategy: str = WAYS[0], *, dry_run: bool = False, **values: Any
+    client: Any, strategy: str = STRATEGIES[0], *, dry_run: bool = False, **values: Any
 ) -> tuple[ScheduledCleanup, list[Event]]:
     """One that is due each day, as a worker has it."""
     events: list[Event] = []
@@ -161,7 +164,7 @@ def janitor(
         "longest_wait_s": 30.0,
         "max_age_s": float(DAY_S),
         "schedule": lambda last_run: (last_run < time.time() - DAY_S, 60.0),
-        "target": ResultBackend(client, strategy),
+        "backend": ResultBackend(client, strategy),
         "actor": DRY_RUN if dry_run else REAL,
         "dry_run": dry_run,
         "lease": SeenLease(client, "worker-guard-results-lease")
@@ -169,7 +172,6 @@ def janitor(
         else Lease(client, "worker-guard-results-lease", "w", monotonic=lambda: 0.0),
         "history": PrivateHistory() if dry_run else History(client, "worker-guard-"),
         "by": "w",
-        "totals": Totals(),
         "report": events.append,
         "monotonic": time.monotonic,
         "now": time.time,
@@ -177,7 +179,7 @@ def janitor(
     return ScheduledCleanup(**{**ours, **values}), events
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_slow_server_costs_each_slice_one_answer(
     server: RedisServer, client: Any, strategy: str
 ) -> None:
@@ -203,7 +205,7 @@ def test_a_slow_server_costs_each_slice_one_answer(
     assert max(trips(wire, part.run())) == 1
 
 
-def test_a_last_run_of_the_future_does_not_stop_the_sweeps(client: Any) -> None:
+def test_a_last_run_of_the_future_does_not_stop_the_cleanups(client: Any) -> None:
     """It is put right, for all workers, and they count from there."""
     far = time.time() + 30 * DAY_S
     client.set("worker-guard-results-last-run", repr(far))
@@ -213,7 +215,7 @@ def test_a_last_run_of_the_future_does_not_stop_the_sweeps(client: Any) -> None:
     assert events == []
 
 
-def test_a_dry_run_sweeps_only_where_nobody_does(client: Any) -> None:
+def test_a_dry_run_cleans_only_where_nobody_does(client: Any) -> None:
     """It looks at the lease of the others, and takes none."""
     fill(client)
     client.set("worker-guard-results-lease", "another")
@@ -236,7 +238,7 @@ def test_watch_reads_a_bounded_amount_between_two_pauses(server: RedisServer, cl
         client.set(f"celery-task-meta-{i}", encoded(result="x" * large))
         client.set(f"celery-task-meta-small-{i}", encoded())
         client.set(f"celery-task-meta-huge-{i}", encoded(result="x" * 200_000))
-    one = CleanupRun(server.client, policy(), actor=REAL, pace=IN_WORKER, first_way="watch")
+    one = CleanupRun(server.client, policy(), actor=REAL, pace=IN_WORKER, first_strategy="watch")
     sent, most = sent_bytes(client), 0
     while not one.finished:
         one.step()
@@ -265,39 +267,39 @@ def test_one_connection_as_a_limit_is_no_obstacle(server: RedisServer, client: A
         redis_max_connections=1,
         worker_guard_state_patterns=["app-state:*"],
     )
-    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
-    target = at_the_harness_time(target)
-    job = FullSpeedCleanup(target, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
+    backend = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    backend = at_the_harness_time(backend)
+    job = FullSpeedCleanup(backend, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
     job.run()
     outcome = job.outcome()
     assert outcome is not None
     assert outcome.strategy == "watch"
-    assert outcome.counts == expected
+    assert job.counts == expected
     check_filled(client)
 
 
-def test_the_duration_of_a_cleanup_is_that_of_its_sweep(server: RedisServer, client: Any) -> None:
+def test_the_duration_of_a_cleanup_is_that_of_its_run(server: RedisServer, client: Any) -> None:
     """Not of what comes before it and after it, the drop of the waiting messages say."""
     fill(client)
     app = Celery("test", set_as_current=False, broker="memory://", backend=server.url())
-    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
-    job = FullSpeedCleanup(target, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
+    backend = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    job = FullSpeedCleanup(backend, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
     built_at = time.time()
     job.run()
     outcome = job.outcome()
     assert outcome is not None
     assert outcome.at >= built_at
-    assert outcome.duration_s > 0
+    assert outcome.event.duration_s > 0
     assert job.outcome() == outcome
 
 
-def at_the_harness_time(target: Any) -> Any:
-    """The target with the policy of the harness, whose moment is fixed."""
-    object.__setattr__(target, "_policy", lambda _now, _age, **_more: policy())
-    return target
+def at_the_harness_time(backend: Any) -> Any:
+    """The backend with the policy of the harness, whose moment is fixed."""
+    object.__setattr__(backend, "_policy", lambda _now, _age, **_more: policy())
+    return backend
 
 
-def test_the_lease_is_retaken_by_its_holder_after_a_sweep_that_failed(client: Any) -> None:
+def test_the_lease_is_retaken_by_its_holder_after_a_cleanup_that_failed(client: Any) -> None:
     """After pauses that grow; nobody else gets it meanwhile, and it is given back at the end."""
     fill(client)
     client.set("worker-guard-results-last-run", "1.0")
@@ -306,16 +308,16 @@ def test_the_lease_is_retaken_by_its_holder_after_a_sweep_that_failed(client: An
         fails = True
 
         def begin(self, **arguments: Any) -> CleanupRun:
-            sweep = super().begin(**arguments)
+            cleanup = super().begin(**arguments)
             if self.fails:
-                sweep.step = self.fail  # type: ignore[method-assign]
-            return sweep
+                cleanup.step = self.fail  # type: ignore[method-assign]
+            return cleanup
 
         def fail(self) -> None:
             raise redis.ConnectionError("gone")
 
-    target = Failing(client, WAYS[0])
-    part, events = janitor(client, target=target)
+    backend = Failing(client, STRATEGIES[0])
+    part, events = janitor(client, backend=backend)
     other, _ = janitor(
         client,
         lease=Lease(client, "worker-guard-results-lease", "other", monotonic=lambda: 0.0),
@@ -329,7 +331,7 @@ def test_the_lease_is_retaken_by_its_holder_after_a_sweep_that_failed(client: An
         assert client.get("worker-guard-results-lease") == b"w"
     assert [event.retry_in_s for event in loop.failures] == [30.0, 60.0, 120.0, 240.0]
     assert events == []
-    target.fails = False
+    backend.fails = False
     while not events:
         loop.tick()
     assert events[0].expired_results_deleted > 0  # type: ignore[attr-defined]
@@ -341,11 +343,12 @@ def test_the_lease_is_retaken_by_its_holder_after_a_sweep_that_failed(client: An
 class Loop:
     """The scheduler's timer, whose time passes by what it is asked to wait."""
 
-    def __init__(self, part: ScheduledCleanup) -> None:
+    def __init__(self, job: ScheduledCleanup) -> None:
         self.now = 0.0
         self.failures: list[PartFailed] = []
         self._timers: list[tuple[float, Any]] = []
-        scheduler = Scheduler([part], report=self._note, monotonic=lambda: self.now)
+        scheduler = Scheduler(report=self._note, monotonic=lambda: self.now)
+        scheduler.add(job)
         scheduler.arm(lambda delay_s, tick: self._timers.append((delay_s, tick)))
 
     def tick(self) -> None:
@@ -363,10 +366,10 @@ class Loop:
         self.failures.append(event)
 
 
-def test_of_two_hundred_workers_that_start_at_once_one_sweeps(
+def test_of_two_hundred_workers_that_start_at_once_one_cleans(
     server: RedisServer, client: Any
 ) -> None:
-    """All find it due; who gets the lease after the one that swept sees that it was done."""
+    """All find it due; who gets the lease after the one that cleaned sees that it was done."""
     fill(client)
     client.set("worker-guard-results-last-run", "1.0")
     all_find_it_due = threading.Barrier(200)

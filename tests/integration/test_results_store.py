@@ -1,4 +1,4 @@
-"""A sweep of a real Redis, by each of the ways that a server may allow."""
+"""A cleanup of a real Redis, by each of the strategies that a server may allow."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.harness.results import (
     DAY_S,
     all_keys_kept,
     check_filled,
+    cleanup,
     cluster_node,
     encoded,
     fill,
     policy,
     run,
-    sweep,
 )
 from worker_guard.results.cleanup_run import (
-    WAYS,
+    STRATEGIES,
     CleanupImpossibleError,
     CleanupRun,
     refuse_cluster,
@@ -55,20 +55,20 @@ def client(server: RedisServer) -> Any:
     return server.client
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("pace", [FULL_SPEED, IN_WORKER, SMALL])
 def test_each_kind_of_key_meets_its_fate(client: Any, strategy: str, pace: Pace) -> None:
-    """And a second sweep finds nothing to do."""
+    """And a second cleanup finds nothing to do."""
     expected = fill(client)
-    assert sweep(client, strategy=strategy, pace=pace) == expected
+    assert cleanup(client, strategy=strategy, pace=pace) == expected
     check_filled(client)
-    again = sweep(client, strategy=strategy, pace=pace)
+    again = cleanup(client, strategy=strategy, pace=pace)
     assert (again.expired_results_deleted, again.task_states_cleaned) == (0, 0)
     assert again.keys_unreadable == expected.keys_unreadable
     check_filled(client)
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_dry_run_writes_nothing_and_counts_what_the_real_one_does(
     server: RedisServer, client: Any, strategy: str
 ) -> None:
@@ -76,22 +76,22 @@ def test_a_dry_run_writes_nothing_and_counts_what_the_real_one_does(
     fill(client)
     client.config_resetstat()
     with all_keys_kept(client):
-        would = sweep(client, strategy=strategy, actor=DRY_RUN)
+        would = cleanup(client, strategy=strategy, actor=DRY_RUN)
     assert not WRITES & server.calls().keys()
-    assert sweep(client, strategy=strategy) == would
+    assert cleanup(client, strategy=strategy) == would
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_other_databases_are_untouched(server: RedisServer, client: Any, strategy: str) -> None:
-    """A sweep knows of one database."""
+    """A cleanup knows of one database."""
     with redis.Redis(port=server.port, db=3) as other:
         fill(other)
         fill(client)
         with all_keys_kept(other):
-            sweep(client, strategy=strategy)
+            cleanup(client, strategy=strategy)
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_counts_are_exact_over_many_pages(client: Any, strategy: str) -> None:
     """Of 5,000 keys in an order of the server's own."""
     with client.pipeline(transaction=False) as pipe:
@@ -101,13 +101,13 @@ def test_counts_are_exact_over_many_pages(client: Any, strategy: str) -> None:
         for i in range(500):
             pipe.set(f"app-state:{i}", "1")
         pipe.execute()
-    assert sweep(
+    assert cleanup(
         client, strategy=strategy, pace=Pace(page_keys=100, budget_s=0.001)
     ) == CleanupCounts(keys_scanned=5500, expired_results_deleted=2500, task_states_cleaned=500)
     assert client.dbsize() == 3000
 
 
-def test_a_user_who_may_not_touch_others_keys_is_swept_by_the_fastest_way(
+def test_a_user_who_may_not_touch_others_keys_is_cleaned_by_the_fastest_strategy(
     server: RedisServer, client: Any
 ) -> None:
     """Keys that a slice didn't get to are no reason to be refused."""
@@ -120,14 +120,14 @@ def test_a_user_who_may_not_touch_others_keys_is_swept_by_the_fastest_way(
     client.execute_command("ACL", "SETUSER", "limited", "on", ">x", "+@all", *own)
     try:
         with redis.Redis(port=server.port, username="limited", password="x") as limited:
-            assert sweep(limited, pace=SMALL) == CleanupCounts(
+            assert cleanup(limited, pace=SMALL) == CleanupCounts(
                 keys_scanned=1000, expired_results_deleted=500
             )
     finally:
         client.execute_command("ACL", "DELUSER", "limited")
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_pattern_with_many_wildcards_holds_nobody_up(client: Any, strategy: str) -> None:
     """On keys that nearly fit it: each would cost seconds if every strategy to place the wildcards
     were tried, and one call looks at several keys before it looks at its clock."""
@@ -135,7 +135,7 @@ def test_a_pattern_with_many_wildcards_holds_nobody_up(client: Any, strategy: st
         client.set("app" + "a" * 300 + str(i), "1")
     client.set("app" + "a" * 300 + "z", "1")
     rules = policy(state_patterns=(Glob("app*a*a*a*a*a*z"),))
-    assert sweep(client, rules, strategy=strategy) == CleanupCounts(
+    assert cleanup(client, rules, strategy=strategy) == CleanupCounts(
         keys_scanned=21, task_states_cleaned=1
     )
 
@@ -145,15 +145,15 @@ def test_prefixes_with_pattern_characters_are_taken_as_they_stand(client: Any) -
     rules = policy(task_prefix=b"a[b]*celery-task-meta-", state_prefixes=(b"a[b]*celery-taskset-",))
     client.set("a[b]*celery-task-meta-1", encoded())
     client.set("ab-celery-task-meta-1", encoded())
-    for strategy in reversed(WAYS):
-        assert sweep(client, rules, strategy=strategy, actor=DRY_RUN).expired_results_deleted == 1
+    for strategy in reversed(STRATEGIES):
+        assert cleanup(client, rules, strategy=strategy, actor=DRY_RUN).expired_results_deleted == 1
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_server_may_forget_the_script(client: Any, strategy: str) -> None:
-    """SCRIPT FLUSH in mid-sweep costs one more call."""
+    """SCRIPT FLUSH in mid-cleanup costs one more call."""
     expected = fill(client)
-    one = CleanupRun(client, policy(), actor=REAL, pace=SMALL, first_way=strategy)
+    one = CleanupRun(client, policy(), actor=REAL, pace=SMALL, first_strategy=strategy)
     while not one.finished:
         client.script_flush()
         one.step()
@@ -212,20 +212,22 @@ def test_a_read_only_replica_is_left_alone(server: RedisServer, client: Any) -> 
             one = CleanupRun(replica.client, policy(), actor=REAL, pace=FULL_SPEED)
             with pytest.raises(redis.ResponseError, match=r"READONLY|read only"):
                 run(one)
-            assert one.strategy == WAYS[0]
-            for strategy in WAYS:
+            assert one.strategy == STRATEGIES[0]
+            for strategy in STRATEGIES:
                 assert (
-                    sweep(replica.client, strategy=strategy, actor=DRY_RUN).expired_results_deleted
+                    cleanup(
+                        replica.client, strategy=strategy, actor=DRY_RUN
+                    ).expired_results_deleted
                     > 0
                 )
 
 
-@pytest.mark.parametrize("strategy", WAYS[:2])
-def test_out_of_memory_a_sweep_makes_room(client: Any, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES[:2])
+def test_out_of_memory_a_cleanup_makes_room(client: Any, strategy: str) -> None:
     """A script needs no command that a full server refuses."""
     expected = fill(client)
     with out_of_memory(client):
-        assert sweep(client, strategy=strategy) == expected
+        assert cleanup(client, strategy=strategy) == expected
     check_filled(client)
 
 
@@ -233,7 +235,7 @@ def test_out_of_memory_watch_is_an_error(client: Any) -> None:
     """A full server takes no MULTI; nothing is changed then."""
     fill(client)
     with out_of_memory(client), all_keys_kept(client), FULL:
-        sweep(client, strategy="watch")
+        cleanup(client, strategy="watch")
 
 
 @contextlib.contextmanager
@@ -265,14 +267,14 @@ def blind_client(server: RedisServer) -> redis.Redis:
     return redis.Redis(port=server.port, username="x", password="x")
 
 
-def test_a_single_server_is_swept_where_info_is_refused() -> None:
+def test_a_single_server_is_cleaned_where_info_is_refused() -> None:
     """It answers for two keys at once, which no node of a cluster does."""
     with RedisServer() as server, blind_client(server) as blind:
         refuse_cluster(blind, "worker-guard-")
 
 
-def test_the_server_killed_in_mid_sweep_is_an_error(client: Any) -> None:
-    """And the sweep begins anew, without harm, once it is back."""
+def test_the_server_killed_in_mid_cleanup_is_an_error(client: Any) -> None:
+    """And the cleanup begins anew, without harm, once it is back."""
     with RedisServer() as mortal:
         fill(mortal.client)
         one = CleanupRun(mortal.client, policy(), actor=REAL, pace=SMALL)
@@ -282,16 +284,16 @@ def test_the_server_killed_in_mid_sweep_is_an_error(client: Any) -> None:
             run(one)
         mortal.start()
         expected = fill(mortal.client)
-        assert sweep(mortal.client) == expected
+        assert cleanup(mortal.client) == expected
 
 
-@pytest.mark.parametrize("strategy", WAYS)
-def test_a_sweep_that_is_begun_again_does_no_harm(client: Any, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_cleanup_that_is_begun_again_does_no_harm(client: Any, strategy: str) -> None:
     """What the first half did and what the second whole did add up."""
     expected = fill(client)
-    first = CleanupRun(client, policy(), actor=REAL, pace=SMALL, first_way=strategy)
+    first = CleanupRun(client, policy(), actor=REAL, pace=SMALL, first_strategy=strategy)
     first.step()
-    whole = first.counts + sweep(client, strategy=strategy)
+    whole = first.counts + cleanup(client, strategy=strategy)
     assert replace(whole, keys_scanned=0, keys_unreadable=0) == replace(
         expected, keys_scanned=0, keys_unreadable=0
     )
@@ -306,7 +308,7 @@ def test_now_is_by_whichever_clock_is_behind(client: Any) -> None:
 
 
 def race(server: RedisServer, strategy: str, rewrites: int) -> None:
-    """CleanupRun while writers write young results over old ones, each key once.
+    """Clean while writers write young results over old ones, each key once.
 
     A young result that is gone was deleted by a check that was no longer true.
     """
@@ -329,32 +331,32 @@ def race(server: RedisServer, strategy: str, rewrites: int) -> None:
                         pipe.set(f"celery-task-meta-{task_id}", encoded(task_id, age_s=0))
                     pipe.execute()
 
-    # As daemons: they wait for ever where the sweep below fails.
+    # As daemons: they wait for ever where the cleanup below fails.
     writers = [threading.Thread(target=write, args=(ids[i::2],), daemon=True) for i in range(2)]
     for writer in writers:
         writer.start()
     with redis.Redis(port=server.port) as own:
-        first = CleanupRun(own, policy(), actor=REAL, pace=SMALL, first_way=strategy)
+        first = CleanupRun(own, policy(), actor=REAL, pace=SMALL, first_strategy=strategy)
         # Nobody writes before it is at work, or there might be no race.
         while not first.counts.expired_results_deleted:
             first.step()
         under_way.set()
         run(first)
         while any(writer.is_alive() for writer in writers):
-            sweep(own, strategy=strategy, pace=SMALL)
+            cleanup(own, strategy=strategy, pace=SMALL)
     values = client.mget([f"celery-task-meta-{task_id}" for task_id in ids])
     young = [encoded(task_id, age_s=0) for task_id in ids]
     assert sum(value != written for value, written in zip(values, young, strict=True)) == 0
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nothing_fresh_is_deleted_in_a_race(server: RedisServer, strategy: str) -> None:
     """A result that is written between the check and the delete stays."""
     race(server, strategy, rewrites=3_000)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nothing_fresh_is_deleted_in_100_000_races(server: RedisServer, strategy: str) -> None:
     """The same, for as long as it takes."""
     race(server, strategy, rewrites=100_000)
@@ -393,7 +395,7 @@ def test_watch_lets_go_of_what_was_written_after_its_last_look(client: Any) -> N
             policy(),
             actor=REAL,
             pace=FULL_SPEED,
-            first_way="watch",
+            first_strategy="watch",
         )
     )
     assert counts.expired_results_deleted == 4

@@ -19,7 +19,8 @@ from celery import Celery
 from tests.harness.redis_server import RedisServer, free_port, server_program
 from tests.harness.results import encoded
 from tests.harness.workers import wait_for
-from worker_guard.results.backend import IN_WORKER_TIMEOUT_S, open_result_backend
+from worker_guard.celery_internals import REDIS_TIMEOUT_S
+from worker_guard.results.backend import open_result_backend
 from worker_guard.results.cleanup import FullSpeedCleanup
 from worker_guard.settings import read_settings
 
@@ -28,12 +29,12 @@ def cleaned(url: str, **values: Any) -> int:
     """How many results a cleanup through this backend deletes."""
     app = Celery("test", set_as_current=False, broker="memory://", backend=url)
     app.conf.update(values)
-    target = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
-    job = FullSpeedCleanup(target, max_age_s=1.0, dry_run=False, by="test", trigger="cli")
+    backend = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
+    job = FullSpeedCleanup(backend, max_age_s=1.0, dry_run=False, by="test", trigger="cli")
     job.run()
     outcome = job.outcome()
     assert outcome is not None
-    return outcome.counts.expired_results_deleted
+    return job.counts.expired_results_deleted
 
 
 def put_old(client: Any, key: str) -> None:
@@ -140,7 +141,7 @@ def test_tls(tmp_path: Path) -> None:
 
 
 def test_sentinel(tmp_path: Path) -> None:
-    """The master that Sentinel names is swept."""
+    """The master that Sentinel names is cleaned."""
     port = free_port()
     with RedisServer() as master:
         put_old(master.client, "celery-task-meta-1")
@@ -167,7 +168,7 @@ def _names_a_master(sentinel: Any) -> bool:
         return False
 
 
-@pytest.mark.parametrize("timeout_s", [IN_WORKER_TIMEOUT_S, 1.0])
+@pytest.mark.parametrize("timeout_s", [REDIS_TIMEOUT_S, 1.0])
 def test_sentinels_that_say_nothing_are_each_asked_once(timeout_s: float) -> None:
     """They share the time that one answer may take; Celery's own clients wait for minutes."""
     with contextlib.ExitStack() as stack:
@@ -176,12 +177,12 @@ def test_sentinels_that_say_nothing_are_each_asked_once(timeout_s: float) -> Non
         app = Celery("test", set_as_current=False, broker="memory://")
         app.conf.result_backend = ";".join(f"sentinel://127.0.0.1:{port}/0" for port in ports)
         app.conf.result_backend_transport_options = {"master_name": "main"}
-        target = open_result_backend(app, read_settings(app.conf), timeout_s=timeout_s)
-        manager = target.client.connection_pool.sentinel_manager
+        backend = open_result_backend(app, read_settings(app.conf), timeout_s=timeout_s)
+        manager = backend.client.connection_pool.sentinel_manager
         waits = [s.connection_pool.connection_kwargs for s in manager.sentinels]
         assert sum(kwargs["socket_timeout"] for kwargs in waits) <= timeout_s
         with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
-            target.check()
+            backend.check()
         assert [connections(listener) for listener in listeners] == [1, 1, 1]
 
 

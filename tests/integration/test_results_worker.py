@@ -23,14 +23,15 @@ from celery import Celery
 
 from tests.harness import guard_command
 from tests.harness.app import CONFIGURATION
-from tests.harness.fronts import InMidSweep
+from tests.harness.fronts import InMidCleanup
+from tests.harness.guard_command import RESULTS
 from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.results import DAY_S, check_filled, cluster_node, contents, encoded
 from tests.harness.results import fill as fill_at_now
 from tests.harness.workers import ROOT, Fleet, Worker, fleet, wait_for
 from worker_guard.results.strategy import CleanupCounts
 
-#: Real sweeps go by the real time, at which everything in the harness is of the future but for
+#: Real cleanups go by the real time, at which everything in the harness is of the future but for
 #: what is made older by this.
 PATTERNS = {"worker_guard_state_patterns": ["app-state:*"]}
 needs_spawn = pytest.mark.skipif(
@@ -65,7 +66,7 @@ def the_present(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill(client: Any) -> CleanupCounts:
-    """The harness's keys, and what a sweep does to them; it scans the guard's own keys as well."""
+    """The harness's keys, and what a cleanup does to them; it scans the guard's own keys too."""
     return replace(fill_at_now(client), keys_scanned=0)
 
 
@@ -93,11 +94,11 @@ def guard(server: RedisServer, *arguments: str, **values: Any) -> subprocess.Com
 
 
 def make_due(server: RedisServer) -> None:
-    """Let the schedule believe that the last sweep was long ago."""
+    """Let the schedule believe that the last cleanup was long ago."""
     server.client.set(LAST_RUN, "1.0")
 
 
-def sweeps(*workers: Any) -> list[dict[str, Any]]:
+def cleanups(*workers: Any) -> list[dict[str, Any]]:
     return [
         event
         for worker in workers
@@ -107,12 +108,12 @@ def sweeps(*workers: Any) -> list[dict[str, Any]]:
 
 
 def settled(server: RedisServer) -> bool:
-    """Whether a sweep by schedule has come to its end, and gave its lease back."""
+    """Whether a cleanup by schedule has come to its end, and gave its lease back."""
     last = float(server.client.get(LAST_RUN) or 0)
     return last > 1e9 and not server.client.exists(LEASE)
 
 
-def test_of_three_workers_one_sweeps(tmp_path: Path, server: RedisServer) -> None:
+def test_of_three_workers_one_cleans(tmp_path: Path, server: RedisServer) -> None:
     """By schedule, once, with what it did in the log and in the history."""
     expected = fill(server.client)
     make_due(server)
@@ -120,11 +121,11 @@ def test_of_three_workers_one_sweeps(tmp_path: Path, server: RedisServer) -> Non
         three = [workers.launch(name) for name in "abc"]
         for worker in three:
             worker.ready()
-        wait_for(lambda: sweeps(*three), "a sweep")
+        wait_for(lambda: cleanups(*three), "a cleanup")
         wait_for(lambda: settled(server), "the lease to be given back")
         for worker in three:
             worker.stop()
-        (event,) = sweeps(*three)
+        (event,) = cleanups(*three)
         assert done(event) == expected
         assert (event["level"], event["dry_run"]) == ("info", False)
         stops = [worker.events("stopped")[0] for worker in three]
@@ -149,19 +150,19 @@ def test_a_dry_run_worker_writes_nothing(tmp_path: Path, server: RedisServer) ->
     values = conf(server, worker_guard_results_schedule=1, result_backend=server.url(0))
     with fleet(tmp_path, **values) as workers:
         worker = workers.start("w", "--guard-dry-run")
-        wait_for(lambda: sweeps(worker), "a sweep")
+        wait_for(lambda: cleanups(worker), "a cleanup")
         workers.app.send_task("worker_guard.cleanup", ignore_result=True)
         by_task = wait_for(
             lambda: [e for e in worker.events("cleanup_completed") if e["trigger"] == "task"],
-            "the task's sweep",
+            "the task's cleanup",
         )
-        assert [done(e) for e in [sweeps(worker)[0], *by_task]] == [expected, expected]
+        assert [done(e) for e in [cleanups(worker)[0], *by_task]] == [expected, expected]
         assert all(e["dry_run"] for e in worker.events())
     assert contents(server.client) == before
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_the_task_sweeps_and_returns_what_it_did(
+def test_the_task_cleans_and_returns_what_it_did(
     tmp_path: Path, server: RedisServer, pool: str
 ) -> None:
     """And logs one line of JSON, from whichever process or thread it runs in."""
@@ -195,7 +196,7 @@ def test_the_task_sweeps_and_returns_what_it_did(
     ],
     ids=["spawn", "threads", "solo", "gevent"],
 )
-def test_each_pool_sweeps(
+def test_each_pool_cleans(
     tmp_path: Path, server: RedisServer, pool: str, values: dict[str, Any]
 ) -> None:
     """By schedule and by the task, as with prefork."""
@@ -203,8 +204,8 @@ def test_each_pool_sweeps(
     make_due(server)
     with fleet(tmp_path, **conf(server, worker_guard_results_schedule=3600, **values)) as workers:
         worker = workers.start("w", "--pool", pool)
-        wait_for(lambda: settled(server), "a sweep")
-        (event,) = sweeps(worker)
+        wait_for(lambda: settled(server), "a cleanup")
+        (event,) = cleanups(worker)
         assert done(event) == expected
         check_filled(server.client)
         again = call(server)
@@ -215,7 +216,7 @@ def test_each_pool_sweeps(
         assert "Traceback" not in worker.text()
 
 
-def test_a_sweep_cut_off_by_a_shutdown_says_what_it_did(
+def test_a_cleanup_cut_off_by_a_shutdown_says_what_it_did(
     tmp_path: Path, server: RedisServer
 ) -> None:
     """The worker ends warmly, gives the lease back, and the next one starts over."""
@@ -225,21 +226,21 @@ def test_a_sweep_cut_off_by_a_shutdown_says_what_it_did(
     # There is no worker yet.
     terminate = lambda: workers.workers[0].process.terminate()  # noqa: E731, PLW0108
     with (
-        InMidSweep(server.port, terminate) as front,
-        fleet(tmp_path, **swept_by(front, server)) as workers,
+        InMidCleanup(server.port, terminate) as front,
+        fleet(tmp_path, **cleaned_by(front, server)) as workers,
     ):
         first = workers.launch("first")
         assert first.ends() == 0
         left = results_left(server)
         assert left > 20_000
-        (event,) = sweeps(first)
+        (event,) = cleanups(first)
         (stopped,) = first.events("stopped")
         assert event["expired_results_deleted"] == 40_000 - left
         assert stopped["expired_results_deleted"] == 40_000 - left
         assert not server.client.exists(LEASE)
         assert server.client.get(LAST_RUN) == b"1.0"
         second = workers.start("second")
-        wait_for(lambda: sweeps(second), "the sweep by another")
+        wait_for(lambda: cleanups(second), "the cleanup by another")
         assert results_left(server) == 20_000
 
 
@@ -255,7 +256,7 @@ def call(server: RedisServer, **arguments: Any) -> Any:
     return answer["result"]
 
 
-def test_a_worker_killed_in_mid_sweep_leaves_it_to_another(
+def test_a_worker_killed_in_mid_cleanup_leaves_it_to_another(
     tmp_path: Path, server: RedisServer
 ) -> None:
     """Once the lease has run out; what both did adds up."""
@@ -265,8 +266,8 @@ def test_a_worker_killed_in_mid_sweep_leaves_it_to_another(
     # There is no worker yet.
     kill = lambda: workers.workers[0].process.kill()  # noqa: E731, PLW0108
     with (
-        InMidSweep(server.port, kill) as front,
-        fleet(tmp_path, **swept_by(front, server)) as workers,
+        InMidCleanup(server.port, kill) as front,
+        fleet(tmp_path, **cleaned_by(front, server)) as workers,
     ):
         first = workers.launch("first")
         first.ends()
@@ -275,12 +276,12 @@ def test_a_worker_killed_in_mid_sweep_leaves_it_to_another(
         second = workers.start("second")
         # What a test can't wait for: the minute that a dead worker's lease lasts.
         server.client.delete(LEASE)
-        wait_for(lambda: sweeps(second), "the other's sweep")
+        wait_for(lambda: cleanups(second), "the other's cleanup")
         assert results_left(server) == 10_000
 
 
-def swept_by(front: InMidSweep, server: RedisServer, **values: Any) -> dict[str, Any]:
-    """The configuration of a worker whose sweep, which is due, goes by this front."""
+def cleaned_by(front: InMidCleanup, server: RedisServer, **values: Any) -> dict[str, Any]:
+    """The configuration of a worker whose cleanup, which is due, goes by this front."""
     by_front = {"result_backend": front.url(), "worker_guard_results_schedule": 3600}
     return conf(server, **by_front, **values)
 
@@ -327,11 +328,11 @@ def test_a_fault_of_the_results_redis_never_reaches_the_worker(
         "loses the lease": lambda: server.client.set(LEASE, "another", ex=5),
         "is read-only": lambda: server.client.replicaof("127.0.0.1", free_port()),
     }
-    with RedisServer() as broker, InMidSweep(server.port, faults[fault]) as front:
-        values = swept_by(front, server, broker_url=broker.url())
+    with RedisServer() as broker, InMidCleanup(server.port, faults[fault]) as front:
+        values = cleaned_by(front, server, broker_url=broker.url())
         with fleet(tmp_path, **values) as workers:
             worker = workers.start("w")
-            wait_for(lambda: front.acted, "the sweep to be under way")
+            wait_for(lambda: front.acted, "the cleanup to be under way")
             if fault != "loses the lease":
                 wait_for(lambda: "results" in failed_parts(worker), "the failure")
                 # The server is shared with the part that looks at its memory.
@@ -349,23 +350,24 @@ def test_a_fault_of_the_results_redis_never_reaches_the_worker(
             if fault != "loses the lease":
                 server.client.delete(LEASE)
             left = 500 if fault == "dies" else 10_000
-            wait_for(lambda: results_left(server) == left, "the sweep to come to its end")
+            wait_for(lambda: results_left(server) == left, "the cleanup to come to its end")
             assert worker.ask("ping") == {"ok": "pong"}
             assert worker.stop() == 0
 
 
-def test_guard_sweep_sweeps_from_its_own_process(server: RedisServer) -> None:
+def test_guard_cleanup_cleans_from_its_own_process(server: RedisServer) -> None:
     """A dry run first, then for people, then for machines."""
     expected = fill(server.client)
-    would = guard(server, "sweep", "--dry-run", "--json")
+    would = guard(server, "cleanup", *RESULTS, "--dry-run", "--json")
     assert would.returncode == 0, would.stderr
-    assert done(json.loads(would.stdout)) == expected
-    swept = guard(server, "sweep")
-    assert (swept.returncode, swept.stderr) == (0, "")
-    assert f"{expected.expired_results_deleted} results deleted, older than 24 h" in swept.stdout
+    assert done(json.loads(would.stdout)["targets"]["results"]) == expected
+    cleaned = guard(server, "cleanup", *RESULTS)
+    assert (cleaned.returncode, cleaned.stderr) == (0, "")
+    assert f"{expected.expired_results_deleted} results deleted, older than 24 h" in cleaned.stdout
     check_filled(server.client)
-    again = json.loads(guard(server, "sweep", "--json", "--max-age", "1").stdout)
-    assert (again["expired_results_deleted"], again["max_age_s"]) == (0, 3600)
+    again = json.loads(guard(server, "cleanup", *RESULTS, "--json", "--max-age", "1").stdout)
+    assert again["expired_results_deleted"] == 0
+    assert again["targets"]["results"]["max_age_s"] == 3600
     assert [e["trigger"] for e in json.loads(guard(server, "history", "--json").stdout)] == [
         "cli",
         "cli",
@@ -383,13 +385,9 @@ def test_the_history_keeps_the_last_hundred(server: RedisServer) -> None:
             Outcome(
                 at=float(i),
                 by="w@test",
-                trigger="schedule",
-                dry_run=False,
-                complete=True,
                 strategy="watch",
                 max_age_s=1.0,
-                duration_s=1.0,
-                counts=CleanupCounts(),
+                event=CleanupCounts().event(trigger="schedule", duration_s=1.0),
             )
         )
     server.client.lpush("worker-guard-history", "not JSON")
@@ -404,16 +402,16 @@ def test_purge_queues_asks_first(server: RedisServer) -> None:
     for _ in range(3):
         app.send_task("harness.add", (1, 2))
     waiting = 3
-    refused = guard(server, "sweep", "--purge-queues", "--json")
+    refused = guard(server, "cleanup", *RESULTS, "--purge-queues", "--json")
     assert refused.returncode == 1
     assert f"Drop the {waiting} messages" in refused.stderr
     assert refused.stdout == ""
     assert "--yes" in refused.stderr
-    would = guard(server, "sweep", "--purge-queues", "--dry-run", "--json")
+    would = guard(server, "cleanup", *RESULTS, "--purge-queues", "--dry-run", "--json")
     assert json.loads(would.stdout)["messages_purged"] == waiting
     with app.connection_for_read() as connection:
         assert connection.default_channel.queue_declare("work", passive=True)[1] == waiting
-    purged = guard(server, "sweep", "--purge-queues", "--yes")
+    purged = guard(server, "cleanup", *RESULTS, "--purge-queues", "--yes")
     assert purged.returncode == 0, purged.stderr
     assert "3 waiting messages dropped" in purged.stdout
     app.close()
@@ -422,19 +420,29 @@ def test_purge_queues_asks_first(server: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "values", "code", "line"),
     [
-        (["sweep", "--max-age", "0"], {}, 2, "hours, above 0"),
-        (["sweep", "--max-age", "x"], {}, 2, "not a valid float"),
-        (["sweep", "--yes"], {}, 2, "--purge-queues"),
+        (["cleanup", "--max-age", "0"], {}, 2, "hours, above 0"),
+        (["cleanup", "--max-age", "x"], {}, 2, "not a valid float"),
+        (["cleanup", "--yes"], {}, 2, "--purge-queues"),
         (
-            ["sweep"],
+            ["cleanup", *RESULTS],
             {"result_expires": None, "worker_guard_results_max_age": None},
             2,
             "how old a result may get",
         ),
-        (["sweep"], {"worker_guard_state_patterns": ["*"]}, 2, "worker_guard_state_patterns"),
-        (["sweep"], {"result_backend": "cache+memory://"}, 2, "no Redis result backend"),
+        (
+            ["cleanup", *RESULTS],
+            {"worker_guard_state_patterns": ["*"]},
+            2,
+            "worker_guard_state_patterns",
+        ),
+        (
+            ["cleanup", *RESULTS],
+            {"result_backend": "cache+memory://"},
+            2,
+            "no Redis result backend",
+        ),
         (["history"], {"result_backend": "rpc://"}, 2, "no Redis result backend"),
-        (["sweep"], {"result_backend": "redis://:secret@127.0.0.1:1/0"}, 69, "refused"),
+        (["cleanup", *RESULTS], {"result_backend": "redis://:secret@127.0.0.1:1/0"}, 69, "refused"),
         (["history"], {"result_backend": "redis://:secret@127.0.0.1:1/0"}, 69, "refused"),
     ],
 )
@@ -455,9 +463,9 @@ def test_ctrl_c_stops_it_with_the_counts_so_far(server: RedisServer) -> None:
     """Which are those of what is gone."""
     crowd(server, 100_000)
     begun: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
-    with InMidSweep(server.port, lambda: begun.get().send_signal(signal.SIGINT)) as front:
+    with InMidCleanup(server.port, lambda: begun.get().send_signal(signal.SIGINT)) as front:
         values = conf(server, result_backend=front.url())
-        process = guard_command.guard_process(values, "sweep", "--json")
+        process = guard_command.guard_process(values, "cleanup", *RESULTS, "--json")
         begun.put(process)
         out, err = process.communicate(timeout=60)
     said = json.loads(out)
@@ -466,15 +474,15 @@ def test_ctrl_c_stops_it_with_the_counts_so_far(server: RedisServer) -> None:
     # The call that was under way, too.
     gone = 100_000 - results_left(server)
     assert 0 < said["expired_results_deleted"] == gone < 100_000
-    assert said["complete"] is False
+    assert said["targets"]["results"]["complete"] is False
 
 
 def on_a_terminal(values: dict[str, Any]) -> bytes:
-    """What ``celery guard sweep`` shows there."""
+    """What ``celery guard cleanup`` shows there."""
     master, slave = pty.openpty()
     environ = {**os.environ, CONFIGURATION: json.dumps(values), "TERM": "xterm"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "celery", "-A", "tests.harness.app", "guard", "sweep"],
+        [sys.executable, "-m", "celery", "-A", "tests.harness.app", "guard", "cleanup", *RESULTS],
         cwd=ROOT,
         env=environ,
         stdin=slave,
@@ -495,16 +503,16 @@ def test_a_terminal_gets_a_progress_bar(server: RedisServer) -> None:
     """And a pipe does not."""
     fill(server.client)
     shown = on_a_terminal(conf(server))
-    assert b"Sweeping" in shown
+    assert b"Cleaning" in shown
     assert b"100%" in shown
 
 
 def test_a_bar_that_can_not_be_drawn_is_no_obstacle(server: RedisServer) -> None:
-    """A user may be allowed all that a sweep needs, and not to ask how many keys there are."""
+    """A user may be allowed all that a cleanup needs, and not to ask how many keys there are."""
     expected = fill(server.client)
     server.client.execute_command("ACL", "SETUSER", "u", "on", "nopass", "~*", "+@all", "-dbsize")
     shown = on_a_terminal(conf(server, result_backend=f"redis://u:x@127.0.0.1:{server.port}/0"))
-    assert b"Sweeping" not in shown
+    assert b"Cleaning" not in shown
     assert f"{expected.expired_results_deleted} results deleted".encode() in shown
 
 
@@ -513,7 +521,7 @@ def test_a_cluster_is_refused_in_one_line(tmp_path: Path) -> None:
     with cluster_node() as node:
         node.client.cluster("addslots", *range(16384))
         node.client.config_set("cluster-require-full-coverage", "no")
-        said = guard(node, "sweep")
+        said = guard(node, "cleanup", *RESULTS)
         assert said.returncode == 2
         assert "Redis Cluster" in said.stderr
         with RedisServer() as broker:

@@ -69,7 +69,7 @@ def results(url: str, **more: Any) -> dict[str, Any]:
     ("command", "server_is", "what", "setting"),
     [
         ("status", broker, "broker", "broker_url"),
-        ("sweep", results, "result backend", "result_backend"),
+        ("cleanup --only results", results, "result backend", "result_backend"),
         ("history", results, "result backend", "result_backend"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_message_says_which_server_it_is_about(
     ("command", "server_is", "what", "setting"),
     [
         ("status", broker, "broker", "broker_url"),
-        ("sweep", results, "result backend", "result_backend"),
+        ("cleanup --only results", results, "result backend", "result_backend"),
     ],
 )
 def test_a_file_that_is_missing_is_no_server_that_is_away(
@@ -116,7 +116,9 @@ def test_a_file_that_is_missing_is_no_server_that_is_away(
 
 
 @pytest.mark.parametrize(
-    ("command", "server_is"), [("status", broker), ("sweep", results)], ids=["status", "sweep"]
+    ("command", "server_is"),
+    [("status", broker), ("cleanup --only results", results)],
+    ids=["status", "cleanup"],
 )
 def test_tls_to_a_port_without_it(silent: int, command: str, server_is: Any) -> None:
     """A handshake that nobody answers is a hint."""
@@ -153,7 +155,10 @@ def test_the_setting_is_spelt_as_the_app_spells_it() -> None:
     django = "tests.harness.django_style_app"
     away = f"redis://127.0.0.1:{free_port()}/0"
     assert f"{away} (CELERY_BROKER_URL): " in guard("status", broker(away), django)[1]
-    assert f"{away} (CELERY_RESULT_BACKEND): " in guard("sweep", results(away), django)[1]
+    assert (
+        f"{away} (CELERY_RESULT_BACKEND): "
+        in guard("cleanup --only results", results(away), django)[1]
+    )
     other = f"redis://127.0.0.1:{free_port()}/1"
     said = guard("status", broker(away), CELERY_BROKER_URL=other)[1]
     assert f"{other} (environment variable CELERY_BROKER_URL): " in said
@@ -163,7 +168,9 @@ def test_the_broker_and_the_result_backend_can_be_one_server(server: RedisServer
     """The question of --purge-queues is about the broker, though the results were meant."""
     results_url = f"redis://:{PASSWORD}@127.0.0.1:{server.port}/1"
     away = f"redis://127.0.0.1:{server.port}/0"
-    code, line = guard("sweep --purge-queues", {"broker_url": away, "result_backend": results_url})
+    code, line = guard(
+        "cleanup --purge-queues", {"broker_url": away, "result_backend": results_url}
+    )
     assert code == 1
     assert line.startswith(f"The broker refuses: {away} (broker_url): ")
 

@@ -55,7 +55,9 @@ def test_the_totals_are_those_of_the_cleanups() -> None:
     seen.note(CleanupCompleted(revoked_tasks_cleared=2))
     seen.note(CleanupCompleted(revoked_tasks_cleared=3, trigger="control"))
     seen.note(
-        CleanupCompleted(expired_results_deleted=5, task_states_cleaned=7, trigger="schedule")
+        CleanupCompleted(
+            target="results", expired_results_deleted=5, task_states_cleaned=7, trigger="schedule"
+        )
     )
     assert seen.totals == Totals(
         revoked_tasks_cleared=5, expired_results_deleted=5, task_states_cleaned=7, sweeps=2
@@ -73,14 +75,16 @@ def test_the_last_cleanups_are_told_with_their_age() -> None:
     )
     seen.note(cleared)
     clock.now += 30
-    seen.note(CleanupCompleted(expired_results_deleted=5, trigger="schedule"))
+    seen.note(CleanupCompleted(target="results", expired_results_deleted=5, trigger="schedule"))
     clock.now += 30
     seen.note(CleanupCompleted())
     told = seen.status()
     assert told["last_clearing"] == PastCleanup(
         at=1e9 + 1000,
         age_s=60.0,
+        target="revoked",
         trigger="timer",
+        broker_keys_cleaned=0,
         revoked_tasks_cleared=2,
         expired_results_deleted=0,
         task_states_cleaned=0,

@@ -1,4 +1,4 @@
-"""When the worker's part sweeps, and how it shares the event loop."""
+"""When the worker's part cleans, and how it shares the event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from worker_guard.results.history import History, Outcome, PrivateHistory
 from worker_guard.results.lease import LeaseLostError
 from worker_guard.results.scheduled_cleanup import ScheduledCleanup, spread
 from worker_guard.results.strategy import DRY_RUN, REAL, CleanupCounts, Pace, ResultsActor
-from worker_guard.revoked.sweeper import Totals
 from worker_guard.scheduler import Scheduler
 
 
@@ -29,7 +28,7 @@ class Clock:
 
 
 @dataclass
-class FakeSweep:
+class FakeRun:
     """Ends after so many steps, each of which takes so long."""
 
     clock: Clock
@@ -53,8 +52,8 @@ class FakeSweep:
 
 
 @dataclass
-class FakeTarget:
-    sweep: Any
+class FakeBackend:
+    cleanup: Any
     begun: list[tuple[float, ResultsActor]] = field(default_factory=list)
 
     checks: int = 0
@@ -64,7 +63,7 @@ class FakeTarget:
 
     def begin(self, *, max_age_s: float, actor: ResultsActor, pace: Pace) -> Any:
         self.begun.append((max_age_s, actor))
-        return self.sweep
+        return self.cleanup
 
 
 class FakeLease:
@@ -102,10 +101,9 @@ class Kept(PrivateHistory):
         self.outcomes.append(outcome)
 
 
-def janitor(clock: Clock, **changes: Any) -> tuple[ScheduledCleanup, list[Event], Totals]:
+def janitor(clock: Clock, **changes: Any) -> tuple[ScheduledCleanup, list[Event]]:
     """One whose schedule is due each 100 s."""
     events: list[Event] = []
-    totals = Totals()
 
     def every_100_s(last_run_at: float) -> tuple[bool, float]:
         left = last_run_at + 100 - clock()
@@ -115,18 +113,17 @@ def janitor(clock: Clock, **changes: Any) -> tuple[ScheduledCleanup, list[Event]
         "longest_wait_s": 30.0,
         "max_age_s": float(DAY_S),
         "schedule": every_100_s,
-        "target": FakeTarget(FakeSweep(clock)),
+        "backend": FakeBackend(FakeRun(clock)),
         "actor": REAL,
         "dry_run": False,
         "lease": FakeLease(),
         "history": Kept(clock() - 100),
         "by": "w@test",
-        "totals": totals,
         "report": events.append,
         "monotonic": clock,
         "now": clock,
     }
-    return ScheduledCleanup(**{**values, **changes}), events, totals
+    return ScheduledCleanup(**{**values, **changes}), events
 
 
 def drive(part: ScheduledCleanup, clock: Clock) -> int:
@@ -138,19 +135,18 @@ def drive(part: ScheduledCleanup, clock: Clock) -> int:
     return pauses
 
 
-def test_a_sweep_that_is_due_is_done_reported_counted_and_remembered() -> None:
+def test_a_cleanup_that_is_due_is_done_reported_counted_and_remembered() -> None:
     """And the next one is due by the schedule, from its start."""
     clock = Clock()
-    part, events, totals = janitor(clock)
+    part, events = janitor(clock)
     drive(part, clock)
-    assert isinstance(part.target, FakeTarget)
-    assert part.target.begun == [(DAY_S, REAL)]
+    assert isinstance(part.backend, FakeBackend)
+    assert part.backend.begun == [(DAY_S, REAL)]
     (event,) = events
     assert isinstance(event, CleanupCompleted)
     assert (event.trigger, event.level) == ("schedule", "info")
     assert (event.keys_scanned, event.keys_unreadable) == (30, 3)
     assert (event.expired_results_deleted, event.task_states_cleaned) == (6, 3)
-    assert (totals.expired_results_deleted, totals.task_states_cleaned) == (6, 3)
     assert isinstance(part.history, Kept)
     (outcome,) = part.history.outcomes
     assert (outcome.complete, outcome.by, outcome.strategy) == (True, "w@test", "scan-script")
@@ -161,9 +157,9 @@ def test_a_sweep_that_is_due_is_done_reported_counted_and_remembered() -> None:
 def test_the_schedule_is_looked_at_in_time_and_not_too_often() -> None:
     """As soon as it is due, within the guard's interval and a second."""
     clock = Clock()
-    part, _, _ = janitor(clock, history=Kept(clock() - 90))
+    part, _ = janitor(clock, history=Kept(clock() - 90))
     assert part.interval_s == 30.0
-    # The first look makes sure that the server can be swept.
+    # The first look makes sure that the server can be cleaned.
     assert drive(part, clock) == 1
     assert part.interval_s == pytest.approx(10.0, abs=0.1)
     clock.at += 9.9
@@ -176,7 +172,7 @@ def test_where_no_run_is_known_the_count_begins() -> None:
     clock = Clock()
     history = Kept(clock())
     history._last_run = None
-    part, events, _ = janitor(clock, history=history)
+    part, events = janitor(clock, history=history)
     drive(part, clock)
     assert history.last_run(clock()) == pytest.approx(clock(), abs=1.0)
     assert events == []
@@ -203,7 +199,7 @@ def test_where_no_run_is_known_the_count_begins() -> None:
     ],
 )
 def test_a_last_run_that_cannot_be_is_not_believed(held: bytes | None, known: float | None) -> None:
-    """A clock that was wrong once would stop the sweeps for as long."""
+    """A clock that was wrong once would stop the cleanups for as long."""
 
     class Holding:
         def get(self, _key: str) -> bytes | None:
@@ -244,34 +240,34 @@ def test_a_dry_run_is_put_off_by_a_share_of_its_time() -> None:
     assert ask_for(60, 1.0) == pytest.approx(30.0)
 
 
-def test_who_does_not_get_the_lease_does_not_sweep() -> None:
+def test_who_does_not_get_the_lease_does_not_clean() -> None:
     """And looks again later."""
     clock = Clock()
-    part, events, _ = janitor(clock, lease=FakeLease(free=False))
+    part, events = janitor(clock, lease=FakeLease(free=False))
     drive(part, clock)
-    assert part.target.begun == []  # type: ignore[attr-defined]
+    assert part.backend.begun == []  # type: ignore[attr-defined]
     assert events == []
 
 
-def test_a_sweep_that_another_just_did_is_not_done_again() -> None:
+def test_a_cleanup_that_another_just_did_is_not_done_again() -> None:
     """The last run is read again under the lease."""
     clock = Clock()
-    part, events, _ = janitor(clock)
+    part, events = janitor(clock)
     slices = part.run()
-    while "take" not in part.lease.log:  # type: ignore[attr-defined]
+    while "take" not in part.lease.log:  # type: ignore[union-attr]
         next(slices)
     part.history.ran(clock())
     for _ in slices:
         clock.at += 0.01
     assert events == []
-    assert part.lease.log[-1] == "release"  # type: ignore[attr-defined]
+    assert part.lease.log[-1] == "release"  # type: ignore[union-attr]
 
 
 def test_the_event_loop_has_four_fifths_of_the_time_to_itself() -> None:
     """However long a slice takes."""
     clock = Clock()
-    sweep = FakeSweep(clock, steps=50, step_s=0.02)
-    part, _, _ = janitor(clock, target=FakeTarget(sweep))
+    cleanup = FakeRun(clock, steps=50, step_s=0.02)
+    part, _ = janitor(clock, backend=FakeBackend(cleanup))
     started, free_s = clock(), 0.0
     for _ in part.run():
         clock.at += 0.01
@@ -283,13 +279,14 @@ def test_the_event_loop_has_four_fifths_of_the_time_to_itself() -> None:
 def test_the_scheduler_leaves_the_loop_four_fifths_of_each_stretch(step_s: float) -> None:
     """By its ticks and the pauses that it asks for, with calls that are quick or slow."""
     clock = Clock()
-    part, _, _ = janitor(clock, target=FakeTarget(FakeSweep(clock, steps=300, step_s=step_s)))
+    part, _ = janitor(clock, backend=FakeBackend(FakeRun(clock, steps=300, step_s=step_s)))
     timers: list[tuple[float, Callable[[], None]]] = []
-    scheduler = Scheduler([part], report=lambda _event: None, monotonic=clock)
+    scheduler = Scheduler(report=lambda _event: None, monotonic=clock)
+    scheduler.add(part)
     scheduler.arm(lambda delay_s, tick: timers.append((delay_s, tick)))
     busy: list[float] = []
     stretches: list[tuple[float, float]] = []
-    while part.target.sweep.steps:  # type: ignore[attr-defined]
+    while part.backend.cleanup.steps:  # type: ignore[attr-defined]
         delay_s, tick = timers.pop()
         clock.at += delay_s
         before = clock.at
@@ -307,35 +304,34 @@ def test_the_scheduler_leaves_the_loop_four_fifths_of_each_stretch(step_s: float
     assert max(busy) <= 0.001 + step_s
 
 
-def test_a_sweep_that_fails_is_reported_with_what_it_did_and_done_again() -> None:
+def test_a_cleanup_that_fails_is_reported_with_what_it_did_and_done_again() -> None:
     """The lease is left to run out: a server that hangs is not asked twice."""
     clock = Clock()
-    part, events, totals = janitor(clock, target=FakeTarget(FakeSweep(clock, fails_at=1)))
+    part, events = janitor(clock, backend=FakeBackend(FakeRun(clock, fails_at=1)))
     with pytest.raises(ConnectionError):
         drive(part, clock)
     assert [event.expired_results_deleted for event in events] == [4]  # type: ignore[attr-defined]
-    assert totals.expired_results_deleted == 4
-    assert "release" not in part.lease.log  # type: ignore[attr-defined]
+    assert "release" not in part.lease.log  # type: ignore[union-attr]
     assert part.history.last_run(clock()) == 900.0
     assert part.interval_s == 30.0
 
 
-def test_a_lost_lease_ends_the_sweep() -> None:
+def test_a_lost_lease_ends_the_cleanup() -> None:
     """Before the next step."""
     clock = Clock()
-    sweep = FakeSweep(clock)
-    part, _, _ = janitor(clock, target=FakeTarget(sweep), lease=FakeLease(lost_at=1))
+    cleanup = FakeRun(clock)
+    part, _ = janitor(clock, backend=FakeBackend(cleanup), lease=FakeLease(lost_at=1))
     with pytest.raises(LeaseLostError):
         drive(part, clock)
-    assert sweep.steps == 2
+    assert cleanup.steps == 2
 
 
 def test_a_dry_run_is_another_actor() -> None:
     """The part is the same."""
     clock = Clock()
-    part, events, _ = janitor(clock, actor=DRY_RUN, dry_run=True)
+    part, events = janitor(clock, actor=DRY_RUN, dry_run=True)
     drive(part, clock)
-    assert part.target.begun == [(DAY_S, DRY_RUN)]  # type: ignore[attr-defined]
+    assert part.backend.begun == [(DAY_S, DRY_RUN)]  # type: ignore[attr-defined]
     assert len(events) == 1
     assert "PEXPIRE" not in DRY_RUN.script
     assert "UNLINK" not in DRY_RUN.script

@@ -1,4 +1,4 @@
-"""What a sweep of the results decides."""
+"""What a cleanup of the results decides."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_no_pattern_reaches_a_protected_key() -> None:
 
 
 def test_a_list_of_messages_is_the_brokers_whatever_its_name() -> None:
-    """A lifetime on a queue that this app does not know would be the loss of its messages."""
+    """A TTL on a queue that this app does not know would be the loss of its messages."""
     for kind in (Kind.RESULT, Kind.STATE, Kind.OWN):
         assert judge(kind, None, NO_TTL, policy(), first_item=MESSAGE) == KEEP
     for item in (b'{"body": 1}', b'[1, "id", "SUCCESS", ' + MESSAGE + b"]", b"", None):
@@ -108,7 +108,7 @@ EXPIRE, UNREADABLE = KeyDecision(KeyVerdict.EXPIRE), KeyDecision(KeyVerdict.EXPI
 def test_a_result_is_deleted_only_when_it_is_ready_and_old(
     value: bytes | None, decision: KeyDecision
 ) -> None:
-    """What has no date, or can't be read, gets a lifetime where it has none, and no more."""
+    """What has no date, or can't be read, gets a TTL where it has none, and no more."""
     assert judge(Kind.RESULT, value, -1, policy()) == decision
     deletes = decision.verdict is KeyVerdict.DELETE
     lasting = KeyDecision(KeyVerdict.KEEP, decision.unreadable, longer_ttl=deletes)
@@ -152,7 +152,7 @@ def test_a_ttl_of_its_own_keeps_an_old_result(
     rules = policy(done_before=NOW - HOUR_S, backend_ttls_s=bands)
     value, left_ms = encoded(age_s=age_s), int(left_s * 1000)
     assert judge(Kind.RESULT, value, left_ms, rules) == (DELETE if deletes else LONGER)
-    # A sweep that takes its time sees the same of it.
+    # A cleanup that takes its time sees the same of it.
     later = judge(Kind.RESULT, value, left_ms - 900, rules, elapsed_s=1)
     assert later == (DELETE if deletes else LONGER)
     assert judge(Kind.RESULT, value, NO_TTL, rules) == DELETE
@@ -161,7 +161,7 @@ def test_a_ttl_of_its_own_keeps_an_old_result(
     assert judge(Kind.RESULT, encoded(age_s=60), left_ms, rules) == KEEP
 
 
-def test_a_state_key_gets_a_lifetime_once() -> None:
+def test_a_state_key_gets_a_ttl_once() -> None:
     """Whatever it holds; it is never deleted."""
     assert judge(Kind.STATE, None, -1, policy()) == EXPIRE
     assert judge(Kind.STATE, None, 1, policy()) == KEEP

@@ -17,18 +17,14 @@ from worker_guard.celery_internals import result_lifetime_s
 from worker_guard.results.backend import (
     BackendUnreadableError,
     NoPrefixError,
-    NoRedisResultsError,
     open_result_backend,
 )
 from worker_guard.results.cleanup import (
     FullSpeedCleanup,
     NoAgeError,
-    ResultsOffError,
-    open_scheduled_cleanup,
 )
 from worker_guard.results.scheduled_cleanup import celery_schedule
 from worker_guard.results.task_run import seconds_of
-from worker_guard.revoked.sweeper import Totals
 from worker_guard.settings import SettingError, Settings, read_settings
 from worker_guard.values.masking import masked
 
@@ -96,7 +92,7 @@ def app(backend: str = "redis://", **values: Any) -> Celery:
     return one
 
 
-def target(one: Celery) -> Any:
+def backend(one: Celery) -> Any:
     return open_result_backend(one, read_settings(one.conf), timeout_s=1.0)
 
 
@@ -118,7 +114,7 @@ def target(one: Celery) -> Any:
 )
 def test_the_age_is_the_settings_or_celerys(values: Any, max_age_s: float | None) -> None:
     """None: results are meant to stay."""
-    assert target(app(**values)).configured_max_age_s == max_age_s
+    assert backend(app(**values)).configured_max_age_s == max_age_s
 
 
 def test_the_keys_names_are_the_backends() -> None:
@@ -128,7 +124,7 @@ def test_the_keys_names_are_the_backends() -> None:
         broker_transport_options={"global_keyprefix": "{q}"},
         worker_guard_state_patterns=["app:*"],
     )
-    found = target(one)
+    found = backend(one)
     assert found.task_prefix == one.backend.task_keyprefix
     assert found.state_prefixes == (one.backend.group_keyprefix, one.backend.chord_keyprefix)
     patterns = [glob.pattern for glob in found.protected]
@@ -148,7 +144,7 @@ def test_a_backend_whose_keys_have_no_name_is_refused(prefix: str, shared: str) 
     one = app(result_backend_transport_options={"global_keyprefix": shared})
     one._local.backend = Nameless(app=one, url="redis://")
     with pytest.raises(NoPrefixError, match="any key could be a result"):
-        opened(one)
+        backend(one)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +159,7 @@ def test_a_backend_whose_keys_have_no_name_is_refused(prefix: str, shared: str) 
 def test_a_backend_whose_url_is_none_is_refused(url: str) -> None:
     """Without a piece of it in the line, which may be one of the password."""
     with pytest.raises(BackendUnreadableError) as caught:
-        opened(app(url))
+        backend(app(url))
     assert "has to look like" in str(caught.value)
     assert "ssl_cert_reqs" in str(caught.value)
     # What hides passwords takes the advice for none.
@@ -183,9 +179,9 @@ def test_a_backend_whose_url_is_none_is_refused(url: str) -> None:
         ({"result_expires": 0, "worker_guard_results_max_age": 0}, 200_000, 200_000),
     ],
 )
-def test_a_short_age_by_hand_is_no_short_lifetime(values: Any, age_s: float, ttl_s: float) -> None:
+def test_a_short_age_by_hand_is_no_short_ttl(values: Any, age_s: float, ttl_s: float) -> None:
     """It says which results are old; a state that a task still needs is not to go in minutes."""
-    rules = target(app(**values))._policy(1_000_000, float(age_s))
+    rules = backend(app(**values))._policy(1_000_000, float(age_s))
     assert (rules.done_before, rules.ttl_ms) == (1_000_000 - age_s, ttl_s * 1000)
 
 
@@ -200,45 +196,12 @@ def test_a_short_age_by_hand_is_no_short_lifetime(values: Any, age_s: float, ttl
 )
 def test_a_naive_date_is_ambiguous_only_without_utc(values: Any, ahead_s: int) -> None:
     """By the most that the zone is behind in any month."""
-    assert target(app(**values)).naive_ahead_s == ahead_s
-
-
-def opened(one: Celery) -> Any:
-    return open_scheduled_cleanup(
-        one,
-        read_settings(one.conf),
-        by="w@test",
-        totals=Totals(),
-        report=lambda _event: None,
-        monotonic=lambda: 0.0,
-    )
-
-
-def test_the_part_is_off_where_it_can_do_nothing_and_says_why() -> None:
-    """Once, in the start event."""
-    with pytest.raises(NoRedisResultsError, match="no Redis result backend"):
-        opened(app("cache+memory://"))
-    with pytest.raises(NoRedisResultsError, match="DisabledBackend"):
-        opened(Celery("test", set_as_current=False, broker="memory://"))
-    with pytest.raises(ResultsOffError, match="results_schedule is None"):
-        opened(app(worker_guard_results_schedule=None))
-    with pytest.raises(ResultsOffError, match="meant to stay"):
-        opened(app(result_expires=None))
-    assert opened(app()).max_age_s == 86_400.0
-
-
-def test_a_dry_run_by_schedule_begins_at_a_moment_of_its_own() -> None:
-    """A fleet of them has no lease between them."""
-    due, _ = opened(app()).schedule(1.0)
-    assert due
-    due, wait_s = opened(app(worker_guard_dry_run=True)).schedule(1.0)
-    assert not due
-    assert 0 < wait_s <= 600
+    assert backend(app(**values)).naive_ahead_s == ahead_s
 
 
 def test_a_cleanup_needs_an_age() -> None:
     """Given or configured."""
-    found = target(app(result_expires=None))
+    found = backend(app(result_expires=None))
     with pytest.raises(NoAgeError, match="how old"):
         FullSpeedCleanup(found, max_age_s=None, dry_run=False, by="x", trigger="cli")
     FullSpeedCleanup(found, max_age_s=1.0, dry_run=False, by="x", trigger="cli")

@@ -56,6 +56,7 @@ class Mailbox:
         to: Sequence[str],
         limit: int | None,
         timeout_s: float,
+        arguments: Mapping[str, object] | None = None,
     ) -> list[Mapping[str, Any]]:
         """The replies of these workers (all, if none is named), as soon as there are ``limit``.
 
@@ -77,7 +78,7 @@ class Mailbox:
         try:
             mailbox._broadcast(
                 command,
-                {},
+                dict(arguments or {}),
                 list(to) or None,
                 True,
                 timeout=timeout_s,

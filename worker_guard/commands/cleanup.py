@@ -1,14 +1,14 @@
-"""``celery guard sweep`` and ``celery guard history``."""
+"""``celery guard cleanup``."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
@@ -18,6 +18,7 @@ from worker_guard import celery_internals
 from worker_guard.commands.console import (
     EX_OK,
     EX_TROUBLE,
+    EX_UNAVAILABLE,
     failed,
     naming,
     reason,
@@ -25,98 +26,198 @@ from worker_guard.commands.console import (
     set_up_django,
 )
 from worker_guard.commands.server_names import Server, broker, result_backend
-from worker_guard.results.backend import TIMEOUT_S, ResultBackend, open_result_backend, this_process
-from worker_guard.results.cleanup import FullSpeedCleanup
+from worker_guard.commands.sweeps import Sweep, ask_for_sweeps, wait_for_sweeps
+from worker_guard.events import CleanupCompleted
+from worker_guard.results.backend import (
+    TIMEOUT_S,
+    NoRedisResultsError,
+    ResultBackend,
+    open_result_backend,
+    this_process,
+)
+from worker_guard.results.cleanup import FullSpeedCleanup, NoAgeError
 from worker_guard.results.history import History, Outcome
 from worker_guard.results.strategy import CleanupCounts
 from worker_guard.results.task_run import seconds_of
-from worker_guard.settings import read_settings
+from worker_guard.settings import Settings, read_settings
 
 
-def run_sweep(
-    app: Any,
-    *,
-    dry_run: bool,
-    max_age_hours: float | None,
-    as_json: bool,
-    purge_queues: bool,
-    yes: bool,
-    ignore_ttl: bool = False,
-) -> int:
-    """CleanupRun, say what came of it, and return the exit code."""
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The options of the command. Without ``only`` every target is cleaned."""
+
+    only: Collection[str]
+    destination: Sequence[str]
+    timeout: float
+    dry_run: bool
+    max_age: float | None
+    ignore_ttl: bool
+    as_json: bool
+    purge_queues: bool
+    yes: bool
+
+    def wants(self, target: str) -> bool:
+        """Whether this target is to be cleaned."""
+        return not self.only or target in self.only
+
+
+@dataclass
+class _Done:
+    """What was done, and the exit code of each step."""
+
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    messages_purged: int | None = None
+    codes: list[int] = field(default_factory=lambda: [EX_OK])
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self.sweeps or self.outcome) or self.messages_purged is not None
+
+    def totals(self) -> dict[str, int]:
+        """The statistics of all targets together."""
+        event = CleanupCompleted() if self.outcome is None else self.outcome.event
+        return {
+            "revoked_tasks_cleared": sum(sweep.cleared for sweep in self.sweeps.values()),
+            "expired_results_deleted": event.expired_results_deleted,
+            "task_states_cleaned": event.task_states_cleaned,
+            "broker_keys_cleaned": event.broker_keys_cleaned,
+            "keys_scanned": event.keys_scanned,
+            "keys_unreadable": event.keys_unreadable,
+        }
+
+
+_Job = tuple[FullSpeedCleanup, ResultBackend]
+
+
+def run_cleanup(app: Any, wanted: Wanted) -> int:
+    """Clean, say what came of it, and return the exit code.
+
+    What can't be done for one target does not stop the others.
+    """
     try:
         set_up_django()
-        settings = read_settings(app.conf, dry_run=dry_run)
-        target = open_result_backend(app, settings, timeout_s=TIMEOUT_S)
-        job = FullSpeedCleanup(
-            target,
-            max_age_s=seconds_of(max_age_hours),
-            dry_run=settings.dry_run,
-            by=this_process(),
-            trigger="cli",
-            ignore_ttl=ignore_ttl,
+        settings = read_settings(app.conf, dry_run=wanted.dry_run)
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return failed(exc, naming(app, "cleanup"), server=result_backend(app))
+    wanted = replace(wanted, dry_run=settings.dry_run)
+    done = _Done()
+    job = _open(app, settings, wanted, done) if wanted.wants("results") else None
+    if job is None and set(wanted.only) == {"results"}:
+        return max(done.codes)
+    if wanted.purge_queues and not (wanted.yes or wanted.dry_run):
+        code = _confirmed(app)
+        if code != EX_OK:
+            return code
+    started = time.monotonic()
+    try:
+        _clean_all(app, job, wanted, done)
+    except KeyboardInterrupt:
+        say("Stopped; the counts are those up to here." if done.anything else "Stopped.")
+        done.codes.append(EX_TROUBLE)
+    if done.anything:
+        _show(done, wanted, took_s=time.monotonic() - started)
+    if job is not None and done.outcome is not None and not wanted.dry_run:
+        _remember(job[1], done.outcome)
+    return max(done.codes)
+
+
+def _clean_all(app: Any, job: _Job | None, wanted: Wanted, done: _Done) -> None:
+    asked_mono = time.monotonic()
+    if wanted.wants("revoked"):
+        _sweep(app, wanted, done)
+    if job is not None:
+        done.codes.append(_clean(*job, quiet=wanted.as_json, server=result_backend(app)))
+        done.outcome = _worth_telling(job[0])
+        if job[0].stopped:
+            return
+    if not wanted.dry_run:
+        _wait(app, wanted, done, asked_mono)
+    if wanted.purge_queues:
+        done.messages_purged, code = _purged(app, dry_run=wanted.dry_run)
+        done.codes.append(code)
+
+
+# -- the revoked sets ------------------------------------------------------------------------
+
+
+def _sweep(app: Any, wanted: Wanted, done: _Done) -> None:
+    hint = naming(app, "cleanup")
+    try:
+        done.sweeps = ask_for_sweeps(
+            app,
+            destination=wanted.destination,
+            timeout_s=wanted.timeout,
+            dry_run=wanted.dry_run,
         )
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc, naming(app, "sweep"), server=result_backend(app))
-    if purge_queues and not yes and not settings.dry_run:
-        try:
-            confirmed = _confirmed(app)
-        except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-            return failed(exc, naming(app, "sweep"), server=broker(app))
-        if not confirmed:
-            say("Nothing was done.")
-            return EX_TROUBLE
-    code = _swept(job, target, quiet=as_json, server=result_backend(app))
-    purged: int | None = None
-    if purge_queues and code == EX_OK:
-        purged, code = _purged(app, dry_run=settings.dry_run)
-    outcome = job.outcome()
-    # One that failed before it came to anything has said so, and has nothing to tell.
-    if outcome is not None and _came_to_something(outcome, job.refused):
-        _show(outcome, purged, as_json=as_json)
-        if not settings.dry_run:
-            _remember(target, outcome)
-    return code
+        done.codes.append(failed(exc, hint, server=broker(app)))
+        return
+    if not done.sweeps:
+        who = f"None of {', '.join(wanted.destination)}" if wanted.destination else "No worker"
+        say(f"{who} answered within {wanted.timeout:g} s; --timeout waits longer{hint}")
+        done.codes.append(EX_UNAVAILABLE)
+    for name, sweep in done.sweeps.items():
+        if sweep.error is not None:
+            say(f"{name}: {sweep.error}")
+            done.codes.append(EX_TROUBLE)
 
 
-def _came_to_something(outcome: Outcome, refused: Exception | None) -> bool:
-    counts = outcome.counts
-    if refused is not None:
-        return bool(counts.expired_results_deleted or counts.task_states_cleaned)
-    return outcome.complete or counts != CleanupCounts()
-
-
-def run_history(app: Any, *, as_json: bool) -> int:
-    """Show the last cleanups, and return the exit code."""
+def _wait(app: Any, wanted: Wanted, done: _Done, asked_mono: float) -> None:
+    """Get the figures of big sets, which were still swept while this process cleaned results."""
     try:
-        set_up_django()
-        target = open_result_backend(app, read_settings(app.conf), timeout_s=TIMEOUT_S)
-        target.check()
-        entries = History(target.client, target.own_prefix).entries()
+        done.sweeps = wait_for_sweeps(
+            app, done.sweeps, timeout_s=wanted.timeout, asked_mono=asked_mono
+        )
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
-        return failed(exc, naming(app, "history"), server=result_backend(app))
-    if as_json:
-        click.echo(json.dumps(entries))
-    elif not entries:
-        click.echo("No cleanup of this result backend has been recorded.")
-    else:
-        # In a pipe nothing is left out.
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        click.echo("\n".join(_table(entries, columns)))
-    return EX_OK
+        done.codes.append(failed(exc, server=broker(app)))
 
 
-def _swept(job: FullSpeedCleanup, target: ResultBackend, *, quiet: bool, server: Server) -> int:
-    stopped = False
+# -- the results -----------------------------------------------------------------------------
+
+
+def _open(app: Any, settings: Settings, wanted: Wanted, done: _Done) -> _Job | None:
+    """The cleanup of the results; None: it can't be done, and why was said."""
     try:
-        with _stopped_by_ctrl_c(job), _progress(target, quiet=quiet) as progress:
+        backend = open_result_backend(app, settings, timeout_s=TIMEOUT_S)
+        job = FullSpeedCleanup(
+            backend,
+            max_age_s=seconds_of(wanted.max_age),
+            dry_run=wanted.dry_run,
+            by=this_process(),
+            trigger="cli",
+            ignore_ttl=wanted.ignore_ttl,
+        )
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        if "results" not in wanted.only and isinstance(exc, NoRedisResultsError | NoAgeError):
+            # There is nothing to clean, which is no failure.
+            say(f"The results are not cleaned: {reason(exc)}")
+            return None
+        done.codes.append(failed(exc, naming(app, "cleanup"), server=result_backend(app)))
+        return None
+    return job, backend
+
+
+def _worth_telling(job: FullSpeedCleanup) -> Outcome | None:
+    """What it came to; None if it failed before it came to anything, which was said."""
+    outcome, counts = job.outcome(), job.counts
+    if job.refused is not None:
+        return outcome if counts.expired_results_deleted or counts.task_states_cleaned else None
+    if outcome is None or outcome.complete or counts != CleanupCounts():
+        return outcome
+    return None
+
+
+def _clean(job: FullSpeedCleanup, backend: ResultBackend, *, quiet: bool, server: Server) -> int:
+    try:
+        with _stopped_by_ctrl_c(job), _progress(backend, quiet=quiet) as progress:
             job.run(progress)
     except KeyboardInterrupt:
-        stopped = True
+        job.stop()
     except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
         return failed(exc, server=server)
-    outcome = job.outcome()
-    if stopped or outcome is None or not outcome.complete:
+    if job.stopped:
         say("Stopped; the counts are those up to here.")
         return EX_TROUBLE
     return EX_OK if job.refused is None else failed(job.refused, server=server)
@@ -143,33 +244,39 @@ def _stopped_by_ctrl_c(job: FullSpeedCleanup) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(target: ResultBackend, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    keys = None if quiet or not sys.stderr.isatty() else _size(target)
+def _progress(backend: ResultBackend, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    keys = None if quiet or not sys.stderr.isatty() else _size(backend)
     if keys is None:
         yield lambda _scanned: None
         return
     with click.progressbar(
-        length=max(keys, 1), label="Sweeping", file=sys.stderr, update_min_steps=5000
+        length=max(keys, 1), label="Cleaning", file=sys.stderr, update_min_steps=5000
     ) as bar:
         yield bar.update
         bar.update(max(0, bar.length - bar.pos) if bar.length else 0)
 
 
-def _size(target: ResultBackend) -> int | None:
+def _size(backend: ResultBackend) -> int | None:
     try:
-        return int(target.client.dbsize())
+        return int(backend.client.dbsize())
     except NoPermissionError:
         return None
 
 
-def _confirmed(app: Any) -> bool:
-    waiting = celery_internals.waiting_messages(app)
+def _confirmed(app: Any) -> int:
+    """Ask whether the messages are to be dropped; the exit code if they are not."""
+    try:
+        waiting = celery_internals.waiting_messages(app)
+    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+        return failed(exc, naming(app, "cleanup"), server=broker(app))
     try:
         question = f"Drop the {waiting} messages that wait in this app's queues?"
-        return click.confirm(question, err=True)  # stdout holds the answer alone
+        if click.confirm(question, err=True):  # stdout holds the answer alone
+            return EX_OK
     except click.Abort:
         say("--purge-queues asks first; --yes answers it.")
-        return False
+    say("Nothing was done.")
+    return EX_TROUBLE
 
 
 def _purged(app: Any, *, dry_run: bool) -> tuple[int | None, int]:
@@ -179,82 +286,73 @@ def _purged(app: Any, *, dry_run: bool) -> tuple[int | None, int]:
         return None, failed(exc, server=broker(app))
 
 
-def _remember(target: ResultBackend, outcome: Outcome) -> None:
+def _remember(backend: ResultBackend, outcome: Outcome) -> None:
     try:
-        History(target.client, target.own_prefix).add(outcome)
+        History(backend.client, backend.own_prefix).add(outcome)
     except RedisError as exc:
         say(f"This cleanup is not in the history: {reason(exc)}")
 
 
-def _show(outcome: Outcome, purged: int | None, *, as_json: bool) -> None:
-    if as_json:
-        more = {} if purged is None else {"messages_purged": purged}
-        click.echo(json.dumps({**outcome.statistics(), **more}))
+# -- the answer ------------------------------------------------------------------------------
+
+
+def _show(done: _Done, wanted: Wanted, *, took_s: float) -> None:
+    if wanted.as_json:
+        click.echo(json.dumps(_document(done, took_s)))
         return
-    counts = outcome.counts
-    age_h = outcome.max_age_s / 3600
-    would = "would be " if outcome.dry_run else ""
-    lines = [
-        f"{counts.keys_scanned} keys in {outcome.duration_s:.1f} s, by {outcome.strategy}",
-        f"{counts.expired_results_deleted} results {would}deleted, older than {age_h:g} h",
-        f"{counts.task_states_cleaned} keys {would}given a lifetime",
-        f"{counts.keys_unreadable} results can't be read, and were not deleted",
-    ]
-    if counts.keys_with_longer_ttl:
-        lines.append(
-            f"{counts.keys_with_longer_ttl} old results have a longer TTL of their own, and were "
-            "left alone; --ignore-ttl deletes them"
-        )
-    if purged is not None:
-        lines.append(f"{purged} waiting messages {would}dropped")
+    would = "would be " if wanted.dry_run else ""
+    totals = done.totals()
+    lines = []
+    if done.sweeps:
+        lines += ["Revoked sets", *_sweep_lines(done.sweeps)]
+    if done.outcome is not None:
+        lines += _result_lines(done.outcome, would)
+    if done.messages_purged is not None:
+        lines += ["Queues", f"  {done.messages_purged} waiting messages {would}dropped"]
+    lines.append(
+        f"Total: {totals['revoked_tasks_cleared']} revoked tasks {would}cleared, "
+        f"{totals['expired_results_deleted']} expired results {would}deleted, "
+        f"{totals['task_states_cleaned']} task states {would}cleaned"
+    )
     click.echo("\n".join(lines))
 
 
-_COLUMNS = (
-    ("started (UTC)", lambda e: _time(e.get("at"))),
-    ("by", lambda e: e.get("by", "?")),
-    ("trigger", lambda e: e.get("trigger", "?")),
-    ("scanned", lambda e: e.get("keys_scanned", "?")),
-    ("deleted", lambda e: e.get("expired_results_deleted", "?")),
-    ("lifetimes", lambda e: e.get("task_states_cleaned", "?")),
-    ("unreadable", lambda e: e.get("keys_unreadable", "?")),
-    ("own ttl", lambda e: e.get("keys_with_longer_ttl", "?")),
-    ("seconds", lambda e: _rounded(e.get("duration_s"))),
-    ("strategy", lambda e: e.get("strategy", "?")),
-    ("to the end", lambda e: "yes" if e.get("complete") else "no"),
-)
+def _sweep_lines(sweeps: Mapping[str, Sweep]) -> Iterator[str]:
+    width = max(map(len, sweeps))
+    for name, sweep in sweeps.items():
+        if sweep.error is not None:
+            said = "not swept"
+        elif sweep.done is None:
+            said = "sweeping; its log will say what came of it"
+        else:
+            would = "would be " if sweep.dry_run else ""
+            kept = sweep.done.get("revoked_tasks_kept") or {}
+            said = (
+                f"{sweep.cleared} ids {would}cleared; left: {kept.get('operator', 0)} revoked by "
+                f"operators, {kept.get('unproven', 0)} unproven, {kept.get('grace', 0)} in grace"
+            )
+        yield f"  {name.ljust(width)}  {said}"
 
 
-#: What a narrow terminal has no room for.
-_WIDE_ONLY = ("by", "unreadable", "own ttl", "strategy")
+def _result_lines(outcome: Outcome, would: str) -> Iterator[str]:
+    event, age_h = outcome.event, (outcome.max_age_s or 0.0) / 3600
+    yield "Results"
+    yield f"  {event.keys_scanned} keys in {event.duration_s:.1f} s, by {outcome.strategy}"
+    yield f"  {event.expired_results_deleted} results {would}deleted, older than {age_h:g} h"
+    yield f"  {event.task_states_cleaned} keys {would}given a TTL"
+    yield f"  {event.keys_unreadable} results can't be read, and were not deleted"
+    if event.keys_with_longer_ttl:
+        yield (
+            f"  {event.keys_with_longer_ttl} old results have a longer TTL of their own, and were "
+            "left alone; --ignore-ttl deletes them"
+        )
 
 
-def _table(entries: list[dict[str, Any]], columns: int | None) -> list[str]:
-    """The table's lines; on a terminal of fewer ``columns`` than it needs, without some of them."""
-    rows = [[title for title, _ in _COLUMNS]]
-    rows += [[str(of(entry)) for _, of in _COLUMNS] for entry in entries]
-    lines = _aligned(rows, "  ")
-    if columns is None or max(map(len, lines)) <= columns:
-        return lines
-    kept = [place for place, title in enumerate(rows[0]) if title not in _WIDE_ONLY]
-    left_out = f"Not shown: {', '.join(_WIDE_ONLY)}; a wider terminal and --json have them."
-    return [*_aligned([[row[place] for place in kept] for row in rows], " "), left_out]
-
-
-def _aligned(rows: list[list[str]], gap: str) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def _rounded(duration_s: Any) -> str:
-    return f"{duration_s:.2f}" if isinstance(duration_s, int | float) else "?"
-
-
-def _time(at: Any) -> str:
-    try:
-        return datetime.fromtimestamp(float(at), timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-    except (TypeError, ValueError, OverflowError, OSError):
-        return "?"
+def _document(done: _Done, took_s: float) -> dict[str, Any]:
+    purged = {} if done.messages_purged is None else {"messages_purged": done.messages_purged}
+    targets: dict[str, Any] = {}
+    if done.sweeps:
+        targets["revoked"] = {name: sweep.document() for name, sweep in done.sweeps.items()}
+    if done.outcome is not None:
+        targets["results"] = done.outcome.statistics()
+    return {**done.totals(), "duration_s": round(took_s, 6), **purged, "targets": targets}

@@ -1,4 +1,4 @@
-"""The result backend that is swept: its client, its keys' names, and its age limit."""
+"""The result backend that is cleaned: its client, its keys' names, and its age limit."""
 
 from __future__ import annotations
 
@@ -22,18 +22,15 @@ from worker_guard.values.key_patterns import Glob
 #: A TTL that differs from the backend's by no more was given by a host with another clock.
 _CLOCKS_APART_S = 300.0
 
-#: The shortest lifetime that an age given by hand can come to where none is configured.
+#: The shortest TTL that an age given by hand can come to where none is configured.
 _DAY_S = 86_400.0
 
-#: In a worker: a Redis that hangs costs a connect and an answer, so twice this at most.
-IN_WORKER_TIMEOUT_S = 0.4
-
-#: In a process of its own.
+#: Seconds for a connect, and for an answer, in a process that has nothing else to do.
 TIMEOUT_S = 10.0
 
 
 class NoRedisResultsError(WorkerGuardError):
-    """Results are not kept in Redis, so that there is nothing to sweep; the message says where.
+    """Results are not kept in Redis, so that there is nothing to clean; the message says where.
 
     Celery's own ``celery.backend_cleanup`` serves the backends that don't expire by themselves.
     """
@@ -66,7 +63,7 @@ class ResultBackend:
     backend_ttls_s: tuple[float, ...]
 
     def check(self) -> None:
-        """Make sure that this server can be swept at all, before anything is written to it.
+        """Make sure that this server can be cleaned at all, before anything is written to it.
 
         Raises:
             CleanupImpossibleError: it is a node of a cluster.
@@ -77,13 +74,13 @@ class ResultBackend:
     def begin(
         self, *, max_age_s: float, actor: ResultsActor, pace: Pace, ignore_ttl: bool = False
     ) -> CleanupRun:
-        """A sweep that goes by this age, of a server that was checked. Changes nothing yet.
+        """A cleanup that goes by this age, of a server that was checked. Changes nothing yet.
 
         Raises:
             redis.exceptions.RedisError: the server is away.
         """
         now = int(server_time(self.client, time.time))
-        # A connection of the last sweep can be stale, and nothing is sent twice over this one.
+        # A connection of the last cleanup can be stale, and nothing is sent twice over this one.
         self.changer.connection_pool.disconnect()
         return CleanupRun(
             self.client,
@@ -95,7 +92,7 @@ class ResultBackend:
 
     def _policy(self, now: int, max_age_s: float, *, ignore_ttl: bool = False) -> Policy:
         # An age for one cleanup says which results are old, not how soon a state may be lost.
-        lifetime_s = max(max_age_s, self.configured_max_age_s or _DAY_S)
+        ttl_s = max(max_age_s, self.configured_max_age_s or _DAY_S)
         return Policy(
             task_prefix=self.task_prefix,
             state_prefixes=self.state_prefixes,
@@ -104,10 +101,10 @@ class ResultBackend:
             ready_states=frozenset(states.READY_STATES),
             now=now,
             done_before=now - ceil(max_age_s),
-            ttl_ms=max(1, ceil(lifetime_s * 1000)),
+            ttl_ms=max(1, ceil(ttl_s * 1000)),
             naive_ahead_s=self.naive_ahead_s,
             backend_ttls_s=tuple(
-                self._about(ttl_s) for ttl_s in self.backend_ttls_s if ttl_s > max_age_s
+                self._about(given_s) for given_s in self.backend_ttls_s if given_s > max_age_s
             ),
             ignore_ttl=ignore_ttl,
         )
@@ -178,5 +175,5 @@ def _max_age_s(setting: float | None, backend: Any) -> float | None:
 
 
 def this_process() -> str:
-    """Who sweeps, where it is no worker: for the history."""
+    """Who cleans, if it is no worker: for the history."""
     return f"cli@{socket.gethostname()}"

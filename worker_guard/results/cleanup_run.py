@@ -1,7 +1,7 @@
-"""A sweep of the result backend in Redis, page by page.
+"""A cleanup of the result backend in Redis, page by page.
 
-Each key is checked and changed in one atomic step on the server. There are three ways, and a
-sweep takes the fastest that the server at hand allows:
+Each key is checked and changed in one atomic step on the server. A cleanup takes the fastest of
+three strategies that the server allows:
 
 ``scan-script``
     a script that scans by itself; no key travels.
@@ -39,30 +39,30 @@ _TROUBLE = (
 
 
 class CleanupImpossibleError(WorkerGuardError):
-    """The result backend can't be swept as it is; the message says why and what would help.
+    """The result backend can't be cleaned as it is; the message says why and what would help.
 
     Nothing was changed.
     """
 
 
-_WAYS: tuple[type[ScanScript] | type[PageScript] | type[WatchStrategy], ...] = (
+_STRATEGIES: tuple[type[ScanScript] | type[PageScript] | type[WatchStrategy], ...] = (
     ScanScript,
     PageScript,
     WatchStrategy,
 )
 
-#: The names of the ways, the fastest first.
-WAYS = tuple(strategy.name for strategy in _WAYS)
+#: The names of the strategies, the fastest first.
+STRATEGIES = tuple(strategy.name for strategy in _STRATEGIES)
 
 
 class CleanupRun:
-    """One sweep of one database. :meth:`step` until :attr:`finished`; :attr:`counts` so far.
+    """One cleanup of one database. :meth:`step` until :attr:`finished`; :attr:`counts` so far.
 
     Each step is one round trip.
 
     ``changer`` is the client for what changes keys: one that sends nothing twice, or the count of
-    a call whose answer was lost would be that of the second. ``first_way`` leaves out the ways
-    before it.
+    a call whose answer was lost would be that of the second. ``first_strategy`` leaves out the
+    strategies before it.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class CleanupRun:
         actor: ResultsActor,
         pace: Pace,
         changer: Any = None,
-        first_way: str = WAYS[0],
+        first_strategy: str = STRATEGIES[0],
     ) -> None:
-        ways = _WAYS[WAYS.index(first_way) :]
+        strategies = _STRATEGIES[STRATEGIES.index(first_strategy) :]
         changer = client if changer is None else changer
-        self._ways: list[Strategy] = [
-            strategy(client, changer, policy, actor, pace) for strategy in ways
+        self._strategies: list[Strategy] = [
+            strategy(client, changer, policy, actor, pace) for strategy in strategies
         ]
         self._cursor = Cursor()
         self._turn: Iterator[CleanupCounts] | None = None
@@ -87,7 +87,7 @@ class CleanupRun:
     @property
     def strategy(self) -> str:
         """The strategy that this server allows, as far as it is known by now."""
-        return self._ways[0].name
+        return self._strategies[0].name
 
     @property
     def finished(self) -> bool:
@@ -116,10 +116,10 @@ class CleanupRun:
             text = str(exc)
             if "MOVED " in text or "CROSSSLOT" in text or "CLUSTERDOWN" in text:
                 raise CleanupImpossibleError(_CLUSTER) from exc
-            if len(self._ways) == 1 or any(word in text for word in _TROUBLE):
+            if len(self._strategies) == 1 or any(word in text for word in _TROUBLE):
                 raise
             # The cursor is the same whoever scans: the next strategy goes on where this one stood.
-            del self._ways[0]
+            del self._strategies[0]
             self._turn = None
             return
         if self._cursor.failed is not None:
@@ -128,7 +128,7 @@ class CleanupRun:
     def _next(self) -> CleanupCounts:
         while True:
             if self._turn is None:
-                self._turn = self._ways[0].turn(self._cursor)
+                self._turn = self._strategies[0].turn(self._cursor)
             done = next(self._turn, None)
             if done is not None:
                 return done
@@ -136,14 +136,14 @@ class CleanupRun:
 
 
 _CLUSTER = (
-    "the result backend is a node of a Redis Cluster, which worker_guard does not sweep: a sweep "
+    "the result backend is a node of a Redis Cluster, which worker_guard does not clean: a cleanup "
     "of one node would leave the others as they are"
 )
 
 
 _PERHAPS_A_CLUSTER = (
     "it can't be told whether the result backend is a node of a Redis Cluster, which worker_guard "
-    "does not sweep; allow its user the command INFO"
+    "does not clean; allow its user the command INFO"
 )
 
 

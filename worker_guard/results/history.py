@@ -1,4 +1,4 @@
-"""What cleanups came to, and when the last one by schedule was, kept beside the results."""
+"""What sweeps and cleanups came to, and when the last cleanup by schedule was, in Redis."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker_guard.events import CleanupCompleted, Trigger
-from worker_guard.results.strategy import CleanupCounts
+from worker_guard.events import CleanupCompleted
 
-#: The cleanups that are kept.
+#: The sweeps and cleanups that are kept.
 KEPT = 100
 
 #: The clocks of two hosts may be so far apart.
@@ -18,35 +17,28 @@ CLOCKS_APART_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One cleanup. ``at`` (epoch, s) is its start; ``complete`` is False where it was cut short.
+    """A sweep or cleanup, and who did it. ``at`` (epoch, s) is its start.
 
-    ``strategy`` is how the server let it be done: see :mod:`worker_guard.results.cleanup_run`.
+    ``complete`` is False if it was cut short. A sweep of a revoked set has no ``max_age_s`` and no
+    ``strategy``, see :mod:`worker_guard.results.cleanup_run`.
     """
 
     at: float
     by: str
-    trigger: Trigger
-    dry_run: bool
-    complete: bool
-    strategy: str
-    max_age_s: float
-    duration_s: float
-    counts: CleanupCounts
+    dry_run: bool = False
+    complete: bool = True
+    strategy: str | None = None
+    max_age_s: float | None = None
+    event: CleanupCompleted
 
     def statistics(self) -> dict[str, Any]:
         """Everything as one flat object, for JSON."""
         flat = asdict(self)
-        return {"revoked_tasks_cleared": 0, **flat.pop("counts"), **flat}
-
-    def event(self) -> CleanupCompleted:
-        """What is logged of it."""
-        return CleanupCompleted(
-            **asdict(self.counts), trigger=self.trigger, duration_s=self.duration_s
-        )
+        return {**flat.pop("event"), **flat}
 
 
 class History:
-    """The list of cleanups in Redis, the newest first. Errors are redis-py's."""
+    """The list of sweeps and cleanups in Redis, the newest first. Errors are redis-py's."""
 
     def __init__(self, client: Any, own_prefix: str) -> None:
         self._client = client
@@ -73,11 +65,11 @@ class History:
         return found
 
     def last_run(self, now: float) -> float | None:
-        """When the last scheduled sweep began (epoch, s); None where that is not known."""
+        """When the last scheduled cleanup began (epoch, s); None where that is not known."""
         return _moment(self._client.get(self._last_run), now)
 
     def ran(self, at: float) -> None:
-        """Count from here: a scheduled sweep began at this moment, or nobody knows of one."""
+        """Count from here: a scheduled cleanup began at this moment, or nobody knows of one."""
         self._client.set(self._last_run, repr(at))
 
 
@@ -103,7 +95,7 @@ def _moment(held: bytes | None, now: float) -> float | None:
     """The moment that the key says, not after ``now``; None where it can't be true.
 
     A moment of the far future comes from a clock that was wrong: believed, it would stop the
-    sweeps until then.
+    cleanups until then.
     """
     try:
         at = float(held or "nan")

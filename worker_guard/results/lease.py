@@ -1,4 +1,4 @@
-"""The lease under which one of many workers sweeps the results."""
+"""The lease under which one of many workers cleans the results."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LEASE_S = 60.0
 
 
 class LeaseLostError(WorkerGuardError):
-    """Another process took the lease while this one swept.
+    """Another process took the lease while this one cleaned.
 
-    The sweep stops where it stands, and whoever holds the lease starts over; nothing is lost by
+    The cleanup stops where it stands, and whoever holds the lease starts over; nothing is lost by
     it. Where it happens again and again, the process or Redis stands still for longer than the
     lease's 60 s: look for the reason there.
     """
@@ -38,7 +38,7 @@ class Lease:
     def take(self) -> Iterator[None]:
         """Take it where nobody holds it, or this holder already does; :attr:`held` says whether.
 
-        It does after a sweep that failed, and where the answer to an earlier try was lost.
+        It does after a cleanup that failed, and where the answer to an earlier try was lost.
         """
         lease_ms = int(LEASE_S * 1000)
         self.held = bool(self._client.set(self._key, self._holder, nx=True, px=lease_ms))
@@ -63,7 +63,7 @@ class Lease:
             yield
             self.held = bool(self._client.set(self._key, self._holder, nx=True, px=lease_ms))
         if not self.held:
-            raise LeaseLostError("the lease on the result backend's sweep is lost")
+            raise LeaseLostError("the lease on the result backend's cleanup is lost")
         self._renew_mono = self._monotonic() + LEASE_S / 3
         yield
 
@@ -99,7 +99,7 @@ class SeenLease:
         self.held = False
 
     def take(self) -> Iterator[None]:
-        """Look whether anybody sweeps."""
+        """Look whether anybody cleans."""
         self.held = not self._client.exists(self._key)
         yield from ()
 

@@ -1,33 +1,95 @@
-"""The part that cleans the results by schedule."""
+"""The part that cleans the results by schedule, and keeps the history of sweeps and cleanups."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import ClassVar
+import random
+from typing import Any, ClassVar
 
-from worker_guard.part import Context, Part
-from worker_guard.results.cleanup import open_scheduled_cleanup
+from worker_guard import celery_internals
+from worker_guard.events import CleanupCompleted, Event
+from worker_guard.part import Context, Part, PartOff
+from worker_guard.results.backend import ResultBackend, open_result_backend
+from worker_guard.results.cleanup import actor_for, open_history, open_lease
+from worker_guard.results.history_writer import HistoryWriter
+from worker_guard.results.scheduled_cleanup import ScheduledCleanup, celery_schedule, spread
+from worker_guard.scheduler import run_to_end
+from worker_guard.settings import PREFIX
 
 
 class ResultsPart(Part):
     """Old results are deleted by schedule, in one worker at a time."""
 
     name: ClassVar[str] = "results"
+    also: ClassVar[tuple[str, ...]] = (HistoryWriter.name,)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        worker = context.worker
-        self._cleanup = open_scheduled_cleanup(
-            worker.app,
-            context.settings,
-            by=worker.hostname,
-            totals=SimpleNamespace(expired_results_deleted=0, task_states_cleaned=0),
-            report=context.report,
-            monotonic=context.monotonic,
+        worker, settings = context.worker, context.settings
+        backend = open_result_backend(
+            worker.app, settings, timeout_s=celery_internals.REDIS_TIMEOUT_S
         )
-        self.jobs.append(self._cleanup)
+        self._cleanup: ScheduledCleanup | None = None
+        try:
+            self._cleanup = _scheduled_cleanup(context, backend)
+            self.jobs.append(self._cleanup)
+        except PartOff as exc:
+            self.states[self.name] = str(exc)
+        self._writer: HistoryWriter | None = None
+        if settings.dry_run:
+            self.states[HistoryWriter.name] = "a dry run"
+        else:
+            self._writer = HistoryWriter(
+                interval_s=settings.interval,
+                history=open_history(backend, dry_run=False),
+                by=worker.hostname,
+                now=context.now,
+            )
+            self.jobs.append(self._writer)
+            context.activity.listeners.append(self._heard)
 
     def stop(self, *, cold: bool) -> None:
-        """Let another worker clean up."""
-        if not cold:
+        """Write what is pending, and let another worker clean."""
+        if cold:
+            return
+        if (writer := self._writer) is not None:
+            self.context.attempt(writer.name, lambda: run_to_end(writer.run()))
+        if self._cleanup is not None:
             self._cleanup.give_back()
+
+    def _heard(self, event: Event) -> None:
+        if self._writer is not None and isinstance(event, CleanupCompleted):
+            self._writer.note(event)
+
+
+def _scheduled_cleanup(context: Context, backend: ResultBackend) -> ScheduledCleanup:
+    """The job. Connects to nothing yet.
+
+    Raises:
+        PartOff: a setting says that results stay.
+    """
+    settings, worker = context.settings, context.worker
+    if settings.results_schedule is None:
+        raise PartOff(f"{PREFIX}results_schedule is None")
+    if backend.configured_max_age_s is None:
+        raise PartOff(
+            "results are meant to stay: worker_guard_results_max_age and result_expires give no age"
+        )
+    dry_run = settings.dry_run
+    schedule: Any = celery_schedule(settings.results_schedule, worker.app)
+    if dry_run:
+        share = random.random()  # noqa: S311 - no secret
+        schedule = spread(schedule, monotonic=context.monotonic, share=share)
+    return ScheduledCleanup(
+        longest_wait_s=settings.interval,
+        max_age_s=backend.configured_max_age_s,
+        schedule=schedule,
+        backend=backend,
+        actor=actor_for(dry_run=dry_run),
+        dry_run=dry_run,
+        lease=open_lease(backend, worker.hostname, dry_run=dry_run),
+        history=open_history(backend, dry_run=dry_run),
+        by=worker.hostname,
+        report=context.report,
+        monotonic=context.monotonic,
+        now=context.now,
+    )

@@ -1,6 +1,6 @@
 """Whose keys no state pattern reaches: those of the broker, of RedBeat, and of the guard itself.
 
-Broker and results often share a database. A lifetime on a queue's list would be the loss of its
+Broker and results often share a database. A TTL on a queue's list would be the loss of its
 messages.
 """
 

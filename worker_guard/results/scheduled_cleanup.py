@@ -1,4 +1,4 @@
-"""The part that sweeps the results by schedule, in one worker at a time."""
+"""The job that cleans the results by schedule, in one worker at a time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from worker_guard.events import Event, Trigger
-from worker_guard.results.cleanup_run import CleanupRun
-from worker_guard.results.history import Outcome
+from worker_guard.results.backend import ResultBackend
+from worker_guard.results.history import History, Outcome, PrivateHistory
+from worker_guard.results.lease import Lease, SeenLease
 from worker_guard.results.strategy import IN_WORKER, CleanupCounts, Pace, ResultsActor
 from worker_guard.scheduler import run_to_end
 
@@ -32,41 +33,9 @@ class Schedule(Protocol):
         """Whether a run is due, and how many seconds it is until the next look."""
 
 
-class ResultBackend(Protocol):
-    """The result backend."""
-
-    def check(self) -> None: ...
-    def begin(self, *, max_age_s: float, actor: ResultsActor, pace: Pace) -> CleanupRun: ...
-
-
-class Lease(Protocol):
-    """What one worker holds at a time."""
-
-    held: bool
-
-    def take(self) -> Iterator[None]: ...
-    def renew(self) -> Iterator[None]: ...
-    def release(self) -> Iterator[None]: ...
-
-
-class History(Protocol):
-    """Where the last run stands."""
-
-    def add(self, outcome: Outcome) -> None: ...
-    def last_run(self, now: float) -> float | None: ...
-    def ran(self, at: float) -> None: ...
-
-
-class Totals(Protocol):
-    """What the guard has done since its start."""
-
-    expired_results_deleted: int
-    task_states_cleaned: int
-
-
 @dataclass(kw_only=True)
 class ScheduledCleanup:
-    """Sweeps the results when the schedule says so and nobody else does.
+    """Cleans the results when the schedule says so and nobody else does.
 
     Each slice is one call to Redis, or a few quick ones: a server that hangs is waited for once.
     """
@@ -77,13 +46,12 @@ class ScheduledCleanup:
     longest_wait_s: float
     max_age_s: float
     schedule: Schedule
-    target: ResultBackend
+    backend: ResultBackend
     actor: ResultsActor
     dry_run: bool
-    lease: Lease
-    history: History
+    lease: Lease | SeenLease
+    history: History | PrivateHistory
     by: str
-    totals: Totals
     report: Callable[[Event], None]
     monotonic: Callable[[], float]
     now: Callable[[], float]
@@ -97,11 +65,11 @@ class ScheduledCleanup:
         return self.longest_wait_s if self._wait_s is None else self._wait_s
 
     def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
-        """CleanupRun if it is time."""
+        """Clean if it is time."""
         # Until it is known better, and when anything fails: look as rarely as may be.
         self._wait_s = self.longest_wait_s
         if not self._checked:
-            self.target.check()
+            self.backend.check()
             self._checked = True
             yield
         if not (yield from self._due()):
@@ -112,21 +80,21 @@ class ScheduledCleanup:
             return
         yield
         refused: Exception | None = None
-        # Again, now that nobody else can be sweeping: another may just have been.
+        # Again, now that nobody else can be cleaning: another may just have been.
         if (yield from self._due()):
             yield
-            refused = yield from self._sweep()
+            refused = yield from self._clean()
             yield
             yield from self._due()
         yield
         # Where something failed the lease ages out: a Redis that hangs shall not be asked twice.
         yield from self.lease.release()
         if refused is not None:
-            # Not before: it is no reason to sweep again before the schedule says so.
+            # Not before: it is no reason to clean again before the schedule says so.
             raise refused
 
     def give_back(self) -> None:
-        """The worker stops: let another sweep."""
+        """The worker stops: let another clean."""
         run_to_end(self.lease.release())
 
     def _due(self) -> Generator[None, None, bool]:
@@ -141,40 +109,39 @@ class ScheduledCleanup:
         self._wait_s = min(max(wait_s, _SHORTEST_WAIT_S), self.longest_wait_s)
         return due
 
-    def _sweep(self) -> Generator[None, None, Exception | None]:
+    def _clean(self) -> Generator[None, None, Exception | None]:
         """Clean to the end; the first change that was refused meanwhile, if there was one."""
         at, started = self.now(), self.monotonic()
-        sweep = self.target.begin(max_age_s=self.max_age_s, actor=self.actor, pace=self.pace)
+        cleanup = self.backend.begin(max_age_s=self.max_age_s, actor=self.actor, pace=self.pace)
         yield
         try:
-            while not sweep.finished:
+            while not cleanup.finished:
                 yield from self.lease.renew()
                 slice_started = self.monotonic()
                 while True:
-                    sweep.step()
-                    if sweep.finished or self.monotonic() - slice_started >= _ENOUGH_S:
+                    cleanup.step()
+                    if cleanup.finished or self.monotonic() - slice_started >= _ENOUGH_S:
                         break
                 yield from self._rest(slice_started)
         finally:
             # Also when it is cut short: what was done was done.
+            counts = cleanup.counts
+            duration_s = round(self.monotonic() - started, 6)
             outcome = Outcome(
                 at=at,
                 by=self.by,
-                trigger="schedule",
                 dry_run=self.dry_run,
-                complete=sweep.finished,
-                strategy=sweep.strategy,
+                complete=cleanup.finished,
+                strategy=cleanup.strategy,
                 max_age_s=self.max_age_s,
-                duration_s=round(self.monotonic() - started, 6),
-                counts=sweep.counts,
+                event=counts.event(trigger="schedule", duration_s=duration_s),
             )
-            self._count(sweep.counts)
-            if outcome.complete or sweep.counts != CleanupCounts():
-                self.report(outcome.event())
+            if outcome.complete or counts != CleanupCounts():
+                self.report(outcome.event)
         self.history.ran(at)
         yield
         self.history.add(outcome)
-        return sweep.refused
+        return cleanup.refused
 
     def _rest(self, slice_started: float) -> Iterator[None]:
         """Give the event loop its share for the slice that began at this moment."""
@@ -183,10 +150,6 @@ class ScheduledCleanup:
         yield
         while self.monotonic() < until:
             yield
-
-    def _count(self, counts: CleanupCounts) -> None:
-        self.totals.expired_results_deleted += counts.expired_results_deleted
-        self.totals.task_states_cleaned += counts.task_states_cleaned
 
 
 def celery_schedule(value: Any, app: Any) -> Schedule:

@@ -1,4 +1,4 @@
-"""The ways of a sweep that decide and change within a script, on the server."""
+"""The strategies of a cleanup that decide and change within a script, on the server."""
 
 from __future__ import annotations
 

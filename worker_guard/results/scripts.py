@@ -1,4 +1,4 @@
-"""The sweep's scripts: the rules of :mod:`worker_guard.results.selection`, in Lua, on the server.
+"""The cleanup's scripts: the rules of :mod:`worker_guard.results.selection`, in Lua, on the server.
 
 A script runs alone on the server, so that nobody writes between its check and its delete. Each
 is put together from what decides, what acts (or, in a dry run, only counts), and what names the
@@ -141,7 +141,7 @@ local function moment(date)
     return sign == '+' and t - offset or t + offset
 end
 
--- 'delete' with its date, 'fresh', 'forgotten' (a lifetime where it has none), or 'unreadable' (the
+-- 'delete' with its date, 'fresh', 'forgotten' (a TTL where it has none), or 'unreadable' (the
 -- same).
 local function judge(value)
     if find(value, '\0', 1, true) then return 'unreadable' end
@@ -228,7 +228,7 @@ _COUNT_ONLY = r"""
 local function act() return #old, #forgotten end
 """
 
-_SWEEP = r"""
+_CLEANUP = r"""
 local started, cursor, keys = now_us(), '0', KEYS
 if ARGV[1] ~= '' then
     local page = call('SCAN', ARGV[1], 'COUNT', ARGV[2])
@@ -254,11 +254,11 @@ local deleted, cleaned, refused = act()
 return {cursor, n, deleted, cleaned, unreadable, longer, rest, refused or ''}
 """
 
-#: Deletes and gives lifetimes.
-REAL = _DECIDE + _ACT + _SWEEP
+#: Deletes, and gives TTLs.
+REAL = _DECIDE + _ACT + _CLEANUP
 
 #: Counts what :data:`REAL` would do, and has no command that writes.
-DRY_RUN = _DECIDE + _COUNT_ONLY + _SWEEP
+DRY_RUN = _DECIDE + _COUNT_ONLY + _CLEANUP
 
 
 def arguments(policy: Policy) -> list[bytes | int]:

@@ -1,4 +1,4 @@
-"""What a sweep of the result backend does with a key: the rules, without any I/O.
+"""What a cleanup of the result backend does with a key: the rules, without any I/O.
 
 The scripts of :mod:`worker_guard.results.scripts` say the same in Lua; a test compares the two.
 """
@@ -16,7 +16,7 @@ from worker_guard.values.key_patterns import Glob
 #: A longer value is not read: to parse it would hold the server for more than its 5 ms.
 VALUE_LIMIT_BYTES = 64 * 1024
 
-#: How Redis's PTTL says "no lifetime" and "no such key".
+#: How Redis's PTTL says "no TTL" and "no such key".
 NO_TTL = -1
 NO_KEY = -2
 
@@ -75,10 +75,10 @@ class KeyDecision:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What one sweep goes by.
+    """What one cleanup goes by.
 
     ``now`` (epoch, s) is its begin, and ``done_before`` the age limit as a moment; ``ttl_ms`` is
-    the lifetime for a key that has none. A ``date_done`` without a UTC offset may mean up to
+    the TTL for a key that has none. A ``date_done`` without a UTC offset may mean up to
     ``naive_ahead_s`` later than it says. What fits ``protected`` is never touched, whatever else
     it fits.
 
@@ -126,7 +126,7 @@ def judge(
 
     ``value`` is a result's content, None where that is longer than :data:`VALUE_LIMIT_BYTES` or
     the key is no string; ``first_item`` is a list's, None where the key is no list. ``pttl_ms`` is
-    as Redis's PTTL returned it ``elapsed_s`` after the sweep's begin.
+    as Redis's PTTL returned it ``elapsed_s`` after the cleanup began.
     """
     if kind is Kind.OTHERS or (first_item is not None and is_message(first_item)):
         return KeyDecision(KeyVerdict.KEEP)
@@ -146,7 +146,7 @@ def judge(
 
 def _judge_done(done_at: int, pttl_ms: int, policy: Policy, elapsed_s: int) -> KeyDecision:
     if done_at >= policy.done_before:
-        # It stays as it is: its date will delete it, no lifetime has to.
+        # It stays as it is: its date will delete it, no TTL has to.
         return KeyDecision(KeyVerdict.KEEP)
     # The TTL that it was given, which is longer than the age: it is older than that, and there.
     given_s = policy.now + elapsed_s - done_at + pttl_ms / 1000

@@ -1,19 +1,20 @@
-"""What the ways of a sweep have in common: how fast, how far, with what, and to what end."""
+"""What the strategies of a cleanup share: how fast, how far, with what, and to what end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from worker_guard.events import CleanupCompleted, Trigger
 from worker_guard.results import scripts
 from worker_guard.results.selection import KeyDecision, KeyVerdict, Policy
 
 
 @dataclass(frozen=True)
 class CleanupCounts:
-    """What a sweep, or a part of it, came to. In a dry run: what it would have come to."""
+    """What a cleanup, or some of its calls, came to. In a dry run: what it would have come to."""
 
     keys_scanned: int = 0
     expired_results_deleted: int = 0
@@ -30,10 +31,16 @@ class CleanupCounts:
             self.keys_with_longer_ttl + other.keys_with_longer_ttl,
         )
 
+    def event(self, *, trigger: Trigger, duration_s: float) -> CleanupCompleted:
+        """What is logged of the cleanup that came to this."""
+        return CleanupCompleted(
+            target="results", trigger=trigger, duration_s=duration_s, **asdict(self)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsActor:
-    """What a sweep changes with: by a script, or by commands within a MULTI."""
+    """What a cleanup changes with: by a script, or by commands within a MULTI."""
 
     script: str
     queue: Callable[[Any, bytes, KeyDecision, Policy], None]
@@ -57,7 +64,7 @@ DRY_RUN = ResultsActor(script=scripts.DRY_RUN, queue=_queue_nothing, changes=Fal
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How much a sweep asks of the server in one call: keys, and time after which it ends."""
+    """How much a cleanup asks of the server in one call: keys, and time after which it ends."""
 
     page_keys: int
     budget_s: float
@@ -73,8 +80,8 @@ IN_WORKER = Pace(page_keys=200, budget_s=0.001)
 class Cursor:
     """Where the scan stands, and the keys of its last page that are still to be looked at.
 
-    ``refused`` is the first change that the user may not make; the sweep goes on without it.
-    ``failed`` ends the sweep, once what the same call did is counted.
+    ``refused`` is the first change that the user may not make; the cleanup goes on without it.
+    ``failed`` ends the cleanup, once what the same call did is counted.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The task ``worker_guard.cleanup``: the sweep of the results for a Beat schedule or a call.
+"""The task ``worker_guard.cleanup``: the cleanup of the results, for a Beat schedule or a call.
 
 Importing this module registers it with every app, as :func:`~celery.shared_task` does.
 """
@@ -25,7 +25,7 @@ def cleanup(self: Any, max_age_hours: float | None = 24, dry_run: bool = False) 
 
     Raises:
         ValueError: ``max_age_hours`` is no number above 0.
-        WorkerGuardError: the result backend can't be swept, or there is no age to go by.
+        WorkerGuardError: the result backend can't be cleaned, or there is no age to go by.
     """
     from worker_guard.results.task_run import run_task
 

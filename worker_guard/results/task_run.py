@@ -25,16 +25,16 @@ def run_task(
         app.conf, dry_run=dry_run, structlog_configured=structlog_is_configured()
     )
     by = by or "task"
-    target = open_result_backend(app, settings, timeout_s=TIMEOUT_S)
+    backend = open_result_backend(app, settings, timeout_s=TIMEOUT_S)
     job = FullSpeedCleanup(
-        target,
+        backend,
         max_age_s=seconds_of(max_age_hours),
         dry_run=settings.dry_run,
         by=by,
         trigger="task",
     )
-    target.check()
-    lease = open_lease(target, by, dry_run=settings.dry_run)
+    backend.check()
+    lease = open_lease(backend, by, dry_run=settings.dry_run)
     run_to_end(lease.take())
     if not lease.held:
         return {"skipped": "another cleanup of this result backend is running"}
@@ -45,10 +45,10 @@ def run_task(
     finally:
         outcome = job.outcome()
         if outcome is not None:
-            Reporter(log, worker=by, dry_run=settings.dry_run)(outcome.event())
+            Reporter(log, worker=by, dry_run=settings.dry_run)(outcome.event)
         close()
     assert outcome is not None
-    open_history(target, dry_run=settings.dry_run).add(outcome)
+    open_history(backend, dry_run=settings.dry_run).add(outcome)
     if job.refused is not None:
         raise job.refused
     return outcome.statistics()

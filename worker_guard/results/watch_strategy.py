@@ -1,4 +1,4 @@
-"""The strategy of a sweep for servers that refuse scripts: it decides here, under WATCH."""
+"""The strategy of a cleanup for servers that refuse scripts: it decides here, under WATCH."""
 
 from __future__ import annotations
 

@@ -71,13 +71,15 @@ def size(amount_bytes: float, like: int | None = None) -> str:
     """
     limit = like or 0
     is_binary = limit % 1024**2 == 0 and limit % 1000**2 != 0
-    base, units = _SPELLINGS[2 if is_binary else 0]
-    powers = range(len(units), 0, -1)
-    # A share of the machine's memory is a whole number of none of them.
-    most = next((power for power in powers if power > 1 and limit % base**power == 0), len(units))
-    power = next((power for power in powers if power <= most and amount_bytes >= base**power), 0)
-    amount = amount_bytes / base**power
-    return f"{amount:.{0 if amount == int(amount) else 1}f} {('B', *units)[power]}"
+    base, names = _SPELLINGS[2] if is_binary else _SPELLINGS[0]
+    units = [(base**power, name) for power, name in enumerate(("B", *names))]
+    if limit % base**2 == 0:
+        # Up to the largest that the limit is a whole number of. A share of the machine's memory
+        # is a whole number of none.
+        units = [(unit, name) for unit, name in units if limit % unit == 0]
+    unit, name = next((u for u in reversed(units) if amount_bytes >= u[0]), units[0])
+    amount = amount_bytes / unit
+    return f"{amount:.0f} {name}" if amount == int(amount) else f"{amount:.1f} {name}"
 
 
 def _unit(text: str) -> str | None:

@@ -1,0 +1,169 @@
+"""Asks the workers to sweep their revoked sets, by the remote command ``guard_sweep``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.exceptions import OperationalError
+
+from worker_guard.commands.console import reason, say
+from worker_guard.commands.status.asking import BROKER_S, Asked, Workers
+from worker_guard.commands.status.terminal import ending_in_order
+from worker_guard.commands.status.view import Answers, is_unknown_command
+
+#: Seconds for the sweep of a worker that has just answered a ping: its result backend may hang.
+SWEEP_S = 5.0
+
+#: Seconds for a sweep that takes a worker more than one slice.
+LONGEST_SWEEP_S = 30.0
+
+#: Seconds between two looks at such a sweep.
+LOOK_S = 0.5
+
+_NOT_LOADED = (
+    'worker_guard is not loaded there: app.steps["worker"].add(WorkerGuard) in the module of its '
+    "app, then restart it"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What one worker said.
+
+    ``done`` holds the fields of ``cleanup_completed``; it is None while the worker still sweeps,
+    and if there is an ``error``.
+    """
+
+    done: Mapping[str, Any] | None = None
+    dry_run: bool = False
+    error: str | None = None
+
+    @property
+    def cleared(self) -> int:
+        """The ids that left the set, as far as it is known."""
+        return int((self.done or {}).get("revoked_tasks_cleared", 0))
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        if self.error is not None:
+            return {"error": self.error}
+        if self.done is None:
+            return {"sweeping": True, "dry_run": self.dry_run}
+        return {**self.done, "dry_run": self.dry_run}
+
+
+def ask_for_sweeps(
+    app: Any, *, destination: Sequence[str], timeout_s: float, dry_run: bool
+) -> dict[str, Sweep]:
+    """What each worker says that answers, or that was asked by name.
+
+    Raises:
+        Exception: the broker is away, or nobody can be asked over it.
+    """
+    sweepers = _Sweepers(app, destination=destination, timeout_s=timeout_s, dry_run=dry_run)
+    answers = _ask(sweepers, limit_s=3 * BROKER_S + 4 * timeout_s + SWEEP_S)
+    found = {name: _read(answer) for name, answer in answers.replies}
+    if not found and not answers.present:
+        return {}
+    for name in (*answers.present, *answers.asked):
+        waited_s = sweepers.sweep_s if name in answers.present else timeout_s
+        late = f"no answer within {waited_s:g} s; its log will say what came of it"
+        found.setdefault(name, Sweep(error=late))
+    return dict(sorted(found.items()))
+
+
+def wait_for_sweeps(
+    app: Any, sweeps: Mapping[str, Sweep], *, timeout_s: float, asked_mono: float
+) -> dict[str, Sweep]:
+    """The same, with the figures of those that still swept, as soon as they have ended.
+
+    Waits for :data:`LONGEST_SWEEP_S` at the most. Not for a dry run: it leaves no figures behind.
+
+    Raises:
+        Exception: the broker is away.
+    """
+    found = dict(sweeps)
+    until = time.monotonic() + LONGEST_SWEEP_S
+    while waiting := [n for n, s in found.items() if s.done is None and s.error is None]:
+        workers = Workers(app, destination=waiting, timeout_s=timeout_s)
+        answers = _ask(workers, limit_s=3 * BROKER_S + 4 * timeout_s)
+        since_s = time.monotonic() - asked_mono
+        for name, state in answers.replies:
+            if name in waiting and (done := _past_sweep(state, since_s)) is not None:
+                found[name] = Sweep(done=done, dry_run=found[name].dry_run)
+        if time.monotonic() >= until:
+            break
+        time.sleep(LOOK_S)
+    return found
+
+
+class _Sweepers(Workers):
+    """Asks for a sweep where :class:`Workers` asks for the state."""
+
+    def __init__(
+        self, app: Any, *, destination: Sequence[str], timeout_s: float, dry_run: bool
+    ) -> None:
+        super().__init__(app, destination=destination, timeout_s=timeout_s)
+        self._dry_run = dry_run
+        self.sweep_s = max(timeout_s, SWEEP_S)
+
+    def _states(self, present: Sequence[str]) -> list[tuple[str, object]]:
+        replies = self._mailbox.ask(
+            self._connection,
+            "guard_sweep",
+            arguments={"dry_run": self._dry_run},
+            # Also those that answered no ping: a solo worker sweeps when its task ends.
+            to=self._destination,
+            limit=len(present) or None,
+            timeout_s=self.sweep_s if present else self._timeout_s,
+        )
+        pairs = (reply.items() for reply in replies if isinstance(reply, Mapping))
+        return [(str(name), answer) for pair in pairs for name, answer in pair]
+
+
+def _ask(workers: Workers, *, limit_s: float) -> Answers:
+    """Ask once; whatever ends it, what was asked leaves nothing behind."""
+    with ending_in_order():
+        asked = Asked(workers)
+        try:
+            asked.begin()
+            answers = asked.outcome(limit_s)
+        finally:
+            try:
+                asked.end(BROKER_S + 1.0)
+            except Exception as exc:  # noqa: BLE001 - said, and what was asked is as it is
+                say(f"The broker is away, so a reply queue may be left in it: {reason(exc)}")
+    if answers is None:
+        raise OperationalError(f"the broker did not answer within {limit_s:g} s")
+    return answers
+
+
+def _read(answer: object) -> Sweep:
+    if not isinstance(answer, Mapping):
+        return Sweep(error=f"an answer that is no guard's: {answer!r:.100}")
+    if is_unknown_command(answer):
+        return Sweep(error=_NOT_LOADED)
+    if (error := answer.get("error")) is not None:
+        return Sweep(error=str(error))
+    said = answer.get("ok")
+    if isinstance(said, Mapping):
+        done = {name: value for name, value in said.items() if name != "dry_run"}
+        return Sweep(done=done, dry_run=bool(said.get("dry_run")))
+    return Sweep(dry_run=bool(answer.get("dry_run")))
+
+
+def _past_sweep(state: object, since_s: float) -> dict[str, Any] | None:
+    """The sweep on request that ended within so many seconds, by what ``inspect guard`` says."""
+    if not isinstance(state, Mapping):
+        return None
+    for name in ("last_cleanup", "last_clearing"):
+        past = state.get(name)
+        if not isinstance(past, Mapping):
+            continue
+        asked = past.get("trigger") == "control" and past.get("target") == "revoked"
+        if asked and past.get("age_s", since_s) < since_s:
+            return {key: value for key, value in past.items() if key not in ("at", "age_s")}
+    return None
