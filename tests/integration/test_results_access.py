@@ -294,7 +294,7 @@ def test_the_command_shows_what_was_done_and_what_was_refused(
     conf = {"broker_url": "memory://", "result_backend": f"redis://{name}127.0.0.1:{server.port}/0"}
     said = guard(conf, "cleanup", *RESULTS, "--json")
     assert said.returncode == 1
-    told = json.loads(said.stdout)
+    told = json.loads(said.stdout)["targets"]["results"]
     assert (told["expired_results_deleted"], told["strategy"]) == (40, strategy)
     assert len(said.stderr.splitlines()) == 1
     assert "refuses" in said.stderr

@@ -139,7 +139,7 @@ def test_of_three_workers_one_cleans(tmp_path: Path, server: RedisServer) -> Non
         (expected, event["worker"], "scan-script")
     ]
     table = guard(server, "history").stdout.splitlines()
-    assert table[0].split()[:3] == ["started", "(UTC)", "by"]
+    assert table[0].split()[:3] == ["started", "(UTC)", "target"]
     assert event["worker"] in table[1]
 
 

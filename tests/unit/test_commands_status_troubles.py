@@ -122,7 +122,7 @@ OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
                 (
                     "alert",
                     "the result backend's Redis uses 83 % of its memory, the threshold is 80 %",
-                    "celery guard sweep --dry-run says which old results would go",
+                    "celery guard cleanup --dry-run says which old results would go",
                 )
             ],
         ),

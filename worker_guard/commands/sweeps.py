@@ -65,7 +65,7 @@ def ask_for_sweeps(
     """
     sweepers = _Sweepers(app, destination=destination, timeout_s=timeout_s, dry_run=dry_run)
     answers = _ask(sweepers, limit_s=3 * BROKER_S + 4 * timeout_s + SWEEP_S)
-    found = {name: _read(answer) for name, answer in answers.replies}
+    found = {name: read_answer(answer) for name, answer in answers.replies}
     if not found and not answers.present:
         return {}
     for name in (*answers.present, *answers.asked):
@@ -92,7 +92,7 @@ def wait_for_sweeps(
         answers = _ask(workers, limit_s=3 * BROKER_S + 4 * timeout_s)
         since_s = time.monotonic() - asked_mono
         for name, state in answers.replies:
-            if name in waiting and (done := _past_sweep(state, since_s)) is not None:
+            if name in waiting and (done := past_sweep(state, since_s)) is not None:
                 found[name] = Sweep(done=done, dry_run=found[name].dry_run)
         if time.monotonic() >= until:
             break
@@ -141,7 +141,8 @@ def _ask(workers: Workers, *, limit_s: float) -> Answers:
     return answers
 
 
-def _read(answer: object) -> Sweep:
+def read_answer(answer: object) -> Sweep:
+    """What a worker answered to ``guard_sweep``; it may be no guard, or one of another release."""
     if not isinstance(answer, Mapping):
         return Sweep(error=f"an answer that is no guard's: {answer!r:.100}")
     if is_unknown_command(answer):
@@ -155,7 +156,7 @@ def _read(answer: object) -> Sweep:
     return Sweep(dry_run=bool(answer.get("dry_run")))
 
 
-def _past_sweep(state: object, since_s: float) -> dict[str, Any] | None:
+def past_sweep(state: object, since_s: float) -> dict[str, Any] | None:
     """The sweep on request that ended within so many seconds, by what ``inspect guard`` says."""
     if not isinstance(state, Mapping):
         return None

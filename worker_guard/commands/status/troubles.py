@@ -115,7 +115,7 @@ def _alert(alert: AlertStatus, guard: GuardStatus) -> Trouble:
         text = (
             f"the result backend's Redis uses {value} of its memory, the threshold is {threshold}"
         )
-        to_do = "celery guard sweep --dry-run says which old results would go"
+        to_do = "celery guard cleanup --dry-run says which old results would go"
     elif alert.alert == "recycles_per_hour":
         were = "child was" if alert.value == 1 else "children were"
         text = f"{value} {were} replaced in the last hour, the threshold is {threshold}"
