@@ -1,4 +1,4 @@
-"""The bootstep: what ``app.steps["worker"].add(WorkerGuard)`` puts into a worker."""
+"""The bootstep that ``app.steps["worker"].add(WorkerGuard)`` adds to a worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 
 class WorkerGuard(bootsteps.StartStopStep):
-    """Lets the worker heal itself. Add it to ``app.steps["worker"]``; settings are optional.
+    """The guard's worker step. Add it to ``app.steps["worker"]``; settings are optional.
 
     Raises:
         SettingError: at worker start, on a bad ``worker_guard_*`` setting.
@@ -25,8 +25,8 @@ class WorkerGuard(bootsteps.StartStopStep):
 
     label = "WorkerGuard"
 
-    # After the statedb was read; and started before, so stopped after, the consumer alone: by
-    # then no message is consumed any more, and the statedb is not yet written.
+    # Celery starts this step after it reads the statedb, and before the consumer alone. So it stops
+    # this step after the consumer, when no more messages arrive, and before it writes the statedb.
     requires = ("celery.worker.components:StateDB", "celery.worker.components:Pool")
 
     def __init__(self, worker: Any, guard_dry_run: bool = False, **kwargs: Any) -> None:
@@ -42,16 +42,15 @@ class WorkerGuard(bootsteps.StartStopStep):
         self.enabled = self.settings.enabled
         if guard_dry_run and not self.enabled:
             raise SettingError(
-                "--guard-dry-run was given, but worker_guard_enabled is False; "
-                "remove the one or the other"
+                "--guard-dry-run was given, but worker_guard_enabled is False; remove one of them"
             )
         if guard_dry_run:
-            # For the cleanup task too, which runs in the pool and knows no command line.
+            # The cleanup task needs it too: it runs in the pool and does not see the command line.
             worker.app.conf.worker_guard_dry_run = True
         if self.enabled:
             self._check_shares(worker)
         self.guard: Guard | None = None
-        # No step has read the statedb yet: what is in the set, the application put there.
+        # No step has read the statedb yet, so the application put these ids into the set.
         self._before_statedb = frozenset(worker_state.revoked)
         super().__init__(worker, **kwargs)
         if self.enabled:
@@ -63,22 +62,22 @@ class WorkerGuard(bootsteps.StartStopStep):
 
         try:
             available = available_bytes()
-        except Exception:  # noqa: BLE001 - the memory part meets the same, is off, and says why
+        except Exception:  # noqa: BLE001 - the memory part fails alike, and reports why
             return
         check_shares(worker.app.conf, self.settings, available)
 
     def _prepare_pool(self, worker: Any) -> None:
-        """Have the pool, which is not made yet, let its children be asked to leave."""
+        """Let the pool, which is not made yet, ask its children to leave."""
         from worker_guard.celery_internals import MissingInternalError, allow_recycling
 
         if self.settings.child_memory_limit is None or self.settings.dry_run:
             return
-        # Where it can't be had, recycling is off, and the start event says so.
+        # If this release lacks it, recycling is off, and the start event says so.
         with contextlib.suppress(MissingInternalError):
             allow_recycling(worker)
 
     def start(self, worker: Any) -> None:
-        """Start the guard. Its own failure is logged, and the worker runs without it."""
+        """Start the guard. If it fails, the failure is logged and the worker runs without it."""
         from worker_guard import __version__
         from worker_guard.guard import Guard
 
@@ -117,32 +116,32 @@ class WorkerGuard(bootsteps.StartStopStep):
 class GuardTimer(bootsteps.StartStopStep):
     """Arms the guard's timers for each broker connection.
 
-    A worker step can't: in Celery 5.3 to 5.6 its timers die with the connection.
+    A worker step can't do this: in Celery 5.3 to 5.6 its timers end with the connection.
     """
 
     label = "WorkerGuardTimer"
     requires = ("celery.worker.consumer.mingle:Mingle",)
 
     def start(self, consumer: Any) -> None:
-        """A connection was made."""
+        """Arm the timers for a new connection."""
         guard = guard_of(consumer.controller)
         if guard is None:
             return
         try:
             guard.arm(consumer)
         except Exception:
-            # Raised from here it would end the worker, or make it drop its connection.
+            # An error here would end the worker, or make it drop its connection.
             logger.exception("worker_guard could not set its timers; the worker runs without it")
 
     def stop(self, consumer: Any) -> None:
-        """The connection is lost or given up."""
+        """Disarm the timers when the connection is lost or closed."""
         guard = guard_of(consumer.controller)
         if guard is not None:
             guard.disarm()
 
 
 def step_of(worker: Any) -> WorkerGuard | None:
-    """The guard's step in this worker, or None where the app has none."""
+    """The guard's step in this worker, or None if the app has none."""
     step = worker.blueprint.steps.get(WorkerGuard.name)
     return step if isinstance(step, WorkerGuard) else None
 

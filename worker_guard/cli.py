@@ -236,7 +236,7 @@ def history(ctx: click.Context, as_json: bool) -> None:
 )
 @click.pass_context
 def audit(ctx: click.Context, as_json: bool, fail_on: Level) -> None:
-    """Find what in configuration and Beat schedule will hurt."""
+    """Report settings and Beat entries that will cause trouble."""
     from worker_guard.commands.audit.command import run_audit
 
     ctx.exit(

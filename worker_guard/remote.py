@@ -16,13 +16,13 @@ from worker_guard.errors import WorkerGuardError
 
 @inspect_command()
 def guard(state: Any, **_: Any) -> dict[str, Any]:
-    """State of the worker's guard: counts, never ids."""
+    """Show the state of the worker's guard: counts, never ids."""
     running, reason = _guard(state)
     return {"error": reason} if running is None else asdict(running.status())
 
 
 def _flag(given: str) -> bool:
-    """A flag on the command line; what is neither is a usage error, and not a traceback."""
+    """A flag on the command line. Any other value is a usage error, not a traceback."""
     try:
         return bool(strtobool(given))
     except TypeError as exc:
@@ -40,19 +40,19 @@ def guard_sweep(state: Any, dry_run: Any = False, **_: Any) -> dict[str, Any]:
     try:
         preview = bool(strtobool(dry_run))
     except TypeError:
-        # Raised from here it would be a traceback in the worker's log.
+        # An error here would be a traceback in the worker's log.
         return {"error": f"dry_run is {dry_run!r}; allowed: true or false"}
     try:
         done, dry = running.part(RevokedPart).sweep_now(dry_run=preview)
     except WorkerGuardError as exc:
         return {"error": str(exc)}
     if done is None:
-        return {"ok": "sweeping; the worker's log will say what came of it", "dry_run": dry}
+        return {"ok": "sweeping; see the worker's log for the result", "dry_run": dry}
     return {"ok": {**asdict(done), "dry_run": dry}}
 
 
 def _guard(state: Any) -> tuple[Any, str]:
-    """The worker's guard, or None and why there is none."""
+    """The worker's guard, or None and the reason."""
     step = step_of(state.consumer.controller)
     if step is None:
         return None, 'this worker\'s app lacks the line app.steps["worker"].add(WorkerGuard)'
@@ -64,8 +64,8 @@ def _guard(state: Any) -> tuple[Any, str]:
 def _extend_choices() -> None:
     """Let ``celery inspect`` and ``celery control`` accept these commands.
 
-    Celery 5.3 fixes the names that they accept when ``celery.bin.control`` is imported, which on
-    its command line is before the app is; later releases look each name up.
+    Celery 5.3 reads the accepted names when ``celery.bin.control`` is imported; on the command
+    line that is before the app is imported. Later releases look up each name when it is used.
     """
     command_line = sys.modules.get("celery.bin.control")
     if command_line is None:

@@ -124,7 +124,7 @@ def test_tls_to_a_port_without_it(silent: int, command: str, server_is: Any) -> 
     """A handshake that nobody answers is a hint."""
     code, line = guard(command, server_is(f"rediss://127.0.0.1:{silent}/0?ssl_cert_reqs=none"))
     assert code == 69
-    assert line.endswith("; perhaps what listens there does not speak TLS\n")
+    assert line.endswith("; perhaps the server there does not use TLS\n")
 
 
 @pytest.mark.parametrize(

@@ -6,21 +6,21 @@ import io
 
 from worker_guard.commands.audit.facts import (
     BeatEntry,
-    Delivery,
+    DeliveryFacts,
     Facts,
     GuardFacts,
     MemoryFacts,
-    Results,
+    ResultsFacts,
 )
-from worker_guard.commands.audit.finding import judge
+from worker_guard.commands.audit.finding import apply_rules
 from worker_guard.commands.audit.gaps import Gaps
-from worker_guard.commands.audit.render import Report, show
+from worker_guard.commands.audit.render import AuditReport, show
 from worker_guard.commands.audit.rules import RULES
 
 AUDIT_SCREEN = "audit-80.txt"
 
 
-def report() -> Report:
+def report() -> AuditReport:
     """What the rules say where one Beat entry expires too soon, and another never."""
     minute, crontab = Gaps(60.0, 60.0), "<crontab: */10 * * * * (m/h/dM/MY/d)>"
     facts = Facts(
@@ -35,13 +35,13 @@ def report() -> Report:
             ),
             BeatEntry(name="mails", task="proj.mails", schedule=crontab, gaps=Gaps(600.0, 600.0)),
         ),
-        delivery=Delivery(acks_late=True),
+        delivery=DeliveryFacts(acks_late=True),
         memory=MemoryFacts(child_limit_kib=200.0),
-        results=Results(is_redis=True, backend="RedisBackend", expires_s=None),
+        results=ResultsFacts(is_redis=True, backend="RedisBackend", expires_s=None),
         guard=GuardFacts(dry_run=True),
     )
-    return Report(
-        findings=judge(facts, RULES), unread=(), rules=len(RULES), beat_entries=2, tasks=0
+    return AuditReport(
+        findings=apply_rules(facts, RULES), unread=(), rules=len(RULES), beat_entries=2, tasks=0
     )
 
 

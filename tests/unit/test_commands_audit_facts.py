@@ -12,7 +12,7 @@ from celery.schedules import crontab, schedule
 from redbeat.schedules import rrule
 
 from worker_guard.commands.audit.beat_entries import gaps_of, when
-from worker_guard.commands.audit.facts import Moment, Odd
+from worker_guard.commands.audit.facts import Malformed, Moment
 from worker_guard.commands.audit.gaps import Gaps, gaps_between
 from worker_guard.commands.audit.gather import gather
 
@@ -85,10 +85,10 @@ def test_what_an_expires_is() -> None:
     utc = when("2036-01-01T00:00:00+00:00")
     assert isinstance(utc, Moment)
     assert naive.ahead_s == pytest.approx(utc.ahead_s, abs=5)
-    assert when(timedelta(hours=1)) == Odd("datetime.timedelta(seconds=3600)")
-    assert when("soon") == Odd("'soon'")
+    assert when(timedelta(hours=1)) == Malformed("datetime.timedelta(seconds=3600)")
+    assert when("soon") == Malformed("'soon'")
     for beyond in (float("inf"), float("nan"), 1e12):
-        assert isinstance(when(beyond), Odd)
+        assert isinstance(when(beyond), Malformed)
     year = when("3600")
     assert isinstance(year, Moment)
     assert year.never
@@ -231,4 +231,4 @@ def test_a_countdown_that_cannot_be_sent(countdown: Any) -> None:
     app = Celery("entries", set_as_current=False)
     app.conf.beat_schedule = {"entry": {**ENTRY, "options": {"countdown": countdown}}}
     (entry,) = gather(app)[0].entries
-    assert (entry.countdown_s, entry.countdown_odd) == (None, repr(countdown))
+    assert (entry.countdown_s, entry.malformed_countdown) == (None, repr(countdown))

@@ -17,22 +17,22 @@ from tests.screens.draw import SCREENS
 from tests.unit.test_docs import DOCS, ROOT, sections
 from worker_guard.commands.audit.facts import (
     BeatEntry,
-    Delivery,
+    DeliveryFacts,
     Facts,
     Flaw,
     GuardFacts,
+    Malformed,
     MemoryFacts,
     Moment,
-    Odd,
-    Results,
+    ResultsFacts,
     StoredEntries,
     TaskFacts,
     Unreadable,
     When,
 )
-from worker_guard.commands.audit.finding import LEVELS, Finding, judge, reaches
+from worker_guard.commands.audit.finding import LEVELS, Finding, apply_rules, reaches
 from worker_guard.commands.audit.gaps import Gaps
-from worker_guard.commands.audit.render import Report, show
+from worker_guard.commands.audit.render import AuditReport, show
 from worker_guard.commands.audit.rules import IDS, RULES
 from worker_guard.commands.audit.rules.expiry import A_FEW
 from worker_guard.commands.audit.spelling import Spelling, on_one_line, plain
@@ -74,7 +74,7 @@ def stored(*, assumed: bool) -> StoredEntries:
 
 def tasks(*given: TaskFacts, **delivery: Any) -> Facts:
     """These tasks, under these settings of delivery."""
-    return Facts(tasks=given, delivery=Delivery(**delivery))
+    return Facts(tasks=given, delivery=DeliveryFacts(**delivery))
 
 
 def task(**given: Any) -> TaskFacts:
@@ -84,7 +84,7 @@ def task(**given: Any) -> TaskFacts:
 
 def with_entry(facts: Facts, **delivery: Any) -> Facts:
     """The same under other settings of delivery."""
-    return replace(facts, delivery=Delivery(**delivery))
+    return replace(facts, delivery=DeliveryFacts(**delivery))
 
 
 def memory(**given: Any) -> Facts:
@@ -99,9 +99,9 @@ def guard(**given: Any) -> Facts:
     return Facts(guard=GuardFacts(**own), **rest)
 
 
-def redis_results(**given: Any) -> Results:
+def redis_results(**given: Any) -> ResultsFacts:
     """A Redis result backend."""
-    return Results(is_redis=True, backend="RedisBackend", **given)
+    return ResultsFacts(is_redis=True, backend="RedisBackend", **given)
 
 
 CHILD_LIMIT = frozenset({"worker_guard_child_memory_limit"})
@@ -136,7 +136,7 @@ BAD: list[tuple[str, str, Facts]] = [
     ("runs-pile-up", "note", every(MINUTE, AHEAD, ends_at_expires=True)),
     ("expires-ignored-by-scheduler", "warning", ignored(DAY, "expires", HOUR)),
     ("expires-ignored-by-scheduler", "warning", ignored(MINUTE, "expires", PAST)),
-    ("expires-ignored-by-scheduler", "warning", ignored(MINUTE, "expires", Odd("'soon'"))),
+    ("expires-ignored-by-scheduler", "warning", ignored(MINUTE, "expires", Malformed("'soon'"))),
     ("expires-ignored-by-scheduler", "warning", ignored(MINUTE, "expire_seconds", 0.0)),
     (
         "expires-ignored-by-scheduler",
@@ -162,8 +162,12 @@ BAD: list[tuple[str, str, Facts]] = [
     ("expires-before-start", "error", every(DAY, 0.0)),
     ("expires-before-start", "error", every(DAY, -5.0)),
     ("expires-before-start", "error", every(DAY, HOUR, countdown_s=HOUR)),
-    ("expires-not-a-time", "error", every(DAY, Odd("datetime.timedelta(days=1)"))),
-    ("expires-not-a-time", "error", every(DAY, countdown_odd="datetime.timedelta(seconds=5)")),
+    ("expires-not-a-time", "error", every(DAY, Malformed("datetime.timedelta(days=1)"))),
+    (
+        "expires-not-a-time",
+        "error",
+        every(DAY, malformed_countdown="datetime.timedelta(1)"),
+    ),
     ("expires-not-a-time", "warning", every(DAY, YEAR_3600)),
     ("expires-naive", "note", every(DAY, NAIVE)),
     ("expires-naive", "warning", with_entry(every(DAY, NAIVE), utc_offset_s=HOUR)),
@@ -208,7 +212,7 @@ BAD: list[tuple[str, str, Facts]] = [
     ("memory-limit-below-newborn", "error", memory(child_limit_kib=50_000.0)),
     ("memory-limit-unit", "error", memory(child_limit_kib=200.0)),
     ("memory-limit-unit", "error", memory(child_limit_kib=200_000_000.0)),
-    ("memory-limit-unit", "error", memory(child_limit_odd="'400MB'")),
+    ("memory-limit-unit", "error", memory(malformed_child_limit="'400MB'")),
     (
         "memory-limit-beside-guard",
         "warning",
@@ -366,7 +370,7 @@ GOOD: list[tuple[str, Facts]] = [
         ),
     ),
     ("all", Facts(results=redis_results(expires_s=None), guard=GuardFacts(deletes_results=True))),
-    ("all", Facts(results=Results(expires_s=None))),
+    ("all", Facts(results=ResultsFacts(expires_s=None))),
     # Acknowledged early, the message is gone while the task runs.
     ("all", tasks(task(time_limit_s=DAY), visibility_timeout_s=HOUR)),
     (
@@ -395,7 +399,7 @@ GOOD: list[tuple[str, Facts]] = [
 
 def found(facts: Facts) -> dict[str, Finding]:
     """What the rules find, by the rule's id."""
-    return {finding.rule: finding for finding in judge(facts, RULES)}
+    return {finding.rule: finding for finding in apply_rules(facts, RULES)}
 
 
 @pytest.mark.parametrize(("rule", "level", "facts"), BAD)
@@ -423,11 +427,13 @@ def test_celerys_defaults_are_nothing_above_a_note() -> None:
     """The facts of an app that sets nothing, and has no guard."""
     defaults = Facts(
         tasks=(task(),),
-        delivery=Delivery(transport="redis", visibility_timeout_s=HOUR),
+        delivery=DeliveryFacts(transport="redis", visibility_timeout_s=HOUR),
         results=redis_results(),
         guard=GuardFacts(installed=False),
     )
-    assert [(f.rule, f.level) for f in judge(defaults, RULES)] == [("guard-not-installed", "note")]
+    assert [(f.rule, f.level) for f in apply_rules(defaults, RULES)] == [
+        ("guard-not-installed", "note")
+    ]
 
 
 def test_each_rule_has_rows() -> None:
@@ -476,17 +482,17 @@ def test_what_a_fixed_expires_does() -> None:
 @pytest.mark.parametrize("gap", [0.25, 10.0, MINUTE, HOUR, 5 * HOUR, DAY - 120, DAY, WEEK])
 @pytest.mark.parametrize(
     "expires",
-    [None, -1.0, 1.0, MINUTE, 10 * MINUTE, HOUR, DAY, PAST, AHEAD, YEAR_3600, Odd("'soon'")],
+    [None, -1.0, 1.0, MINUTE, 10 * MINUTE, HOUR, DAY, PAST, AHEAD, YEAR_3600, Malformed("'soon'")],
     ids=str,
 )
 @pytest.mark.parametrize("countdown_s", [None, 30.0, 2 * HOUR])
 def test_the_line_to_change_is_a_cure(gap: float, expires: When, countdown_s: float | None) -> None:
     """With the lifetime that it names, nothing is found any more, and few runs pile up."""
     facts = every(gap, expires, countdown_s=countdown_s)
-    for finding in judge(facts, RULES):
+    for finding in apply_rules(facts, RULES):
         if finding.rule not in ("prefetch-outlasts-expires", "expires-naive"):
             wanted = float(finding.change.rpartition("= ")[2])
-            assert not judge(every(gap, wanted, countdown_s=countdown_s), RULES)
+            assert not apply_rules(every(gap, wanted, countdown_s=countdown_s), RULES)
             assert min(wanted - (countdown_s or 0), HOUR) / gap <= A_FEW
 
 
@@ -508,7 +514,7 @@ def test_where_nobody_knows_how_often_it_runs_no_number_is_made_up() -> None:
         tasks(task(expires=PAST)),
         tasks(task(expires=NAIVE)),
     ):
-        for finding in judge(facts, RULES):
+        for finding in apply_rules(facts, RULES):
             if finding.rule.startswith("expires"):
                 assert "expires=…" in finding.change or '["expires"] = …' in finding.change
 
@@ -516,9 +522,9 @@ def test_where_nobody_knows_how_often_it_runs_no_number_is_made_up() -> None:
 @pytest.mark.parametrize("kib", [200.0, 20_000.0, 50_000.0, 200_000_000.0])
 def test_the_limit_to_change_is_a_cure(kib: float) -> None:
     """With the limit that it names, nothing is found any more."""
-    (finding,) = judge(memory(child_limit_kib=kib), RULES)
+    (finding,) = apply_rules(memory(child_limit_kib=kib), RULES)
     wanted = float(finding.change.split("= ")[1].split(" ")[0])
-    assert not judge(memory(child_limit_kib=wanted), RULES)
+    assert not apply_rules(memory(child_limit_kib=wanted), RULES)
 
 
 @pytest.mark.parametrize("countdown_s", [2 * HOUR, 5 * DAY])
@@ -545,7 +551,7 @@ def test_the_worst_come_first() -> None:
         guard=GuardFacts(installed=False),
         statedb="worker.state",
     )
-    levels = [LEVELS.index(finding.level) for finding in judge(facts, RULES)]
+    levels = [LEVELS.index(finding.level) for finding in apply_rules(facts, RULES)]
     assert levels == sorted(levels)
     assert len(set(levels)) == 3
 
@@ -667,9 +673,9 @@ def test_a_crontab_is_printed_on_one_line(columns: int) -> None:
     crontab = "<crontab: 0,15,30,45 4 * * * (m/h/dM/MY/d)>"
     for longer in range(0, 40, 7):
         name = "proj." + "x" * longer
-        findings = judge(every(10.0, task=name, schedule=crontab), RULES)
+        findings = apply_rules(every(10.0, task=name, schedule=crontab), RULES)
         out = io.StringIO()
-        report = Report(findings=findings, unread=(), rules=1, beat_entries=1, tasks=0)
+        report = AuditReport(findings=findings, unread=(), rules=1, beat_entries=1, tasks=0)
         show(report, color=False, file=out, width=columns)
         assert crontab in out.getvalue()
         assert max(map(len, out.getvalue().splitlines())) <= columns

@@ -13,7 +13,7 @@ from celery import Celery
 from celery.schedules import crontab, schedule
 
 from tests.unit.test_settings import conf
-from worker_guard.celery_internals import result_lifetime_s
+from worker_guard.celery_internals import result_ttl_s
 from worker_guard.results.backend import (
     BackendUnreadableError,
     NoPrefixError,
@@ -246,4 +246,4 @@ def test_the_longest_lifetime_that_celery_gives_counts(
     lifetimes: dict[str, Any], longest_s: float | None
 ) -> None:
     """Celery 5.7 can keep failures and chords for longer than results."""
-    assert result_lifetime_s(SimpleNamespace(**lifetimes)) == longest_s
+    assert result_ttl_s(SimpleNamespace(**lifetimes)) == longest_s

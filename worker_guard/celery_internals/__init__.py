@@ -1,8 +1,9 @@
 """The one place that touches what Celery, kombu and billiard do not document.
 
-Read and run against Celery 5.3.6, 5.4.0, 5.5.3, 5.6.3 and 5.7.0. Each function says what it
-relies on. Where something is missing on another release the function raises
-:exc:`MissingInternalError`, and the part that needs it stays off and says so.
+The first line of each module says what it touches. "Relies on" lists the undocumented names, in
+the module's docstring or in the function's; "read in" gives the releases in which they were read.
+The tests run on Celery 5.3.6, 5.4.0, 5.5.3, 5.6.3 and 5.7.0. If a release lacks a name, the
+function raises :exc:`MissingInternalError`; the part that needs it stays off and says so.
 """
 
 from worker_guard.celery_internals.children import (
@@ -49,8 +50,8 @@ from worker_guard.celery_internals.servers import (
     naive_date_ahead_s,
     redis_client,
     result_key_prefixes,
-    result_lifetime_s,
-    result_lifetimes_s,
+    result_ttl_s,
+    result_ttls_s,
     results_client,
     waiting_messages,
 )
@@ -87,8 +88,8 @@ __all__ = [
     "pool_name",
     "redis_client",
     "result_key_prefixes",
-    "result_lifetime_s",
-    "result_lifetimes_s",
+    "result_ttl_s",
+    "result_ttls_s",
     "results_client",
     "shut_down_warmly",
     "statedb",

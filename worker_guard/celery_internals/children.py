@@ -1,4 +1,11 @@
-"""The children of a prefork pool, and how one of them leaves."""
+"""The children of a prefork pool, and how one of them leaves.
+
+Relies on: ``TaskPool._pool`` (None after stop), ``Pool._pool``, ``_cache``, ``_poolctrl``,
+``_processes`` and the processes' ``index`` and ``exitcode``; with an event loop also on
+``AsynPool._waiting_to_start``, ``_result_handler`` and the names in
+:mod:`~worker_guard.celery_internals.inboxes`, without one on those in :class:`NoOpJobs`; read in
+Celery 5.3.6 to 5.7, run on billiard 4.2.0 and 4.3.2.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +24,9 @@ from worker_guard.celery_internals.no_op_jobs import NoOpJobs
 
 @dataclass(frozen=True, kw_only=True)
 class PoolChild:
-    """A process of the pool. ``slot`` is its place, which its replacement takes over.
+    """A process of the pool.
 
-    ``up`` is False until it has said that it takes tasks.
+    Its replacement takes over its ``slot``. ``up`` is False until it reports that it takes tasks.
     """
 
     pid: int
@@ -29,7 +36,7 @@ class PoolChild:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTask:
-    """A task that a child has accepted and not finished; ``since_mono`` is when it did."""
+    """A task that a child accepted at ``since_mono`` and has not finished."""
 
     task_id: str
     task_name: str
@@ -39,23 +46,18 @@ class RunningTask:
 class PoolChildren:
     """The children of a prefork pool, and how one of them leaves without losing its work.
 
-    A child leaves by its sentinel: an event that it looks at before it waits for its next job.
-    An idle child is past that look already, and is made to look again: with an event loop by a
-    nudge in its inbox, without one by an no-op job. No signal is sent at any time: whatever the
-    pool has written to the child is run by it, or was never begun and is put back by the pool.
+    billiard gives each child an exit event, which the child checks before it waits for its next
+    job. The guard sets that event. An idle child has already checked it, so the guard makes it
+    check again: with an event loop by a nudge in its inbox, without one by a no-op job. The guard
+    never sends a signal, so no job is lost: the child runs what the pool has written to it, or the
+    pool puts back what the child did not begin.
 
-    With an event loop the pool gives no further job to a child that was asked (see
-    :mod:`~worker_guard.celery_internals.inboxes`). All that this takes is done as it is asked: such
-    a child leaves though the guard never looks at it again, and no slot is left unused.
-
-    Relies on ``TaskPool._pool`` (None after stop), ``Pool._pool``, ``_cache``, ``_poolctrl``,
-    ``_processes`` and the processes' ``index`` and ``exitcode``; with an event loop also on
-    ``AsynPool._waiting_to_start``, ``_result_handler`` and what
-    :mod:`~worker_guard.celery_internals.inboxes` names, else on what :class:`NoOpJobs` does. Run
-    on billiard 4.2.0 and 4.3.2.
+    With an event loop the pool gives no further job to a child that was asked to leave (see
+    :mod:`~worker_guard.celery_internals.inboxes`). :meth:`ask_to_leave` does all that this takes:
+    the child leaves and its slot is filled even if the guard never looks at it again.
 
     Raises:
-        MissingInternalError: the pool has no children, or lacks one of these.
+        MissingInternalError: the pool has no children, or lacks a name that this relies on.
     """
 
     _NEEDED = ("_pool", "_cache", "_processes", "_poolctrl")
@@ -68,17 +70,17 @@ class PoolChildren:
             raise MissingInternalError(f"the {pool_name(worker)} pool has no children")
         self._task_pool = worker.pool
         pool = worker.pool._pool
-        #: Whether the pool is driven by the event loop; else by threads of its own.
+        #: Whether an event loop drives the pool; if not, threads of its own do.
         self.has_event_loop = not getattr(pool, "threads", True)
         needed = self._NEEDED + (self._NEEDED_BY_LOOP if self.has_event_loop else NoOpJobs.NEEDED)
         missing = [name for name in needed if not hasattr(pool, name)]
         if missing:
             raise MissingInternalError(f"this release's pool has no {', '.join(missing)}")
         self._asked: dict[int, Any] = {}
-        self._empty_jobs = NoOpJobs()
+        self._no_op_jobs = NoOpJobs()
 
     def why_not_to_recycle(self) -> str:
-        """Why the children can't be asked to leave; empty: they can."""
+        """Why the children can't be asked to leave; empty if they can."""
         if not getattr(self._task_pool._pool, "allow_restart", False):
             return "the pool was made without an exit event for each child"
         if not self.has_event_loop and not getattr(self._task_pool, "forking_enable", True):
@@ -86,7 +88,7 @@ class PoolChildren:
         return ""
 
     def listed(self) -> list[PoolChild]:
-        """The children that the pool has now, in the order of their slots."""
+        """The children of the pool now, in the order of their slots."""
         pool = self._task_pool._pool
         if pool is None:
             return []
@@ -99,15 +101,16 @@ class PoolChildren:
         return sorted(children, key=lambda child: child.slot)
 
     def size(self) -> int:
-        """How many children the pool is to have."""
+        """How many children the pool should have."""
         pool = self._task_pool._pool
         return 0 if pool is None else int(pool._processes)
 
     def running(self) -> dict[int, RunningTask]:
         """The task that each busy child has accepted and not finished.
 
-        Relies on ``ApplyResult._time_accepted``: the child's monotonic clock, which on the
-        platforms that fork is the main process's too; Celery's own ``time_start`` builds on that.
+        Relies on ``ApplyResult._time_accepted``, a reading of the child's monotonic clock. On
+        platforms that fork, the main process has the same clock, as Celery's own ``time_start``
+        assumes.
         """
         pool = self._task_pool._pool
         found: dict[int, RunningTask] = {}
@@ -124,49 +127,51 @@ class PoolChildren:
         return found
 
     def is_busy(self, pid: int) -> bool:
-        """Whether a job was given to this child and isn't known to be finished."""
+        """Whether the pool gave this child a job that isn't known to be finished."""
         process = self._process(pid)
         return process is not None and bool(self._jobs(self._task_pool._pool, process))
 
     def ask_to_leave(self, pid: int) -> bool:
-        """Set the child's sentinel, and have it given no further job; False: not now, try again.
+        """Set the child's exit event and give it no further job; False: not now, try again.
 
-        Not before it is up, and not while its first job is on its way to it: where the connection
-        to the broker is lost just then, Celery forgets that job, and a child that leaves without
-        reading it would hand it on to its replacement, beside the one that the broker sends again.
+        A child is not asked before it is up, nor while its first job is on its way to it. If the
+        connection to the broker is lost at that moment, Celery forgets the job. A child that
+        leaves without reading it would pass it on to its replacement, and the broker would send
+        the same job again.
 
-        The event's lock is only tried: a child that was killed while it held it holds it for ever.
+        The event's lock is tried, not waited for: a child killed while it holds the lock never
+        releases it.
         """
         process = self._process(pid)
         pool = self._task_pool._pool
-        sentinel = None if process is None else pool._poolctrl.get(pid)
-        if sentinel is None or (self.has_event_loop and not self._has_settled(pool, process)):
+        exit_event = None if process is None else pool._poolctrl.get(pid)
+        if exit_event is None or (self.has_event_loop and not self._has_settled(pool, process)):
             return False
-        if not sentinel._cond.acquire(False):
+        if not exit_event._cond.acquire(False):
             return False
         try:
-            # What Event.set does, less the notifying: nobody waits for it.
-            sentinel._flag.acquire(False)
-            sentinel._flag.release()
+            # As Event.set does, but without the notification: nobody waits for it.
+            exit_event._flag.acquire(False)
+            exit_event._flag.release()
         finally:
-            sentinel._cond.release()
+            exit_event._cond.release()
         self._asked[pid] = process
         if self.has_event_loop:
             inboxes.close(pool, process)
         return True
 
     def wake(self, pid: int) -> None:
-        """Without an event loop: have the child look at its sentinel where it is idle.
+        """Make an idle child check its exit event, in a pool without an event loop.
 
-        With one that was done when it was asked.
+        With an event loop :meth:`ask_to_leave` has done so.
         """
         process = self._process(pid)
         pool = self._task_pool._pool
         if process is not None and not self.has_event_loop and not self._jobs(pool, process):
-            self._empty_jobs.give(pool)
+            self._no_op_jobs.give(pool)
 
     def let_stay(self) -> None:
-        """Leave the pool as it was found: whoever has not left yet is given jobs again."""
+        """Let the pool give jobs again to the children that have not left yet."""
         pool = self._task_pool._pool
         if pool is not None and self.has_event_loop:
             for process in self._asked.values():
@@ -174,29 +179,27 @@ class PoolChildren:
                     inboxes.reopen(pool, process, busy=bool(self._jobs(pool, process)))
 
     def has_left(self, pid: int) -> bool:
-        """Whether a child that was asked to leave is no more in the pool."""
+        """Whether a child that was asked to leave is gone from the pool."""
         return self._process(pid) is not self._asked.get(pid)
 
     def left_by_itself(self, pid: int) -> bool:
-        """Whether a child that has left did so between two tasks, and not by a signal.
-
-        Forgets the child.
-        """
+        """Whether a child left between two tasks and not by a signal. Forgets the child."""
         process = self._asked.pop(pid, None)
         return process is not None and process.exitcode in (EX_OK, EX_RECYCLE)
 
     def maintain(self) -> None:
-        """Reap who has left, and replace it, now instead of at the pool's next look.
+        """Have the pool reap and replace the children that have left now, not at its next check.
 
-        Only with an event loop: otherwise a thread does that, and two must not.
+        Only with an event loop: without one a thread of the pool does that, and two must not.
         """
         if self.has_event_loop and self._task_pool._pool is not None:
             self._task_pool.maintain_pool()
 
     def watch_births(self, on_born: Callable[[int], None]) -> Hook | None:
-        """Have ``on_born(pid)`` called when a child is up, before it gets a task.
+        """Call ``on_born(pid)`` when a child is up, before it gets a task.
 
-        None: with threads nobody is told. Relies on ``ResultHandler.state_handlers``.
+        None for a pool with threads, which does not report this. Relies on
+        ``ResultHandler.state_handlers``.
         """
         if not self.has_event_loop:
             return None
@@ -204,15 +207,15 @@ class PoolChildren:
 
         handlers = getattr(self._task_pool._pool._result_handler, "state_handlers", None)
         if handlers is None or WORKER_UP not in handlers:
-            raise MissingInternalError("this release's pool does not tell when a child is up")
+            raise MissingInternalError("this release's pool does not report when a child is up")
 
         def wrap(on_process_alive: Callable[..., Any]) -> Callable[..., Any]:
-            def told(pid: int) -> Any:
-                told_pool = on_process_alive(pid)
+            def watched(pid: int) -> Any:
+                result = on_process_alive(pid)
                 on_born(pid)
-                return told_pool
+                return result
 
-            return told
+            return watched
 
         return Hook(handlers, WORKER_UP, wrap)
 
@@ -223,13 +226,13 @@ class PoolChildren:
 
     @classmethod
     def _has_settled(cls, pool: Any, process: Any) -> bool:
-        """Whether the child is up, and has begun with a job where it was given any."""
+        """Whether the child is up and, if it was given jobs, has begun one of them."""
         jobs = cls._jobs(pool, process)
         return inboxes.is_known(pool, process) and (not jobs or any(job.accepted() for job in jobs))
 
     @staticmethod
     def _jobs(pool: Any, process: Any) -> list[Any]:
-        """The jobs that this child was given and that aren't known to be finished."""
+        """The jobs of this child that aren't known to be finished."""
         return [
             job
             for job in list(pool._cache.values())

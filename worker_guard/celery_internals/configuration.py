@@ -1,8 +1,8 @@
-"""Where an app's settings stand, and how they are written there.
+"""The app's configuration: where each setting comes from, and how it is spelled there.
 
-Relies on ``app.conf.maps`` (what was set on the app itself, then the configuration's source, last
-Celery's defaults), on ``app.conf.prefix``, and on ``celery.app.defaults._TO_OLD_KEY``. Read in
-Celery 5.3.6, 5.5.3, 5.6.3 and 5.7.0.
+Relies on: ``app.conf.maps`` (settings set on the app itself, then the configuration's source, then
+Celery's defaults), ``app.conf.prefix`` and ``celery.app.defaults._TO_OLD_KEY``; read in Celery
+5.3.6 to 5.7.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from celery.app import defaults
 
 
 def names_in_source(conf: Any) -> Mapping[str, str] | None:
-    """Each setting as the configuration's source writes it; None where the app has no source.
+    """Each setting as the configuration's source spells it; None if the app has no source.
 
-    In upper case under a namespace (Django), or by its old name (``CELERYBEAT_SCHEDULE``).
+    That is upper case under a namespace (Django), or an old name (``CELERYBEAT_SCHEDULE``).
     """
     _, *sources, celerys = _maps(conf)
     if not any(list(source) for source in sources):
@@ -24,7 +24,7 @@ def names_in_source(conf: Any) -> Mapping[str, str] | None:
     prefix = conf.prefix or ""
     if prefix:
         written = {name: prefix + name for name in defaults.DEFAULTS}
-        # As Celery does: the namespace's case is that of its settings.
+        # As in Celery, the settings have the case of the namespace.
         return {k: v.upper() if prefix.isupper() else v.lower() for k, v in written.items()}
     if "task_acks_late" not in celerys:
         old: Mapping[str, str] = getattr(defaults, "_TO_OLD_KEY", {})
@@ -33,17 +33,17 @@ def names_in_source(conf: Any) -> Mapping[str, str] | None:
 
 
 def is_given(conf: Any, setting: str) -> bool:
-    """Whether somebody has set this setting: in the source, or on the app."""
+    """Whether this setting was set, in the source or on the app."""
     return is_set_on_app(conf, setting) or _stands_in(conf, setting, _maps(conf)[1:-1])
 
 
 def is_set_on_app(conf: Any, setting: str) -> bool:
-    """Whether it was set by ``app.conf.…``, which outweighs the source."""
+    """Whether this setting was set by ``app.conf.…``, which overrides the source."""
     return _stands_in(conf, setting, _maps(conf)[:1])
 
 
 def _maps(conf: Any) -> list[Any]:
-    # The keys first: Celery reads a pending configuration by that.
+    # Celery reads a pending configuration when its keys are listed.
     list(conf)
     return list(conf.maps)
 

@@ -1,4 +1,7 @@
-"""How the guard hooks into the host, and puts back what was there."""
+"""Functions of Celery that the guard wraps, and puts back when it stops.
+
+Relies on: nothing itself; each caller says what it wraps.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class MissingInternalError(WorkerGuardError):
-    """This Celery release lacks an attribute that a part of the guard builds on.
+    """This Celery release lacks an attribute that a part of the guard relies on.
 
     That part is off; the others work. Report the release to the project.
     """
 
 
 class Namespace(MutableMapping[str, Any]):
-    """The attributes that stand on an object or class itself, as a mapping."""
+    """The attributes of an object or class itself, without inherited ones, as a mapping."""
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
@@ -41,9 +44,9 @@ class Namespace(MutableMapping[str, Any]):
 
 
 class Hook:
-    """A function wrapped where it stands, and put back by :meth:`undo`.
+    """A function wrapped in place, and put back by :meth:`undo`.
 
-    Where somebody wrapped it again meanwhile, the hook stays in their chain and only passes on.
+    If other code has wrapped it again meanwhile, the hook stays in place and only passes calls on.
     """
 
     def __init__(self, place: MutableMapping[Any, Any], name: Any, wrap: Wrap) -> None:
@@ -66,7 +69,7 @@ class Hook:
         place[name] = hooked
 
     def undo(self) -> None:
-        """Put back what was there before."""
+        """Put the original function back."""
         self._active = False
         if self._place.get(self._name) is not self._hooked:
             return

@@ -1,4 +1,7 @@
-"""The worker itself: its pool's name and options, its requests, its shutdown."""
+"""The worker itself: its pool's name and options, its requests, its shutdown.
+
+Relies on: the names that each function lists; read in Celery 5.3.6 to 5.7.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Name
 
 
 def pool_name(worker: Any) -> str:
-    """The pool as ``-P`` names it: prefork, solo, threads, gevent …
+    """The pool as ``-P`` names it (prefork, solo, threads, gevent …), or else its class's path.
 
-    Relies on ``celery.concurrency.ALIASES``; a pool of the user's own gets its class's path.
+    Relies on ``celery.concurrency.ALIASES``.
     """
     path = f"{worker.pool_cls.__module__}:{worker.pool_cls.__qualname__}"
     aliases = getattr(concurrency, "ALIASES", {})
@@ -30,10 +33,10 @@ def pool_name(worker: Any) -> str:
 
 
 def allow_recycling(worker: Any) -> None:
-    """Have the pool made with an exit event for each child; to be called before it is made.
+    """Make the pool with an exit event for each child. Call this before the pool is made.
 
     Relies on ``worker.pool_restarts``, which the worker's Pool step reads. The remote command
-    ``pool_restart`` asks the configuration instead, and stays as it was.
+    ``pool_restart`` reads the configuration instead, so this does not enable it.
     """
     if not hasattr(worker, "pool_restarts"):
         raise MissingInternalError("this Celery release has no worker.pool_restarts")
@@ -41,10 +44,10 @@ def allow_recycling(worker: Any) -> None:
 
 
 def watch_accepted(on_accepted: Callable[[int, str], None]) -> Hook:
-    """Have ``on_accepted(pid, task_name)`` called for each task that a child begins.
+    """Call ``on_accepted(pid, task_name)`` for each task that a child begins.
 
-    Relies on ``Request.on_accepted(pid, time_accepted)``. Without an event loop it is called on a
-    thread of the pool. Unhook by the hook's ``undo``.
+    Without an event loop a thread of the pool calls it. The hook's ``undo`` ends this. Relies on
+    ``Request.on_accepted(pid, time_accepted)``.
     """
 
     def wrap(accepted: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,7 +63,7 @@ def watch_accepted(on_accepted: Callable[[int, str], None]) -> Hook:
 def shut_down_warmly() -> None:
     """Let the worker finish its running tasks and exit with code 0.
 
-    Relies on ``celery.worker.state.should_stop``, which every kind of consumer loop looks at.
+    Relies on ``celery.worker.state.should_stop``, which every kind of consumer loop checks.
     """
     if not hasattr(state, "should_stop"):
         raise MissingInternalError("this Celery release has no worker.state.should_stop")
@@ -68,14 +71,14 @@ def shut_down_warmly() -> None:
 
 
 def outlive_the_forking_thread() -> None:
-    """In a child forked by a thread of the pool: live on when that thread ends.
+    """Keep this child alive when the thread that forked it ends. Call this in the child.
 
-    Celery has the kernel kill each child when its parent dies, and the kernel takes the thread
-    that forked it for the parent. Without an event loop replacements are forked by a thread that
-    ends as soon as a warm shutdown begins, so that their running tasks would be lost. Such a
-    child still ends when the main process does: a thread of its own looks for that.
+    Celery has the kernel kill each child when its parent dies, and to the kernel the parent is the
+    thread that forked. In a pool without an event loop, the thread that forks replacements ends as
+    soon as a warm shutdown begins, and the tasks that they run would be lost. The child still ends
+    with the main process: a thread of its own checks for that.
 
-    Relies on ``billiard.util.set_pdeathsig``; elsewhere than on Linux there is nothing to undo.
+    Relies on ``billiard.util.set_pdeathsig``. On platforms other than Linux it changes nothing.
     """
     parent = os.getppid()
     with contextlib.suppress(OSError):
@@ -84,14 +87,14 @@ def outlive_the_forking_thread() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """In a child: what the kernel did, for the main process instead of for its thread."""
+    """Kill this child when the main process ends, as the kernel did when the thread ended."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def keep_replacements_alive() -> Callable[[], None]:
-    """Have each child that is forked from now on call the above; returns what undoes this."""
+    """Call the above in each child that is forked from now on; return a function that undoes it."""
 
     def initialize(**_: Any) -> None:
         outlive_the_forking_thread()

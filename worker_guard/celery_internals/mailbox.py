@@ -1,4 +1,9 @@
-"""Questions to the workers by remote control, and what these leave in the broker."""
+"""Remote control: questions to the workers, and what they leave in the broker.
+
+Relies on: ``Control.mailbox`` and kombu's ``Mailbox._broadcast``, which declares ``reply_queue``,
+publishes, waits by ``connection.drain_events`` and deletes the queue at its end, but not if its
+process ends or its connection is lost before that; read in Celery 5.3.6 to 5.7, kombu 5.3 to 5.7.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +18,28 @@ from typing import Any
 from kombu.messaging import Consumer
 from kombu.utils.uuid import uuid
 
-#: How soon a question that is under way notices that it is to end.
+#: Seconds after which a running question notices that it should end.
 _LOOK_S = 0.1
 
-#: A worker that looked the reply queue up before it was deleted has put its reply there by then.
+#: Seconds within which a worker that found the reply queue before its deletion has replied.
 _LATE_S = 0.2
 
 
 class QuestionEndedError(Exception):
-    """The question was ended by :meth:`Mailbox.end_question` before all answers were there."""
+    """:meth:`Mailbox.end_question` ended the question before all replies arrived."""
 
 
 class Mailbox:
-    """Asks workers over a connection that is handed in, and leaves nothing in the broker.
+    """Asks workers over the caller's connection, and leaves nothing in the broker.
 
-    To be used from one thread, but for :meth:`end_question`.
-
-    Relies on ``Control.mailbox``, and on kombu's ``Mailbox._broadcast``: it declares
-    ``reply_queue``, publishes, waits by ``connection.drain_events`` and deletes the queue, but only
-    if it comes to its end: not if its process ends or its connection is lost meanwhile. Kombu stops
-    waiting after so many messages as there are to be answers, and counts late answers to an earlier
-    question; so the answers are counted here. (Celery 5.3.6 to 5.7, kombu 5.3 to 5.7)
+    Use it from one thread, except :meth:`end_question`. It counts the replies itself, because
+    kombu's own count includes late replies to an earlier question.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        # One name for all questions, so that the next one, or the last look, takes away what a
-        # broken connection left.
+        # One mailbox for all questions, so that the next one, or ``clear``, removes what a broken
+        # connection left.
         self._mailbox: Any = None
         self._events_of = uuid()
         self._farewells: Any = None
@@ -58,12 +58,12 @@ class Mailbox:
         timeout_s: float,
         arguments: Mapping[str, object] | None = None,
     ) -> list[Mapping[str, Any]]:
-        """The replies of these workers (all, if none is named), as soon as there are ``limit``.
+        """The replies of these workers (all, if none is named), once there are ``limit`` of them.
 
-        ``timeout_s`` is the time to wait for one more.
+        ``timeout_s`` is the time to wait for each further reply.
 
         Raises:
-            QuestionEndedError: it was ended.
+            QuestionEndedError: :meth:`end_question` was called.
         """
         if self._mailbox is None:
             self._mailbox = self._app.control.mailbox(connection)
@@ -87,7 +87,7 @@ class Mailbox:
                 channel=connection.default_channel,
             )
         except QuestionEndedError:
-            # Raised by the wait for a message, so that kombu has deleted the queue.
+            # The wait for a message raised this, and then kombu deleted the queue.
             del self._queues[mailbox.reply_queue.name]
             raise
         del self._queues[mailbox.reply_queue.name]
@@ -95,16 +95,16 @@ class Mailbox:
         return replies
 
     def end_question(self) -> None:
-        """End the question that is under way, and all later ones. From any thread."""
+        """End the running question and all later ones. Any thread may call this."""
         self._ending.set()
 
-    # -- workers that say that they leave ----------------------------------------------------
+    # -- workers that shut down --------------------------------------------------------------
 
     def listen(self, connection: Any) -> None:
-        """Hear from now on, while questions are asked, of workers that shut down.
+        """Note, while questions are asked, which workers shut down from now on.
 
-        A worker says so by the event ``worker-offline``, if it sends heartbeats. What the broker
-        keeps for this asker is its queue alone, on Redis a subscription.
+        A worker sends the event ``worker-offline`` then, if it sends heartbeats. The broker keeps
+        one queue for this mailbox, on Redis a subscription.
         """
         channel = connection.channel()
         receiver = self._app.events.Receiver(
@@ -118,7 +118,7 @@ class Mailbox:
         self._farewells.consume()
 
     def gone(self) -> list[str]:
-        """The workers that said so since this was last asked."""
+        """The workers that have shut down since the last call."""
         gone, self._gone = self._gone, []
         return gone
 
@@ -126,41 +126,41 @@ class Mailbox:
 
     @property
     def leaves_something(self) -> bool:
-        """Whether something of this asker may be in the broker."""
+        """Whether something of this mailbox may be in the broker."""
         return bool(self._queues) or self._late_answers
 
     def clear(self, connection: Any, rest: Callable[[float], None] = time.sleep) -> None:
-        """Take away what is left of all questions.
+        """Remove what the questions left in the broker.
 
         Raises:
             Exception: what the transport raises; call it again with another connection.
         """
         if self._farewells is not None:
             farewells, self._farewells = self._farewells, None
-            with contextlib.suppress(Exception):  # it may be on a connection that was lost
+            with contextlib.suppress(Exception):  # its connection may be lost
                 farewells.cancel()
         for name, queue in list(self._queues.items()):
             channel = connection.channel()
             declared = queue(channel)
-            # Kombu's own transports delete only those bindings that this process has made.
+            # Kombu's own transports delete only the bindings that this process has made.
             declared.declare()
             declared.delete()
             channel.close()
             del self._queues[name]
         if self._late_answers and self._mailbox is not None:
             rest(_LATE_S)
-            # A server of AMQP lets nobody write to a queue that is gone.
+            # An AMQP broker accepts no message for a queue that is gone.
             if connection.transport.driver_type != "amqp":
                 connection.default_channel.queue_purge(self._mailbox.reply_queue.name)
         self._late_answers = False
 
 
-#: More messages than any question is answered by.
+#: More replies than any question gets.
 _ENDLESS = 1 << 62
 
 
 class _Sliced:
-    """A connection whose wait for messages is cut into slices, with a look at who ends it."""
+    """A connection that waits in short slices, so that a question can be ended."""
 
     def __init__(
         self, connection: Any, ending: threading.Event, *, enough: Callable[[], bool]
@@ -172,7 +172,7 @@ class _Sliced:
         return self._connection.default_channel
 
     def drain_events(self, timeout: float) -> None:
-        """Wait for one message; raises ``socket.timeout`` where none came."""
+        """Wait for one message. Raises ``socket.timeout`` if none comes."""
         if self._enough():
             raise TimeoutError
         until = time.monotonic() + timeout

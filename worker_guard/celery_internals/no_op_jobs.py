@@ -1,4 +1,7 @@
-"""Empty jobs: what makes an idle child look at its sentinel in a pool without an event loop."""
+"""No-op jobs: they make an idle child check its exit event in a pool without an event loop.
+
+Relies on: ``Pool._pool``, ``_putlock`` and ``apply_async``; read in Celery 5.3.6 to 5.7.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,10 @@ from celery.utils.functional import noop
 
 
 class NoOpJobs:
-    """Gives an no-op job to each idle child, as Celery's own ``TaskPool.restart`` does to one.
+    """Gives a no-op job to each idle child, as Celery's own ``TaskPool.restart`` gives one.
 
-    All children read one queue, in turns: nobody can choose who gets which job, so each idle one
-    has to get an no-op job for the one that is meant to get its own.
-
-    Relies on ``Pool._pool``, ``_putlock`` and ``apply_async``.
+    All children take turns to read one queue, so the guard can't choose which child gets a job.
+    Each idle child must get one, so that the right one does.
     """
 
     NEEDED = ("_putlock", "apply_async")
@@ -22,7 +23,7 @@ class NoOpJobs:
         self._given: list[Any] = []
 
     def give(self, pool: Any) -> None:
-        """Give as many as there are children and free slots, unless the last ones are under way."""
+        """Give one for each child and free slot, unless some of the last ones are unfinished."""
         self._given = [job for job in self._given if not job.ready()]
         if self._given:
             return

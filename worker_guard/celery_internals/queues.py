@@ -1,4 +1,10 @@
-"""What the broker itself says of the queues that this worker takes messages from."""
+"""The queues that this worker consumes from, as the broker reports them.
+
+Relies on: ``kombu.transport.redis.Channel``, in which ``_brpop_start`` asks for a message of all
+``active_queues``, ``_brpop_read`` raises ``Empty`` if none of them has one, and ``_size(queue)`` is
+the number of messages; and ``app.amqp.queues.consume_from``, to which other threads may add; read
+in Celery 5.3.6 to 5.7 and kombu 5.3 to 5.7.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +17,20 @@ from weakref import WeakKeyDictionary
 
 from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Namespace
 
-#: So many names of queues are kept.
+#: The most names of queues that are kept.
 _MOST_QUEUES = 1000
 
 
 class EmptyQueues:
-    """When the queues of this worker were last empty, by the broker's own answer.
+    """When the queues of this worker were last empty, as the broker answered.
 
-    Only a Redis broker (or Valkey, or Sentinel) tells: a BRPOP that comes back without a message,
-    or a queue's length as it is declared. That no message came is no such answer: the broker, the
-    connection or the event loop may have hung. What counts is what a channel hears that takes
-    messages: tasks may publish to a queue of the same name on another server.
+    Only a Redis broker (Valkey and Sentinel included) tells, by a BRPOP that returns without a
+    message or by a queue's length when it is declared. Silence is no such answer: the broker, the
+    connection or the event loop may hang. Only answers on a channel that consumes count, because
+    tasks may publish to a queue of the same name on another server.
 
-    The hooks stand in the way of each message, also in the children and in threads that publish. So
-    none of them lets an error out: ``on_error`` is told.
-
-    Relies on ``kombu.transport.redis.Channel``: ``_brpop_start`` asks for a message of all
-    ``active_queues``, ``_brpop_read`` raises ``Empty`` where none of these had one, and
-    ``_size(queue)`` is the number of messages; and on ``app.amqp.queues.consume_from``, to which
-    other threads may add. Read in kombu 5.3 to 5.7.
+    Each message passes through the hooks, also in the children and in threads that publish. So no
+    hook lets an error out; it calls ``on_error`` instead.
     """
 
     def __init__(self, app: Any, *, on_error: Callable[[Exception], None]) -> None:
@@ -38,13 +39,13 @@ class EmptyQueues:
         self._pid = os.getpid()
         self._hooks: list[Hook] = []
         self._empty_mono: dict[str, float] = {}
-        #: The queues that each channel has asked of: others are added while it waits.
+        #: The queues that each channel waits for; others may be added while it waits.
         self._asked: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
-        #: The queues that were empty as each channel declared them, and when.
+        #: The queues that were empty when each channel declared them, and the time.
         self._declared: WeakKeyDictionary[Any, dict[str, float]] = WeakKeyDictionary()
 
     def start(self) -> None:
-        """Begin to listen; where this broker does not tell, nothing is ever known."""
+        """Begin to listen. With a broker that does not tell, nothing is ever known."""
         with self._app.connection_for_read() as connection:
             if connection.transport.driver_type != "redis":
                 return
@@ -64,7 +65,7 @@ class EmptyQueues:
             self._hooks.pop().undo()
 
     def empty_for_s(self) -> float | None:
-        """For how long at most a message can have waited that comes now; None: not known.
+        """The longest time that a message received now can have waited; None: not known.
 
         That is the time since each of the queues was empty.
         """
@@ -110,7 +111,7 @@ class EmptyQueues:
     def _note_empty(self, channel: Any) -> None:
         self._empty_mono.update(dict.fromkeys(self._asked.get(channel, ()), time.monotonic()))
         if len(self._empty_mono) > _MOST_QUEUES:
-            # Each mingle has a queue for its answers.
+            # Each mingle uses a new queue for its replies.
             self._empty_mono = dict.fromkeys(self._asked.get(channel, ()), time.monotonic())
 
     def _note_declared(self, channel: Any, queue: str) -> None:
@@ -121,5 +122,5 @@ class EmptyQueues:
             return
         try:
             note(*args)
-        except Exception as exc:  # noqa: BLE001 - told; in the way of the application's messages
+        except Exception as exc:  # noqa: BLE001 - reported; it must not stop a message
             self._on_error(exc)

@@ -1,4 +1,7 @@
-"""The revoked set of the worker, the ways into it, and the statedb."""
+"""The revoked set of the worker, how ids enter it, and the statedb.
+
+Relies on: the names that each function lists; read in Celery 5.3.6 to 5.7.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,20 @@ _source: contextvars.ContextVar[Source] = contextvars.ContextVar(
     "worker_guard_source", default=Source.OPERATOR
 )
 
-#: The message whose expiry is looked at, and whether this worker had not taken it on before.
+#: The message whose expiry Celery checks now, and whether this worker sees it for the first time.
 _arrival: contextvars.ContextVar[tuple[str, bool] | None] = contextvars.ContextVar(
     "worker_guard_arrival", default=None
 )
 
-#: The key under which operators' ids stand in the statedb, beside Celery's own keys.
+#: The key of the operators' ids in the statedb, beside Celery's own keys.
 STATEDB_KEY = "worker_guard"
 
-#: No heap has this overload, so that no discard rebuilds it.
+#: With this overload no discard rebuilds the heap.
 _NEVER = float("inf")
 
 
 class RevokedSet(Protocol):
-    """What the guard uses of ``celery.worker.state.revoked``, a ``LimitedSet``."""
+    """The interface of ``celery.worker.state.revoked``, a ``LimitedSet``, that the guard uses."""
 
     expires: float
 
@@ -42,11 +45,11 @@ class RevokedSet(Protocol):
 
 
 def _coming_from(source: Source) -> Wrap:
-    """Make a wrapper under which whatever is added to the set is said to come from ``source``."""
+    """A wrapper during which each id that is added to the set has the source ``source``."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            # A context variable, not a flag: with gevent another greenlet can run an operator's
+            # A context variable, not a flag: with gevent, another greenlet can run an operator's
             # revoke while this call waits for the network or for a log handler's lock.
             token = _source.set(source)
             try:
@@ -60,30 +63,30 @@ def _coming_from(source: Source) -> Wrap:
 
 
 def has_just_arrived(context: Any) -> bool:
-    """Whether this worker sees an expired message for the first time, and no other had it before.
+    """Whether this is the first time that any worker sees this expired message.
 
-    To be asked while ``task_revoked`` is sent. Relies on the transport setting ``redelivered``
-    where a worker gave a message back, or was lost with it.
+    Call it while ``task_revoked`` is sent. Relies on the transport, which sets ``redelivered`` if a
+    worker returned the message or was lost with it.
     """
     redelivered = (context.delivery_info or {}).get("redelivered")
     return _arrival.get() == (context.id, True) and not redelivered
 
 
 class ReplacedSetError(MissingInternalError):
-    """The application replaced ``celery.worker.state.revoked``, so that there are two sets.
+    """The application replaced ``celery.worker.state.revoked``, so there are two sets.
 
-    Celery adds to one and looks into the other, so nothing is cleared or marked. Keep Celery's set,
-    and change what it holds: ``add``, ``discard``, ``update``.
+    Celery adds to one and checks the other, so the guard clears and marks nothing. Keep Celery's
+    set, and change its contents: ``add``, ``discard``, ``update``.
     """
 
 
 def the_revoked_set() -> Any:
-    """The revoked set that Celery adds to and looks into.
+    """The revoked set that Celery adds to and checks.
 
     Relies on ``request.revoked_tasks`` and ``state.revoked`` being one object.
 
     Raises:
-        ReplacedSetError: they are two.
+        ReplacedSetError: they are two objects.
     """
     if request.revoked_tasks is not state.revoked:
         raise ReplacedSetError(
@@ -94,7 +97,7 @@ def the_revoked_set() -> Any:
 
 
 def held_ids(revoked: Any) -> KeysView[str]:
-    """The ids in the set: a live view. Relies on ``LimitedSet._data``, which has them as keys."""
+    """A live view of the ids in the set. Relies on ``LimitedSet._data``, whose keys they are."""
     keys: KeysView[str] = revoked._data.keys()
     return keys
 
@@ -107,17 +110,17 @@ def watch_revoked_set(
     on_hello: Callable[[], None],
     changing: Callable[[], AbstractContextManager[object]],
 ) -> list[Hook]:
-    """Have ``on_added(task_id, source)`` called for each id added to the revoked set.
+    """Call ``on_added(task_id, source)`` for each id that is added to the revoked set.
 
-    ``on_dropped(task_id)`` is called for each that Celery drops, because the set is full or the id
-    is old, and ``on_hello()`` when a peer that starts has taken over the ids of this worker.
-    ``changing()`` is held during the adding itself, which takes an id out before it renews it.
+    ``on_dropped(task_id)`` is called for each id that Celery drops, because the set is full or the
+    id is old; ``on_hello()`` when a starting peer has taken over the ids of this worker.
+    ``changing()`` is held while an id is added: Celery removes an id before it renews it.
 
-    Relies on: ``state.revoked`` being a ``LimitedSet`` whose ``update`` calls ``self.add`` for all
-    but another ``LimitedSet``, and whose ``purge`` calls ``self.pop``; ``Request.maybe_expire``
-    adding the expired id; the remote command ``hello`` and the consumer step Mingle adding what
-    peers sent. An id added while none of these three runs counts as an operator's, which is the
-    safe side when a release adds a way in.
+    Relies on ``state.revoked`` being a ``LimitedSet`` whose ``update`` calls ``self.add``, except
+    for another ``LimitedSet``, and whose ``purge`` calls ``self.pop``; on ``Request.maybe_expire``,
+    which adds the expired id; on the remote command ``hello`` and the consumer step Mingle, which
+    add the ids of peers. An id that is added outside these three calls counts as an operator's. So
+    the guard stays on the safe side if a later release adds another way into the set.
     """
 
     def wrap_add(add: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +134,7 @@ def watch_revoked_set(
 
     def wrap_update(update: Callable[..., Any]) -> Callable[..., Any]:
         def watched_update(other: Any) -> Any:
-            # Of these ids ``add`` hears nothing. The other set is not ours: it may change.
+            # Celery merges these without ``add``. The other set may change, so copy its ids first.
             merged = list(held_ids(other)) if isinstance(other, LimitedSet) else ()
             with changing():
                 updated = update(other)
@@ -154,7 +157,7 @@ def watch_revoked_set(
         expire = _coming_from(Source.EXPIRY)(maybe_expire)
 
         def watched_maybe_expire(message: Any) -> Any:
-            # Asked here: by the time task_revoked is sent, Celery has forgotten the message.
+            # Checked here: when task_revoked is sent, Celery has forgotten the message.
             _arrival.set((message.id, message.id not in state.requests))
             return expire(message)
 
@@ -187,19 +190,19 @@ def watch_revoked_set(
 
 
 def _consumer_step(worker: Any, name: str) -> Any:
-    """An included step of the consumer's blueprint, or None."""
+    """A step of the consumer's blueprint, or None if it is not included."""
     step = worker.consumer.blueprint.steps.get(name)
     return step if step in worker.consumer.steps else None
 
 
 class Discarding:
-    """Takes ids out of the set, in place, without rebuilding its heap for each few of them.
+    """Removes ids from the set in place, and rebuilds its heap once instead of every few ids.
 
-    Relies on ``LimitedSet.max_heap_percent_overload`` and on ``_maybe_refresh_heap``, which
-    rebuilds the heap where it is due; one rebuild for all (:meth:`finish`) is cheaper. In 5.6.3
-    and before it is always due, by ``_refresh_heap``: there an entry that ``discard`` left in the
-    heap takes another id with it when ``purge`` finds it old. So there a purge that comes before
-    the rebuild is preceded by it. (5.7, by ``_is_current``, tells such entries apart.)
+    Relies on ``LimitedSet.max_heap_percent_overload`` and ``_maybe_refresh_heap``, which rebuilds
+    the heap if it is overloaded; one rebuild for all ids (:meth:`finish`) is cheaper. Celery 5.6.3
+    and earlier always need that rebuild, by ``_refresh_heap``: when ``purge`` finds an old entry
+    that ``discard`` left in the heap, it drops another id too. So on these releases the heap is
+    also rebuilt before each purge. Celery 5.7 recognizes such entries (``_is_current``).
     """
 
     def __init__(self, revoked: Any) -> None:
@@ -213,7 +216,7 @@ class Discarding:
         self._purge: Hook | None = None
 
     def clear(self, task_ids: Iterable[str]) -> None:
-        """Take these ids out."""
+        """Remove these ids."""
         if self._refresh is not None and not self._held:
             self._held = True
             self._revoked.max_heap_percent_overload = _NEVER
@@ -225,33 +228,33 @@ class Discarding:
             discard(task_id)
 
     def finish(self) -> None:
-        """Bring the heap in line with what is left; to be called once after the last clear."""
+        """Rebuild the heap. Call this once, after the last :meth:`clear`."""
         if not self._held:
             return
         self._held = False
         if self._purge is not None:
             self._purge.undo()
         del self._revoked.max_heap_percent_overload
-        self._bring_in_line()
+        self._refresh_stale()
 
     def _refreshed_before(self, purge: Callable[..., Any]) -> Callable[..., Any]:
-        def purge_what_is_there(*args: Any, **kwargs: Any) -> Any:
-            self._bring_in_line()
+        def refreshing_purge(*args: Any, **kwargs: Any) -> Any:
+            self._refresh_stale()
             return purge(*args, **kwargs)
 
-        return purge_what_is_there
+        return refreshing_purge
 
-    def _bring_in_line(self) -> None:
+    def _refresh_stale(self) -> None:
         if self._stale and self._refresh is not None:
             self._stale = False
             self._refresh()
 
 
 def statedb(worker: Any) -> MutableMapping[str, Any] | None:
-    """The open statedb, or None where the worker has none.
+    """The open statedb, or None if the worker has none.
 
-    Relies on ``worker._persistence.db``, a shelf that Celery writes at exit and from which it
-    takes only the keys that it knows.
+    Relies on ``worker._persistence.db``, a shelf that Celery writes at exit. Celery reads only the
+    keys that it knows from it.
     """
     persistence = getattr(worker, "_persistence", None)
     return None if persistence is None else persistence.db
@@ -260,8 +263,8 @@ def statedb(worker: Any) -> MutableMapping[str, Any] | None:
 def ids_of_statedb(worker: Any) -> frozenset[str]:
     """The revoked ids that this worker read from its statedb.
 
-    Relies on ``Persistent.decompress`` and the key ``zrevoked``, a pickled ``LimitedSet`` that
-    Celery itself has read from the same file a moment before.
+    Relies on ``Persistent.decompress`` and the key ``zrevoked``, a pickled ``LimitedSet``. Celery
+    itself has just unpickled it from the same file.
     """
     shelf = statedb(worker)
     packed = None if shelf is None else shelf.get("zrevoked")
@@ -270,4 +273,4 @@ def ids_of_statedb(worker: Any) -> frozenset[str]:
     try:
         return frozenset(pickle.loads(worker._persistence.decompress(packed)))  # noqa: S301
     except Exception as exc:
-        raise MissingInternalError(f"the ids in the statedb can't be told: {exc!r}") from exc
+        raise MissingInternalError(f"the ids in the statedb can't be read: {exc!r}") from exc

@@ -1,4 +1,7 @@
-"""The result backend, its clients and its key names, and the queues of the broker."""
+"""The result backend, its clients and its key names, and the queues of the broker.
+
+Relies on: the names that each function lists; read in Celery 5.3.6 to 5.7.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ REDIS_TIMEOUT_S = 0.4
 def redis_client(backend: Any, timeout_s: float) -> Any:
     """A Redis client of the guard's own for the server of this result backend.
 
-    Relies on ``RedisBackend.connparams`` and ``_create_client``, which serve Sentinel, TLS and
-    sockets as the backend is configured. The backend's own client waits for minutes.
+    The backend's own client waits for minutes. Relies on ``RedisBackend.connparams`` and
+    ``_create_client``, which handle Sentinel, TLS and sockets as the backend is configured.
     """
     from redis.backoff import NoBackoff
     from redis.exceptions import ConnectionError as RedisConnectionError
@@ -27,14 +30,14 @@ def redis_client(backend: Any, timeout_s: float) -> Any:
     if "path" not in params:
         params["socket_connect_timeout"] = timeout_s
     params.pop("retry_on_timeout", None)
-    # Once more, at once: the pooled connection is stale after the server was restarted.
+    # Retry once, at once: after a restart of the server the pooled connection is stale.
     params["retry"] = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
     client = backend._create_client(**params)
-    # Sentinels are asked by clients of their own, which wait for minutes too.
+    # Each Sentinel has a client of its own, which waits for minutes too.
     manager = getattr(client.connection_pool, "sentinel_manager", None)
     sentinels = manager.sentinels if manager is not None else ()
     if sentinels:
-        # "No master" is a connection error too: all of them would be waited for once more.
+        # "No master" is a connection error too: a retry would wait for all Sentinels again.
         client.connection_pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
     for sentinel in sentinels:
         share_s = timeout_s / len(sentinels)
@@ -49,10 +52,10 @@ def redis_client(backend: Any, timeout_s: float) -> Any:
 def results_client(backend: Any, timeout_s: float, *, again: bool = True) -> Any:
     """A client for the server of this result backend that returns bytes, whatever its URL says.
 
-    Without ``again`` it sends nothing twice where a connection ended before the answer.
+    Without ``again`` it does not resend a command if the connection ends before the answer.
 
-    Relies on what :func:`redis_client` relies on, and on ``ConnectionPool.connection_kwargs`` and
-    ``max_connections``.
+    Relies on the names that :func:`redis_client` lists, and on
+    ``ConnectionPool.connection_kwargs`` and ``max_connections``.
     """
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -62,16 +65,16 @@ def results_client(backend: Any, timeout_s: float, *, again: bool = True) -> Any
     pool.connection_kwargs["decode_responses"] = False
     if not again:
         pool.connection_kwargs["retry"] = Retry(NoBackoff(), 0)
-    # ``redis_max_connections`` is meant for the backend's pool. In this one a second connection
-    # reads what the first one watches.
+    # ``redis_max_connections`` is meant for the backend's pool. In this pool a second connection
+    # reads the keys that the first one watches.
     pool.max_connections = max(pool.max_connections, 2)
     return client
 
 
 def key_prefix(backend: Any) -> str:
-    """The ``global_keyprefix`` of a key-value result backend, ``""`` where there is none.
+    """The ``global_keyprefix`` of a key-value result backend; ``""`` if there is none.
 
-    Relies on ``task_keyprefix``: the class's value, behind the global prefix on an instance.
+    Relies on ``task_keyprefix``: on an instance it is the global prefix, then the class's value.
     """
     to_str: Callable[[Any], str] = bytes_to_str
     return to_str(backend.task_keyprefix).removesuffix(to_str(type(backend).task_keyprefix))
@@ -92,45 +95,45 @@ def is_redis(backend: Any) -> bool:
 
 
 def result_key_prefixes(backend: Any) -> tuple[bytes, ...]:
-    """The prefixes of a key-value result backend's keys: of tasks, of groups, of chords.
+    """The key prefixes of a key-value result backend, for tasks, groups and chords.
 
-    Relies on ``task_keyprefix``, ``group_keyprefix`` and ``chord_keyprefix``, which hold the
-    ``global_keyprefix`` on an instance.
+    Relies on ``task_keyprefix``, ``group_keyprefix`` and ``chord_keyprefix``; on an instance they
+    begin with the ``global_keyprefix``.
     """
     prefixes = (backend.task_keyprefix, backend.group_keyprefix, backend.chord_keyprefix)
     return tuple(ensure_bytes(prefix) for prefix in prefixes)
 
 
-def result_lifetime_s(backend: Any) -> float | None:
-    """The longest lifetime in seconds that this backend gives to what it stores; None: for ever.
+def result_ttl_s(backend: Any) -> float | None:
+    """The longest TTL in seconds that this backend gives its keys; None: they never expire.
 
-    Relies on ``Backend.expires`` (``result_expires``) and, from Celery 5.7 on, ``failure_expires``
-    and ``chord_expires``, which can each be longer. None and 0 both mean "for ever", for one of
-    them as for all: what is meant to stay is not told from the rest.
+    None and 0 both mean "never". If one of the TTLs is None or 0, this is None: the keys that
+    should stay can't be told from the rest. Relies on ``Backend.expires`` (``result_expires``)
+    and, from Celery 5.7 on, ``failure_expires`` and ``chord_expires``, which can each be longer.
     """
-    lifetimes = _lifetimes(backend)
-    return float(max(lifetimes)) if all(lifetimes) and min(lifetimes) > 0 else None
+    ttls = _ttls(backend)
+    return float(max(ttls)) if all(ttls) and min(ttls) > 0 else None
 
 
-def result_lifetimes_s(backend: Any) -> tuple[float, ...]:
-    """Each of the lifetimes in seconds that this backend gives to what it stores.
+def result_ttls_s(backend: Any) -> tuple[float, ...]:
+    """Each TTL in seconds that this backend gives its keys.
 
-    Relies on what :func:`result_lifetime_s` relies on.
+    Relies on the names that :func:`result_ttl_s` lists.
     """
-    return tuple(sorted({float(lifetime) for lifetime in _lifetimes(backend) if lifetime}))
+    return tuple(sorted({float(ttl) for ttl in _ttls(backend) if ttl}))
 
 
-def _lifetimes(backend: Any) -> list[Any]:
+def _ttls(backend: Any) -> list[Any]:
     names = ("expires", "failure_expires", "chord_expires")
     return [getattr(backend, name, backend.expires) for name in names]
 
 
 def naive_date_ahead_s(app: Any) -> int:
-    """By how much (s) a ``date_done`` without an offset can be later than it says, read as UTC.
+    """How many seconds later a ``date_done`` without an offset can be than it reads as UTC.
 
-    Celery 5.3.6 writes naive UTC (``Backend._get_result_meta``: ``datetime.utcnow()``) and later
-    releases an offset, whatever the time zone is. So it matters only to what others wrote under
-    ``enable_utc = False``: there, a local time west of Greenwich looks older than it is.
+    Celery 5.3.6 writes naive UTC (``Backend._get_result_meta``: ``datetime.utcnow()``), and later
+    releases write an offset, in any time zone. So this concerns only dates that other code wrote
+    under ``enable_utc = False``: a local time west of Greenwich looks older than it is.
     """
     if app.conf.enable_utc:
         return 0
@@ -140,7 +143,7 @@ def naive_date_ahead_s(app: Any) -> int:
 
 
 def waiting_messages(app: Any) -> int:
-    """The messages that wait in the queues of this app; a queue that isn't there has none.
+    """The number of messages that wait in the queues of this app; a missing queue has none.
 
     Relies on ``channel.queue_declare(passive=True)``, as ``celery amqp`` and kombu do.
     """

@@ -1,4 +1,9 @@
-"""How long a pool waits for a new child to be up, and what became of one that was not."""
+"""Starts of children: how long a pool waits for a child to be up, and which children fail.
+
+Relies on: ``AsynPool._proc_alive_timeout``, which the pool reads when it forks a child, the
+processes' ``outq`` and ``exitcode``, and billiard's ``_controlled_termination``; read in Celery
+5.3.6 to 5.7 and billiard 4.2 and 4.3, run on Celery 5.3.6, 5.5.3 and 5.7.0.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,9 @@ from celery import signals
 class PoolStarts:
     """The starts of the children of a prefork pool.
 
-    With an event loop the pool kills each child that does not say within
-    ``worker_proc_alive_timeout`` that it is up, and forks the next one; those that it begins with
-    are not looked at. With threads it waits for ever.
-
-    Relies on ``AsynPool._proc_alive_timeout``, which is read in the moment in which a child is
-    forked, the processes' ``outq`` and ``exitcode``, and billiard's ``_controlled_termination``.
-    Read in Celery 5.3.6 to 5.7.0 and billiard 4.2 and 4.3; run on 5.3.6, 5.5.3 and 5.7.0.
+    With an event loop the pool kills each child that does not report within
+    ``worker_proc_alive_timeout`` that it is up, and forks the next one. It does not check the
+    children that it starts with. With threads it waits for ever.
     """
 
     def __init__(self, worker: Any) -> None:
@@ -28,29 +29,29 @@ class PoolStarts:
 
     @property
     def timeout_s(self) -> float | None:
-        """How long the pool waits for the children that are forked now; None: for ever."""
+        """How long the pool waits for a child that it forks now; None: for ever."""
         timeout_s = getattr(self._task_pool._pool, "_proc_alive_timeout", None)
         return None if timeout_s is None else float(timeout_s)
 
     def allow(self, timeout_s: float) -> None:
-        """Have it wait for so long, if it would not anyway, for those that it forks from now on."""
+        """Make the pool wait at least this long for the children that it forks from now on."""
         present_s = self.timeout_s
         if present_s is not None and timeout_s > present_s:
             self._task_pool._pool._proc_alive_timeout = timeout_s
 
     def restore(self) -> None:
-        """Have it wait for as long as it is configured to."""
+        """Make the pool wait as long as it is configured to."""
         if self._task_pool._pool is not None and self.configured_s is not None:
             self._task_pool._pool._proc_alive_timeout = self.configured_s
 
     def follow(self, pid: int) -> Any:
-        """The process object of a child, which tells what became of it when the pool forgot it."""
+        """The process object of a child: it has the exit code even if the pool drops it."""
         pool = self._task_pool._pool
         processes = () if pool is None else list(pool._pool)
         return next((process for process in processes if process.pid == pid), None)
 
     def failed(self, followed: Any) -> bool:
-        """Whether that child failed or was killed, and was not one too many for the pool."""
+        """Whether that child failed or was killed, unless the pool ended it on purpose."""
         return (
             followed is not None
             and followed.exitcode not in (None, EX_OK, EX_RECYCLE)
@@ -58,12 +59,12 @@ class PoolStarts:
         )
 
     def said_more(self, pid: int) -> bool:
-        """Whether a child has said something that was not read yet, as that it has begun a task."""
+        """Whether the main process has not read all messages of a child, such as "task begun"."""
         process = self.follow(pid)
         return process is not None and bool(process.outq._reader.poll(0))
 
     def watch_forks(self, on_fork: Callable[[], None]) -> Callable[[], None]:
-        """Have ``on_fork()`` called before each fork of this pool; returns what undoes this."""
+        """Call ``on_fork()`` before each fork of this pool; return a function that undoes this."""
 
         def before_fork(sender: Any = None, **_: Any) -> None:
             if sender is self._task_pool._pool:

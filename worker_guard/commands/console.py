@@ -1,4 +1,4 @@
-"""What the commands of ``celery guard`` share: a line for people, and the exit codes."""
+"""Lines for people and exit codes, shared by the commands of ``celery guard``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "EX_UNAVAILABLE",
     "EX_USAGE",
     "failed",
-    "is_nobodys",
+    "is_default_app",
     "naming",
     "reason",
     "say",
@@ -31,24 +31,24 @@ __all__ = [
     "told",
 ]
 
-#: redis-py prints each Sentinel that it asked as an object of 500 characters.
+#: redis-py prints each Sentinel that it asked as a text of 500 characters.
 _SENTINEL = re.compile(r"<redis\.client\.Redis\(.*?>\)>\)> - ")
 _PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
-#: redis-py says where it connected to, and Python by which number the system names the error.
+#: redis-py adds the address to an error, and Python adds the system's error number.
 _WHERE = re.compile(r"^(Error (-?\d+ )?connecting to \S+\. |\[Errno -?\d+\] )")
 
-#: What an error means that does not say it itself: by the URL, and by what it says.
+#: Likely causes of errors that don't name them, by the URL and the error's text.
 _HINTS = (
     (
         re.compile("(rediss|amqps)://"),
         re.compile("time(d )?out|wrong.version|record.layer", re.IGNORECASE),
-        "perhaps what listens there does not speak TLS",
+        "perhaps the server there does not use TLS",
     ),
     (
         re.compile("redis://"),
         re.compile("closed by server|Protocol Error"),
-        "perhaps what listens there is no Redis, or speaks TLS alone",
+        "perhaps the server there is not Redis, or accepts only TLS",
     ),
 )
 
@@ -56,7 +56,7 @@ _REFUSES, _AWAY, _FAILS = "refuses", "can't be reached", "fails"
 _OF_A_SERVER = (_REFUSES, _AWAY, _FAILS)
 
 _SET_UP_DJANGO = (
-    "name Django's settings by DJANGO_SETTINGS_MODULE, or call django.setup() in the module of the "
+    "set DJANGO_SETTINGS_MODULE to Django's settings, or call django.setup() in the module of the "
     "Celery app"
 )
 
@@ -69,14 +69,14 @@ EX_UNAVAILABLE = 69
 
 
 def say(line: str) -> None:
-    """Tell people, on stderr, so that stdout holds the answer alone."""
+    """Print a line for people on stderr, so that stdout has only the answer."""
     click.echo(line, err=True)
 
 
 def failed(exc: Exception, hint: str = "", *, server: Server = UNNAMED) -> int:
-    """Say in one line, without a password, what went wrong; the exit code that stands for it.
+    """Print what went wrong, in one line without a password, and return the exit code for it.
 
-    ``server`` is the one that was talked to.
+    ``server`` is the server that the command talked to.
     """
     line, code = told(exc, server)
     say(line + hint)
@@ -85,7 +85,7 @@ def failed(exc: Exception, hint: str = "", *, server: Server = UNNAMED) -> int:
 
 def told(exc: Exception, server: Server = UNNAMED) -> tuple[str, int]:
     """The line of :func:`failed`, and its exit code."""
-    what, code = _judged(exc)
+    what, code = _classified(exc)
     text = reason(exc)
     if _is_djangos(exc):
         return f"{type(exc).__name__}: {text.rstrip('.')}; {_SET_UP_DJANGO}", EX_USAGE
@@ -102,10 +102,10 @@ def told(exc: Exception, server: Server = UNNAMED) -> tuple[str, int]:
 
 
 def set_up_django() -> None:
-    """Set up Django where it has settings, as Celery does in a worker: tasks may need its models.
+    """Set up Django if it has settings, as Celery does in a worker: tasks may need its models.
 
     Raises:
-        Exception: what Django and the project's modules raise.
+        Exception: any error of Django or of the project's modules.
     """
     named = bool(os.environ.get("DJANGO_SETTINGS_MODULE")) and find_spec("django") is not None
     conf = sys.modules.get("django.conf")
@@ -117,29 +117,29 @@ def set_up_django() -> None:
             django.setup()
 
 
-def is_nobodys(app: Any) -> bool:
-    """Whether this is the app that Celery makes up where none is named, without a celeryconfig.
+def is_default_app(app: Any) -> bool:
+    """Whether this is Celery's default app, used if no app is named and no celeryconfig exists.
 
-    To be asked after the app's settings were read.
+    Call it after the app's settings were read.
     """
     return app.main == "default" and not getattr(app.loader, "configured", True)
 
 
 def naming(app: Any, command: str) -> str:
-    """What to add to a line of trouble where no app is named; else nothing."""
-    if not is_nobodys(app):
+    """What to add to an error if no app is named; else ``""``."""
+    if not is_default_app(app):
         return ""
     return f"; no app is named: celery -A proj guard {command}"
 
 
 def reason(exc: Exception) -> str:
     """The error's text as one line, without a password."""
-    # redis-py quotes a pipeline's command in full.
+    # redis-py quotes the full command of a pipeline.
     text = _SENTINEL.sub("", _PIPELINE.sub("", " ".join(str(exc).split())))
     return str(masked(text)) or type(exc).__name__
 
 
-def _judged(exc: Exception) -> tuple[str, int]:
+def _classified(exc: Exception) -> tuple[str, int]:
     if isinstance(exc, SettingError | ImproperlyConfigured):
         return "ImproperlyConfigured", EX_USAGE
     if isinstance(exc, WorkerGuardError):
@@ -155,30 +155,30 @@ def _judged(exc: Exception) -> tuple[str, int]:
 
 
 def _is_djangos(exc: BaseException) -> bool:
-    """Whether Django says that it was not set up; it need not be installed."""
+    """Whether Django reports that it is not set up. Django need not be installed."""
     return type(exc).__name__ == "AppRegistryNotReady"
 
 
 def _chain(exc: BaseException | None) -> Iterator[BaseException]:
-    """The error with what it was raised from: kombu wraps its transports' errors."""
+    """The error and its causes: kombu wraps the errors of its transports."""
     while exc is not None:
         yield exc
         exc = exc.__cause__
 
 
 def _refused(exc: BaseException) -> bool:
-    """Whether a server was there, and said no."""
+    """Whether a server answered with a refusal."""
     from amqp.exceptions import AccessRefused, NotAllowed
     from redis import exceptions as redis
 
-    # The first three are connection errors to redis-py.
-    said_no = (
+    # redis-py derives the first three from its ConnectionError.
+    refusals = (
         redis.AuthenticationError,
         redis.AuthorizationError,
         redis.BusyLoadingError,
         redis.ResponseError,
     )
-    return isinstance(exc, (*said_no, AccessRefused, NotAllowed))
+    return isinstance(exc, (*refusals, AccessRefused, NotAllowed))
 
 
 def _unreachable(exc: BaseException) -> bool:
@@ -187,12 +187,12 @@ def _unreachable(exc: BaseException) -> bool:
 
     if isinstance(exc, redis.ConnectionError | redis.TimeoutError | OperationalError):
         return True
-    # An error that names a file is of this machine, and of no server.
+    # An error that names a file concerns this machine, not a server.
     return isinstance(exc, OSError) and exc.filename is None
 
 
 def _failed_there(exc: BaseException) -> bool:
-    """Whether something answered in a way that is none of the protocol, or not as it should."""
+    """Whether the answer breaks the protocol, or is otherwise not as expected."""
     from redis import exceptions as redis
 
     return isinstance(exc, redis.RedisError)

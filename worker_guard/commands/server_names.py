@@ -1,6 +1,6 @@
-"""Which server a message is about: the broker or the result backend, where, and by which setting.
+"""How messages name a server: the broker or result backend, its address and its setting.
 
-Connects to nothing.
+Nothing here connects to a server.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 from worker_guard.values.masking import masked
 
-#: How kombu's transports, redis-py and Python's ssl call the files that they are given.
+#: The options of kombu's transports, redis-py and Python's ssl that name a file.
 _FILES = re.compile(r"(ssl_)?(ca_certs|ca_path|certfile|keyfile)")
 
-#: Several URLs can stand in one setting.
+#: One setting can hold several URLs.
 _NEXT_URL = re.compile(r";(?=[a-z+]+://)")
 
-#: Without a namespace these names of Celery 3 still stand for today's.
+#: Without a namespace Celery still accepts these names of Celery 3.
 _OLD_NAMES = {
     "broker_url": "BROKER_URL",
     "broker_use_ssl": "BROKER_USE_SSL",
@@ -31,9 +31,9 @@ _OLD_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server as a message names it; ``url`` bears no password.
+    """A server as a message names it; ``url`` has no password.
 
-    ``files`` are those that its connections need, by the setting that names each.
+    ``files`` are those that its connections need, each with the setting that names it.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Server:
         return f"{self.url} ({self.setting})" if self.url else self.setting
 
     def unreadable_file(self) -> str | None:
-        """The first file that is not there or can't be read, with its setting and the reason."""
+        """The first file that is missing or can't be read, with its setting and the reason."""
         for path, setting in self.files:
             if not os.access(path, os.R_OK):
                 why = "Permission denied" if os.path.exists(path) else "No such file or directory"
@@ -56,7 +56,7 @@ class Server:
 
 def broker(app: Any) -> Server:
     """The broker that this app publishes to. Never raises."""
-    # In the order in which Celery takes them.
+    # In Celery's order.
     for name in ("broker_write_url", "broker_url"):
         variable = f"CELERY_{name.upper()}"
         if url := os.environ.get(variable):
@@ -76,7 +76,7 @@ def result_backend(app: Any) -> Server:
     return _server(app, "result backend", url or "", setting, _RESULTS)
 
 
-#: The settings, beside the URL, that can name a file.
+#: The settings, other than the URL, that can name a file.
 _BROKER = ("broker_use_ssl", "broker_transport_options")
 _RESULTS = ("redis_backend_use_ssl", "result_backend_transport_options")
 
@@ -109,7 +109,7 @@ def _files(options: Any) -> Iterator[str]:
 
 
 def _value(app: Any, name: str) -> Any:
-    """A setting; None where the configuration can't be read, which another message tells."""
+    """A setting; None if the configuration can't be read, which another message reports."""
     try:
         return app.conf.get(name)
     except Exception:  # noqa: BLE001 - whatever the app's configuration raises
@@ -117,9 +117,9 @@ def _value(app: Any, name: str) -> Any:
 
 
 def _spelt(app: Any, name: str) -> str:
-    """The setting as this app's configuration spells it: ``CELERY_BROKER_URL`` in Django."""
+    """The setting as this app's configuration spells it, such as Django's ``CELERY_BROKER_URL``."""
     try:
-        keys = list(app.conf)  # Celery reads a pending configuration, and its prefix, by that
+        keys = list(app.conf)  # this makes Celery read a pending configuration and its prefix
         prefix = str(app.conf.prefix or "")
     except Exception:  # noqa: BLE001 - whatever the app's configuration raises
         return name

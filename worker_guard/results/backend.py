@@ -151,7 +151,7 @@ def open_result_backend(app: Any, settings: Settings, *, timeout_s: float) -> Re
         ),
         naive_ahead_s=celery_internals.naive_date_ahead_s(app),
         configured_max_age_s=_max_age_s(settings.results_max_age, backend),
-        backend_ttls_s=celery_internals.result_lifetimes_s(backend),
+        backend_ttls_s=celery_internals.result_ttls_s(backend),
     )
 
 
@@ -170,7 +170,7 @@ def _backend(app: Any) -> Any:
 
 def _max_age_s(setting: float | None, backend: Any) -> float | None:
     """The age that is configured; 0 means for ever, as it does in ``result_expires``."""
-    max_age_s = celery_internals.result_lifetime_s(backend) if setting is None else setting
+    max_age_s = celery_internals.result_ttl_s(backend) if setting is None else setting
     return max_age_s or None
 
 

@@ -12,12 +12,12 @@ from celery import schedules
 from celery.utils.time import maybe_iso8601
 
 from worker_guard.commands.audit.beat_scheduler import BeatScheduler
-from worker_guard.commands.audit.facts import BeatEntry, Moment, Odd, When
+from worker_guard.commands.audit.facts import BeatEntry, Malformed, Moment, When
 from worker_guard.commands.audit.gaps import Gaps, crontab_gaps, gaps_between
 from worker_guard.commands.audit.spelling import on_one_line
 from worker_guard.values.durations import duration
 
-#: A rule's gaps are taken from so many of its next runs.
+#: The number of next runs from which the gaps of a dateutil rule are taken.
 _RUNS = 400
 
 
@@ -35,7 +35,7 @@ def read_entry(
         expires = entry["expires"]
     name_of_task = entry.get("task")
     task = app.tasks.get(name_of_task) if isinstance(name_of_task, str) else None
-    # None, where Celery reads it, takes the task's own expiry away.
+    # An explicit None overrides the task's own expiry, if Celery reads it.
     says = expires is not None or "expires" in options
     of_task = None if task is None or says else task.expires
     countdown = _countdown(options.get("countdown"))
@@ -56,7 +56,7 @@ def read_entry(
         ignored_options=tuple(key for key in given if key not in options and key != "expires"),
         has_options=bool(given),
         countdown_s=countdown if isinstance(countdown, float) else None,
-        countdown_odd=countdown if isinstance(countdown, str) else None,
+        malformed_countdown=countdown if isinstance(countdown, str) else None,
         eta=when(options.get("eta")),
         task_id=None if options.get("task_id") is None else str(options["task_id"]),
     )
@@ -68,18 +68,18 @@ def _expires(
     kept: Mapping[str, Any],
     scheduler: BeatScheduler,
 ) -> tuple[Any, tuple[str, When] | None]:
-    """The expiry that counts, and one from which this scheduler takes none."""
+    """The expiry that counts, and one that this scheduler ignores."""
     seconds = given.get("expire_seconds")
     if scheduler.kind != "database":
         ignored = seconds if scheduler.kind in ("celery", "redbeat") else None
         return kept.get("expires"), _ignored("expire_seconds", ignored)
     counts = kept.get("expires") or _whole(seconds)
     if counts or seconds is not None:
-        # 0 is kept, and read as none.
+        # DatabaseScheduler keeps 0, and reads it as no expiry.
         return counts or None, None if counts else _ignored("expire_seconds", seconds)
     if given.get("expires") is not None:
         return None, _ignored("expires", given["expires"])
-    # Beside the options it is overwritten with theirs.
+    # Beside the options it is overwritten by theirs.
     return None, _ignored("expire_seconds", entry.get("expire_seconds"))
 
 
@@ -92,20 +92,20 @@ def _whole(value: Any) -> Any:
 
 
 def when(value: Any) -> When:
-    """A value of ``expires`` or ``eta``, as Celery takes it."""
+    """A value of ``expires`` or ``eta``, as Celery reads it."""
     if value is None:
         return None
     if isinstance(value, int | float):
-        # True and False too, which Celery takes for 1 s and 0 s.
-        return Odd(repr(value)) if _beyond_time(value) else float(value)
+        # True and False too: Celery reads them as 1 s and 0 s.
+        return Malformed(repr(value)) if _beyond_time(value) else float(value)
     moment = value
     if isinstance(value, str):
         try:
             moment = maybe_iso8601(value)
         except ValueError:
-            return Odd(repr(value))
+            return Malformed(repr(value))
     if not isinstance(moment, datetime):
-        return Odd(repr(value))
+        return Malformed(repr(value))
     naive = moment.utcoffset() is None
     aware = moment.replace(tzinfo=timezone.utc) if naive else moment
     ahead_s = (aware - datetime.now(timezone.utc)).total_seconds()
@@ -113,7 +113,7 @@ def when(value: Any) -> When:
 
 
 def gaps_of(schedule: Any) -> Gaps | None:
-    """The time between two runs of a schedule; None where it can't be told."""
+    """The time between two runs of a schedule; None if it is not known."""
     interval_s = _interval_s(schedule)
     if interval_s is not None:
         return Gaps(interval_s, interval_s) if interval_s > 0 else None
@@ -128,7 +128,7 @@ def gaps_of(schedule: Any) -> Gaps | None:
     if isinstance(schedule, schedules.solar):
         day_s = timedelta(days=1).total_seconds()
         return Gaps(day_s, day_s)
-    # redbeat's; it keeps a dateutil rule, which can go on for ever.
+    # A redbeat schedule has a dateutil rule, which can be endless.
     runs = getattr(schedule, "rrule", None)
     return gaps_between(islice(runs, _RUNS)) if isinstance(runs, Iterable) else None
 
@@ -142,7 +142,7 @@ def _interval_s(schedule: Any) -> float | None:
 
 
 def _fraction_s(schedule: Any) -> float | None:
-    """The interval where it is no number of whole seconds."""
+    """The interval, if it is not a whole number of seconds."""
     interval_s = _interval_s(schedule)
     if interval_s is None or not isfinite(interval_s) or interval_s <= 0:
         return None
@@ -150,7 +150,7 @@ def _fraction_s(schedule: Any) -> float | None:
 
 
 def _countdown(value: Any) -> float | str | None:
-    """Seconds; as text what Celery can't send: it adds a number to the present time."""
+    """Seconds, or a text if Celery can't send the value: it adds a number to the present time."""
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not _beyond_time(value)
@@ -158,7 +158,7 @@ def _countdown(value: Any) -> float | str | None:
 
 
 def _beyond_time(seconds: float) -> bool:
-    """Whether so many seconds from now are no point in time: infinite, or after the year 9999."""
+    """Whether no date is so many seconds from now: infinite, or after the year 9999."""
     try:
         datetime.now(timezone.utc) + timedelta(seconds=seconds)
     except (OverflowError, ValueError):

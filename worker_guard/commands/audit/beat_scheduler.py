@@ -1,4 +1,4 @@
-"""Which scheduler Beat uses, and what it takes from an entry's options."""
+"""Which scheduler Beat uses, and which of an entry's options it uses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from worker_guard import celery_internals
 
-#: ``other``: one of the application's own, of which nobody knows what it does with an entry.
+#: ``other``: the application's own scheduler, which can do anything with an entry.
 Kind = Literal["celery", "redbeat", "database", "other"]
 
-#: By store: the kind of scheduler that reads it.
+#: The kind of scheduler that reads each store.
 OF_STORES: Mapping[str, Kind] = {"redbeat": "redbeat", "django-celery-beat": "database"}
-#: What ``beat_scheduler`` is set to for it.
+#: The value of ``beat_scheduler`` for each kind.
 NAMES: Mapping[Kind, str] = {
     "redbeat": "redbeat.RedBeatScheduler",
     "database": "django_celery_beat.schedulers:DatabaseScheduler",
@@ -26,38 +26,38 @@ IN_WORDS: Mapping[Kind, str] = {
     "database": "django-celery-beat's DatabaseScheduler",
     "other": "this scheduler",
 }
-#: The packages by which a scheduler, or what it is derived from, is known.
+#: The packages of the known schedulers, and of their base classes.
 _PACKAGES: Mapping[str, Kind] = {
     "django_celery_beat": "database",
     "redbeat": "redbeat",
     "celery": "celery",
 }
-#: What DatabaseScheduler keeps, if the installed one can't be asked.
+#: The options that DatabaseScheduler keeps, if the installed one can't tell.
 _KEPT = ("queue", "exchange", "routing_key", "priority", "headers", "expire_seconds")
 
 
 @dataclass(frozen=True)
 class BeatScheduler:
-    """The scheduler that the audit goes by."""
+    """The scheduler whose rules the audit applies."""
 
     kind: Kind
-    #: The kind of what ``beat_scheduler`` names.
+    #: The kind that ``beat_scheduler`` names.
     named_kind: Kind
-    #: As ``beat_scheduler`` has it.
+    #: The value of ``beat_scheduler``.
     named: str
-    #: Whether somebody has chosen it; Beat's command line can still name another one.
+    #: Whether ``beat_scheduler`` is set. Beat's command line can still name another scheduler.
     given: bool
-    #: The class; None where it can't be imported.
+    #: The class; None if it can't be imported.
     cls: Any = None
 
     def taken_for(self, kind: Kind) -> BeatScheduler:
-        """The same where nobody has chosen it, and a store says which one is used."""
+        """The scheduler of a store's kind, unless ``beat_scheduler`` is set."""
         if self.given or kind == self.kind:
             return self
         return replace(self, kind=kind, cls=symbol_by_name(NAMES[kind]))
 
     def kept_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What of an entry's options comes into its messages, by this scheduler's names."""
+        """The options of an entry that this scheduler puts into its messages."""
         if self.kind != "database":
             return options
         unpack = getattr(getattr(self.cls, "Entry", None), "_unpack_options", None)
@@ -66,21 +66,21 @@ class BeatScheduler:
 
 
 def scheduler_of(app: Any) -> BeatScheduler:
-    """What ``beat_scheduler`` names: a class or its path, or a name that a package registers."""
+    """The scheduler in ``beat_scheduler``: a class, its path, or a name from a package."""
     value = app.conf.beat_scheduler
     given = celery_internals.is_given(app.conf, "beat_scheduler")
     named = value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
     try:
-        # As Beat does.
+        # As Beat resolves it.
         aliases = dict(load_extension_class_names("celery.beat_schedulers"))
         cls = symbol_by_name(value, aliases=aliases)
-    except Exception:  # noqa: BLE001 - whatever its module raises: Beat says it, at its start
+    except Exception:  # noqa: BLE001 - any error of its module: Beat reports it at its start
         return BeatScheduler(_by_name(named), _by_name(named), named, given)
     return BeatScheduler(_kind(cls), _kind(cls), named, given, cls)
 
 
 def _kind(cls: Any) -> Kind:
-    """By the class and what it is derived from; one derived from Celery's own can do anything."""
+    """By the class and its bases. A subclass of Celery's own scheduler can do anything."""
     for base in getattr(cls, "__mro__", ()):
         kind = _PACKAGES.get(base.__module__.partition(".")[0])
         if kind is not None:

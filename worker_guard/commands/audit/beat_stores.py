@@ -1,7 +1,7 @@
-"""Beat's schedule, from wherever it is kept. Nothing is written, and no scheduler is made.
+"""Reads Beat's schedule from its store. Writes nothing, and creates no scheduler.
 
-A scheduler of redbeat or django-celery-beat writes when it is made; so their entries are read by
-their models, and Beat's own schedule file is left alone: it holds when entries last ran.
+The schedulers of redbeat and django-celery-beat write when they are created, so their entries are
+read through their models. Beat's own schedule file is not read: it has only times of last runs.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from worker_guard.commands.audit.facts import BeatEntry, StoredEntries
 from worker_guard.commands.audit.loading import flaw_of
 from worker_guard.values.masking import masked
 
-#: Seconds that a server of schedules has to answer.
+#: Seconds within which the server of a store must answer.
 TIMEOUT_S = 5.0
 
-#: DatabaseScheduler adds it by itself; it says that the scheduler was there, and nothing else.
+#: DatabaseScheduler adds this entry itself, so it does not count as an entry of the user.
 _CELERYS_OWN = "celery.backend_cleanup"
 
 
 @dataclass(frozen=True)
 class BeatSchedule:
-    """All entries that Beat runs, and what there is besides."""
+    """All entries that Beat runs, and the stores that it does not read."""
 
     entries: list[BeatEntry] = field(default_factory=list)
     #: The scheduler, in words.
@@ -50,7 +50,7 @@ class BeatSchedule:
 
 @dataclass(frozen=True)
 class _Row:
-    """An entry as its store has it, in the shape of one of ``beat_schedule``."""
+    """An entry of a store, in the form of an entry of ``beat_schedule``."""
 
     name: str
     entry: Mapping[str, Any]
@@ -62,8 +62,8 @@ def read_schedule(app: Any) -> BeatSchedule:
     scheduler = scheduler_of(app)
     unread: list[str] = []
     rows = {
-        store: _kept(app, store, read, scheduler, unread)
-        for store, read in (("django-celery-beat", _of_django), ("redbeat", _of_redbeat))
+        store: _read_rows(app, store, read, scheduler, unread)
+        for store, read in (("django-celery-beat", _django_rows), ("redbeat", _redbeat_rows))
     }
     for store, kept in rows.items():
         if kept and scheduler.kind == "celery":
@@ -81,7 +81,7 @@ def read_schedule(app: Any) -> BeatSchedule:
 def _entries(
     app: Any, scheduler: BeatScheduler, configured: Mapping[str, Any], rows: list[_Row]
 ) -> list[BeatEntry]:
-    # The database keeps an entry switched off; redbeat takes that from the configuration.
+    # The database keeps an entry disabled; redbeat reads that from the configuration.
     off = {row.name for row in rows if not row.enabled and scheduler.kind == "database"}
     found = [
         _configured(app, name, entry, scheduler)
@@ -89,7 +89,7 @@ def _entries(
         if name not in off and not _is_switched_off(entry, scheduler)
     ]
     source = {kind: store for store, kind in OF_STORES.items()}.get(scheduler.kind, "")
-    # At its start Beat writes the configuration's entries over those of the same name.
+    # At its start Beat overwrites stored entries with those of the same name in the configuration.
     return found + [
         read_entry(app, row.name, row.entry, source=source, scheduler=scheduler)
         for row in rows
@@ -98,7 +98,7 @@ def _entries(
 
 
 def _configured(app: Any, name: str, entry: Any, scheduler: BeatScheduler) -> BeatEntry:
-    """An entry of the configuration; one that is never sent has nothing but its flaw."""
+    """An entry of the configuration. If Beat can never send it, only its flaw is read."""
     flaw = flaw_of(app, name, entry, scheduler)
     if flaw is not None:
         task = entry.get("task") if isinstance(entry, Mapping) else None
@@ -127,7 +127,7 @@ def _not_run(scheduler: BeatScheduler, rows: Mapping[str, list[_Row]]) -> Iterat
             yield StoredEntries(store, count, NAMES[kind], scheduler.named, assumed)
 
 
-def _kept(
+def _read_rows(
     app: Any,
     store: str,
     read: Callable[[Any], Iterator[_Row]],
@@ -137,15 +137,15 @@ def _kept(
     named = scheduler.kind == OF_STORES[store]
     try:
         return list(read(app))
-    except Exception as exc:  # noqa: BLE001 - the rest of the audit is worth having
+    except Exception as exc:  # noqa: BLE001 - the rest of the audit is still useful
         if named or not scheduler.given:
             reason = " ".join(str(exc).split()) or type(exc).__name__
             unread.append(masked(f"{store}: {reason}"))
         return []
 
 
-def _of_redbeat(app: Any) -> Iterator[_Row]:
-    """The entries that redbeat keeps in Redis, where it is installed."""
+def _redbeat_rows(app: Any) -> Iterator[_Row]:
+    """The entries that redbeat keeps in Redis, if it is installed."""
     if not find_spec("redbeat"):
         return
     named = scheduler_of(app).kind == "redbeat" or bool(app.conf.get("redbeat_redis_url"))
@@ -156,14 +156,14 @@ def _of_redbeat(app: Any) -> Iterator[_Row]:
     except RedisError:
         if named:
             raise
-        # It is only installed; nothing says that this Redis, the broker's, has a schedule.
+        # redbeat is only installed; no setting says that the broker's Redis has a schedule.
         return
     for entry in definitions:
         yield _Row(str(entry["name"]), entry, bool(entry.get("enabled", True)))
 
 
 def _has_redis_broker(app: Any) -> bool:
-    # Beat's command line can name redbeat, which then falls back on the broker.
+    # Beat's command line can name redbeat, which then uses the broker.
     with app.connection_for_read() as connection:
         return connection.transport_cls in ("redis", "rediss")
 
@@ -173,7 +173,7 @@ def _redbeat_definitions(app: Any) -> list[dict[str, Any]]:
 
     with _quietly():
         key = ensure_conf(app).schedule_key
-        # Without redbeat's own retries, which can go on for ever.
+        # Without redbeat's own retries, which can be endless.
         client = get_redis(app)
         client = getattr(client, "wrapped_connection", client)
         pool = getattr(client, "connection_pool", None)
@@ -184,9 +184,9 @@ def _redbeat_definitions(app: Any) -> list[dict[str, Any]]:
     return [RedBeatSchedulerEntry.decode_definition(one) for one in raw if one]
 
 
-def _of_django(app: Any) -> Iterator[_Row]:  # noqa: ARG001 - as the other is called
-    """The entries of django-celery-beat, where the app's Django project has it."""
-    # Imported already where the app is a Django project's, by Celery's own fixup.
+def _django_rows(app: Any) -> Iterator[_Row]:  # noqa: ARG001 - called like the other
+    """The entries of django-celery-beat, if the app's Django project has it."""
+    # In a Django project Celery's own fixup has imported Django already.
     if "django" not in sys.modules or not find_spec("django_celery_beat"):
         return
     from django.apps import apps
@@ -214,7 +214,7 @@ def _of_django(app: Any) -> Iterator[_Row]:  # noqa: ARG001 - as the other is ca
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep what redbeat says about its own settings out of the audit's output."""
+    """Keep redbeat's messages about its own settings out of the audit's output."""
     logger = logging.getLogger("celery.beat")
     was = logger.disabled
     logger.disabled = True

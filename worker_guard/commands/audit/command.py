@@ -10,16 +10,16 @@ from typing import Any
 
 import click
 
-from worker_guard.commands.audit.finding import Finding, Level, judge, reaches
+from worker_guard.commands.audit.finding import Finding, Level, apply_rules, reaches
 from worker_guard.commands.audit.gather import gather
-from worker_guard.commands.audit.render import Report, as_json, show
+from worker_guard.commands.audit.render import AuditReport, as_json, show
 from worker_guard.commands.audit.rules import RULES
 from worker_guard.commands.console import (
     EX_OK,
     EX_TROUBLE,
     EX_UNAVAILABLE,
     EX_USAGE,
-    is_nobodys,
+    is_default_app,
     say,
     set_up_django,
     told,
@@ -28,23 +28,23 @@ from worker_guard.values.masking import masked
 
 
 def run_audit(app: Any, *, json_wanted: bool, fail_on: Level, color: bool) -> int:
-    """Audit the app, print what was found, and return the exit code.
+    """Audit the app, print the findings, and return the exit code.
 
-    1: a finding reaches ``fail_on``; else 69: a schedule could not be read, so that nobody knows.
+    1: a finding reaches ``fail_on``; else 69: a schedule could not be read.
     """
     try:
-        # What the app's modules print while they load is no part of the answer.
+        # What the app's modules print while they load does not belong to the answer.
         with redirect_stdout(sys.stderr):
             set_up_django()
             facts, unread = gather(app)
-    except Exception as exc:  # noqa: BLE001 - whatever the app's modules raise, in one line
+    except Exception as exc:  # noqa: BLE001 - any error of the app's modules, in one line
         say(f"The app can't be loaded: {told(exc)[0]}")
         return EX_USAGE
-    if is_nobodys(app):
+    if is_default_app(app):
         say("There is no app to audit. Name it: celery -A proj guard audit")
         return EX_USAGE
-    report = Report(
-        findings=[_without_passwords(finding) for finding in judge(facts, RULES)],
+    report = AuditReport(
+        findings=[_without_passwords(finding) for finding in apply_rules(facts, RULES)],
         unread=unread,
         rules=len(RULES),
         beat_entries=len(facts.entries),

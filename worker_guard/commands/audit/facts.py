@@ -1,4 +1,4 @@
-"""What the rules judge: plain values, gathered from an app beforehand."""
+"""The facts that the rules check: plain values, gathered from an app beforehand."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Literal
 from worker_guard.commands.audit.gaps import Gaps
 from worker_guard.commands.audit.spelling import Spelling
 
-#: By alias, and by module where that differs.
+#: Pools by alias, and by module if that differs.
 _CHILDLESS = {"solo", "threads", "thread", "gevent", "eventlet"}
 
-#: A time that is further away than a century is a number that was read as a year.
+#: A time more than a century away is a number that was read as a year.
 _NEVER_S = 100 * 365 * 86400.0
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A fixed point in time, where a duration could stand."""
+    """A fixed point in time, given instead of a duration."""
 
     written: str
-    #: Seconds from now, as Celery reads it: a naive one as UTC. Below 0 it is over.
+    #: Seconds from now, with a naive time as UTC, as Celery reads it. Below 0 it is past.
     ahead_s: float
     naive: bool
 
     @property
     def never(self) -> bool:
-        """Whether nobody who starts a worker today will see it."""
+        """Whether it is so far away that no worker reaches it."""
         return self.ahead_s > _NEVER_S
 
 
 @dataclass(frozen=True)
-class Odd:
-    """A value that Celery can't send, as it is written."""
+class Malformed:
+    """A value that Celery can't send, as text."""
 
     written: str
 
 
-#: When something is to be: in so many seconds, at a fixed time, or as nobody can tell.
-When = float | Moment | Odd | None
+#: A time: in so many seconds, at a fixed moment, or a value that Celery can't send.
+When = float | Moment | Malformed | None
 
 
 @dataclass(frozen=True)
 class Flaw:
-    """What keeps Beat from running an entry: what comes of it, and what there is to say."""
+    """Why Beat can't run an entry: the effect, and the error."""
 
     kind: Literal["ends-beat", "left-out", "no-task", "never-sent"]
     says: str
@@ -55,31 +55,31 @@ class BeatEntry:
 
     name: str
     task: str
-    #: Where it stands: ``beat_schedule``, ``redbeat`` or ``django-celery-beat``.
+    #: Its source: ``beat_schedule``, ``redbeat`` or ``django-celery-beat``.
     source: str = "beat_schedule"
     #: The schedule as Celery prints it.
     schedule: str
-    #: None where nobody can say when it runs, or it runs once.
+    #: None if it is not known when it runs, or if it runs once.
     gaps: Gaps | None
-    #: What counts, by the rules of the scheduler that runs the entry.
+    #: The expiry that counts for the scheduler that runs the entry.
     expires: When = None
-    #: The option from which this scheduler takes an expiry.
+    #: The option from which this scheduler reads the expiry.
     expires_option: str = "expires"
-    #: An expiry from which it takes none, by its name and as it is written.
+    #: The name and value of an option that this scheduler does not read as the expiry.
     ignored_expires: tuple[str, When] | None = None
-    #: Further options that it drops.
+    #: Other options that it drops.
     ignored_options: tuple[str, ...] = ()
-    #: What it makes whole seconds of, where that is another number.
+    #: The interval in seconds, if this scheduler rounds it to whole seconds.
     interval_s: float | None = None
-    #: Whether the entry has ``options``, to which a line can add.
+    #: Whether the entry has ``options``, so that a line of code can add one.
     has_options: bool = True
-    #: The entry has no ``expires``; it is the task's own.
+    #: The entry has no ``expires``; the task's own counts.
     expires_of_task: bool = False
-    #: The scheduler stops sending it at ``expires``, so that a fixed time is meant.
+    #: The scheduler stops sending the entry at ``expires``, so a fixed time is intended.
     ends_at_expires: bool = False
     countdown_s: float | None = None
-    #: The same where Celery can't send it, as it is written.
-    countdown_odd: str | None = None
+    #: The countdown as text, if Celery can't send it.
+    malformed_countdown: str | None = None
     eta: When = None
     task_id: str | None = None
     flaw: Flaw | None = None
@@ -87,11 +87,11 @@ class BeatEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """One task of the app, as a worker would run it: settings and annotations applied."""
+    """One task of the app, as a worker runs it: with settings and annotations applied."""
 
     name: str
     acks_late: bool = False
-    #: None and False do the same; False was written by somebody.
+    #: None and False have the same effect; False was set on purpose.
     reject_on_worker_lost: bool | None = None
     retry_on_worker_lost: bool = False
     time_limit_s: float | None = None
@@ -102,15 +102,15 @@ class TaskFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivery:
-    """How messages reach the workers, and what acknowledges them."""
+class DeliveryFacts:
+    """How messages reach the workers, and when they are acknowledged."""
 
     transport: str = "amqp"
-    #: None: this transport gives no message back by itself.
+    #: None: this transport does not redeliver messages after a timeout.
     visibility_timeout_s: float | None = None
     prefetch_multiplier: int = 4
     prefetch_disabled: bool = False
-    #: Of this process's local time, now.
+    #: The present offset of this process's local time.
     utc_offset_s: float = 0.0
     acks_late: bool = False
     reject_on_worker_lost: bool | None = None
@@ -119,26 +119,26 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryFacts:
-    """Limits of memory, and what they are compared with."""
+    """Memory limits, and the sizes that they are compared with."""
 
     #: ``worker_max_memory_per_child`` in KiB; None: no limit.
     child_limit_kib: float | None = None
-    #: The same where it is no number.
-    child_limit_odd: str | None = None
+    #: That limit as text, if it is no number.
+    malformed_child_limit: str | None = None
     guard_child_limit_bytes: int | None = None
-    #: RSS of the audit's own process, which has loaded the app: about a newborn child's.
+    #: The RSS of the audit's process, which has loaded the app: an estimate of a new child's.
     newborn_bytes: int = 60_000_000
-    #: What this machine, or this cgroup, has.
+    #: The memory of this machine, or of its cgroup.
     available_bytes: int = 8_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
+class ResultsFacts:
     """The result backend."""
 
     is_redis: bool = False
     backend: str = "DisabledBackend"
-    #: None: never. 0 is read as None.
+    #: None: results never expire. 0 is read as None.
     expires_s: float | None = 86400.0
     #: ``task_ignore_result``.
     ignored: bool = False
@@ -151,15 +151,15 @@ class GuardFacts:
     installed: bool = True
     enabled: bool = True
     dry_run: bool = False
-    #: What the worker would say, and not start.
+    #: The error with which the worker would refuse to start.
     rejected: str | None = None
-    #: Names of the settings that are set to something, such as ``worker_guard_interval``.
+    #: The names of the settings that have a value, such as ``worker_guard_interval``.
     given: frozenset[str] = frozenset()
     parent_limit: bool = False
     parent_action: str = "log"
-    #: prometheus_client is installed where the audit runs.
+    #: Whether prometheus_client is installed where the audit runs.
     has_prometheus: bool = True
-    #: The results part deletes: it has an age of its own, and a schedule.
+    #: Whether the results part deletes: it has an age of its own and a schedule.
     deletes_results: bool = False
 
 
@@ -170,17 +170,17 @@ class StoredEntries:
     #: ``redbeat`` or ``django-celery-beat``.
     source: str
     count: int
-    #: What ``beat_scheduler`` would be.
+    #: The value of ``beat_scheduler`` that would name that scheduler.
     scheduler: str
-    #: ``beat_scheduler`` as it is.
+    #: The present value of ``beat_scheduler``.
     named: str
-    #: Nothing is named, so that Beat's command line may name it, and the audit takes it for that.
+    #: No scheduler is set. Beat's command line may name this one, so the audit assumes it.
     assumed: bool
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A setting that could not be read, and what reading it raises."""
+    """A setting that could not be read, and the error."""
 
     setting: str
     says: str
@@ -188,17 +188,17 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All of them."""
+    """All facts about one app."""
 
     entries: tuple[BeatEntry, ...] = ()
-    #: The scheduler that the rules go by, in words.
+    #: The scheduler whose rules apply, in words.
     scheduler: str = "Celery's own scheduler"
     stored: tuple[StoredEntries, ...] = ()
     spelling: Spelling = field(default_factory=Spelling)
     tasks: tuple[TaskFacts, ...] = ()
-    delivery: Delivery = field(default_factory=Delivery)
+    delivery: DeliveryFacts = field(default_factory=DeliveryFacts)
     memory: MemoryFacts = field(default_factory=MemoryFacts)
-    results: Results = field(default_factory=Results)
+    results: ResultsFacts = field(default_factory=ResultsFacts)
     guard: GuardFacts = field(default_factory=GuardFacts)
     #: ``worker_pool``.
     pool: str = "prefork"

@@ -1,4 +1,4 @@
-"""What a rule says, and how the rules are put to the facts."""
+"""Findings, and how the rules are applied to the facts."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that will go wrong, or is not what it seems."""
+    """One thing that will go wrong, or that does not do what it seems to."""
 
     level: Level
     #: The setting, the Beat entry or the task.
     subject: str
     #: One sentence.
     happens: str
-    #: The values that were found, by name.
+    #: The values that the audit found, by name.
     evidence: Mapping[str, object]
     #: The line to change.
     change: str
-    #: The rule's id, entered by :func:`judge`.
+    #: The rule's id, set by :func:`apply_rules`.
     rule: str = ""
 
 
 Check = Callable[[Facts], Iterator[Finding]]
 
 
-def judge(facts: Facts, rules: Iterable[Check]) -> list[Finding]:
-    """What the rules find, the worst first."""
+def apply_rules(facts: Facts, rules: Iterable[Check]) -> list[Finding]:
+    """The findings of the rules, the worst first."""
     found = [replace(one, rule=rule_id(check)) for check in rules for one in check(facts)]
     return sorted(found, key=lambda one: (LEVELS.index(one.level), one.rule, one.subject))
 

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from itertools import pairwise
 
 _DAY_S = 86400.0
-#: Two leap years, for a crontab of the 29th of February.
+#: Eight years, so that a crontab of the 29th of February runs twice.
 _FIRST, _DAYS = date(2024, 1, 1), 2 * 1461
 
 
@@ -21,7 +21,7 @@ class Gaps:
 
 
 def gaps_between(moments: Iterable[datetime]) -> Gaps | None:
-    """The gaps between these moments; None where there are fewer than two."""
+    """The gaps between these moments; None if there are fewer than two."""
     gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(moments)]
     return Gaps(min(gaps), max(gaps)) if gaps else None
 
@@ -34,9 +34,9 @@ def crontab_gaps(
     days_of_month: Collection[int],
     months: Collection[int],
 ) -> Gaps | None:
-    """The gaps of a crontab, by the sets of what it matches (0 is Sunday), DST left out.
+    """The gaps of a crontab, from the values that it matches (0 is Sunday), without DST.
 
-    None where it runs less than twice in eight years.
+    None if it runs less than twice in eight years.
     """
     times = sorted(3600.0 * hour + 60.0 * minute for hour in hours for minute in minutes)
     calendar = (_FIRST + timedelta(days=n) for n in range(_DAYS))

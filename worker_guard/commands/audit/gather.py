@@ -1,6 +1,6 @@
-"""The facts that the rules judge, read from an app.
+"""Reads the facts that the rules check from an app.
 
-Nothing is connected to but stores of schedules.
+Connects only to stores of schedules.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from worker_guard.bootstep import WorkerGuard
 from worker_guard.commands.audit.beat_entries import when
 from worker_guard.commands.audit.beat_stores import BeatSchedule, read_schedule
 from worker_guard.commands.audit.facts import (
-    Delivery,
+    DeliveryFacts,
     Facts,
     GuardFacts,
     MemoryFacts,
-    Results,
+    ResultsFacts,
     TaskFacts,
 )
 from worker_guard.commands.audit.settings_reading import SettingsReading
@@ -42,7 +42,7 @@ _VISIBILITY_S = {
     "slmq": 1800.0,
     "pgmq": 1800.0,
 }
-#: Celery's own default; a task that says nothing has it.
+#: Celery's default, for a task that sets no delay.
 _RETRY_DELAY_S = 180.0
 #: celery.app.autoretry's default.
 _BACKOFF_MAX_S = 600.0
@@ -51,7 +51,7 @@ _BACKOFF_MAX_S = 600.0
 def gather(app: Any) -> tuple[Facts, list[str]]:
     """The facts about an app, and a line for each schedule that could not be read.
 
-    Loads the app's modules as a worker does; what they raise goes through.
+    Loads the app's modules as a worker does; their errors are raised.
     """
     app.loader.import_default_modules()
     app.finalize(auto=True)
@@ -83,9 +83,9 @@ def _spelling(app: Any) -> Spelling:
     on_app = {name for name in names if celery_internals.is_set_on_app(conf, name)}
     given = {name for name in names if celery_internals.is_given(conf, name)}
     if conf.beat_schedule and "beat_schedule" not in given:
-        # Celery put the entries there: add_periodic_task.
+        # add_periodic_task put the entries there.
         on_app.add("beat_schedule")
-    # As Celery's own fixup knows a Django project, whose tasks are shared ones.
+    # Celery's own fixup recognizes a Django project like this; such projects use shared tasks.
     in_django = bool(conf.prefix and os.environ.get("DJANGO_SETTINGS_MODULE"))
     return Spelling(
         in_source=celery_internals.names_in_source(conf),
@@ -112,7 +112,7 @@ def _task(task: Any) -> TaskFacts:
     return TaskFacts(
         name=task.name,
         acks_late=bool(task.acks_late),
-        reject_on_worker_lost=_yes_no_unsaid(task.reject_on_worker_lost),
+        reject_on_worker_lost=_bool_or_none(task.reject_on_worker_lost),
         # From Celery 5.7 on.
         retry_on_worker_lost=bool(getattr(task, "retry_on_worker_lost", False)),
         time_limit_s=_time_limit_s(task),
@@ -123,7 +123,7 @@ def _task(task: Any) -> TaskFacts:
 
 
 def _time_limit_s(task: Any) -> float | None:
-    # Celery 5.3 keeps the settings out of the task, and gives them to the pool.
+    # Celery 5.3 does not put the settings into the task, but passes them to the pool.
     conf = task.app.conf
     hard, soft = task.time_limit or conf.task_time_limit, task.soft_time_limit
     return _seconds(hard or soft or conf.task_soft_time_limit)
@@ -140,12 +140,12 @@ def _retry_delay_s(task: Any) -> float | None:
 
 
 def _longest_backoff_s(task: Any) -> float | None:
-    """The last countdown is the longest: it doubles with each retry, up to a maximum."""
+    """The last countdown, which is the longest: it doubles with each retry, up to a maximum."""
     limit_s = _seconds(getattr(task, "retry_backoff_max", _BACKOFF_MAX_S))
     retries = dict(getattr(task, "retry_kwargs", {})).get("max_retries", task.max_retries)
     if limit_s is None or retries is None:
         return limit_s
-    # As celery.app.autoretry does. Beyond so many doublings nothing is below the maximum.
+    # As celery.app.autoretry does. After 64 doublings no countdown is below the maximum.
     first_s = int(max(1.0, task.retry_backoff))
     return min(limit_s, float(first_s * 2 ** min(max(retries - 1, 0), 64)))
 
@@ -155,7 +155,7 @@ def _transport(app: Any) -> tuple[str, dict[str, Any]]:
         return str(connection.transport_cls), dict(connection.transport_options or {})
 
 
-def _delivery(app: Any, reading: SettingsReading) -> Delivery:
+def _delivery(app: Any, reading: SettingsReading) -> DeliveryFacts:
     conf = app.conf
     no_transport: tuple[str, dict[str, Any]] = ("", {})
     transport, options = reading.of(
@@ -165,19 +165,19 @@ def _delivery(app: Any, reading: SettingsReading) -> Delivery:
     if visibility_s is not None:
         visibility_s = _seconds(options.get("visibility_timeout")) or visibility_s
     offset = datetime.now().astimezone().utcoffset()
-    return Delivery(
+    return DeliveryFacts(
         transport=transport,
         visibility_timeout_s=visibility_s,
         prefetch_multiplier=reading.of(
             "worker_prefetch_multiplier",
             lambda: int(conf.worker_prefetch_multiplier or 0),
-            Delivery.prefetch_multiplier,
+            DeliveryFacts.prefetch_multiplier,
         ),
         # From Celery 5.6 on.
         prefetch_disabled=bool(conf.get("worker_disable_prefetch")),
         utc_offset_s=offset.total_seconds() if offset else 0.0,
         acks_late=bool(conf.task_acks_late),
-        reject_on_worker_lost=_yes_no_unsaid(conf.task_reject_on_worker_lost),
+        reject_on_worker_lost=_bool_or_none(conf.task_reject_on_worker_lost),
         retry_on_worker_lost=bool(conf.get("task_retry_on_worker_lost")),
     )
 
@@ -187,9 +187,9 @@ def _memory(app: Any, settings: Settings, own_bytes: int) -> MemoryFacts:
     is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
     available = available_bytes()
     return MemoryFacts(
-        # As billiard does, which takes 0 for no limit.
+        # As in billiard, 0 means no limit.
         child_limit_kib=float(limit) if is_number and limit > 0 else None,
-        child_limit_odd=None if is_number or not limit else repr(limit),
+        malformed_child_limit=None if is_number or not limit else repr(limit),
         guard_child_limit_bytes=size_bytes(settings.child_memory_limit, available)
         if settings.enabled and _has_guard(app)
         else None,
@@ -203,17 +203,17 @@ def _own_rss_bytes() -> int:
     return reading.rss_bytes if reading else 0
 
 
-def _results(app: Any, reading: SettingsReading) -> Results:
+def _results(app: Any, reading: SettingsReading) -> ResultsFacts:
     ignored = bool(app.conf.task_ignore_result)
     so_far = len(reading.unreadable)
-    expires_s = reading.of("result_expires", lambda: _expires_s(app), Results.expires_s)
+    expires_s = reading.of("result_expires", lambda: _expires_s(app), ResultsFacts.expires_s)
     if len(reading.unreadable) > so_far:
-        # No backend can be made with it.
-        return Results(ignored=ignored)
+        # Celery can't create a backend with it.
+        return ResultsFacts(ignored=ignored)
     backend = reading.of("result_backend", lambda: app.backend, None)
     if backend is None:
-        return Results(ignored=ignored)
-    return Results(
+        return ResultsFacts(ignored=ignored)
+    return ResultsFacts(
         is_redis=celery_internals.is_redis(backend),
         backend=type(backend).__name__,
         expires_s=expires_s,
@@ -234,7 +234,7 @@ def _settings(app: Any) -> tuple[Settings, str | None]:
         return Settings(), str(exc)
 
 
-def _guard(app: Any, settings: Settings, rejected: str | None, results: Results) -> GuardFacts:
+def _guard(app: Any, settings: Settings, rejected: str | None, results: ResultsFacts) -> GuardFacts:
     installed = _has_guard(app)
     works = installed and settings.enabled and not settings.dry_run and rejected is None
     return GuardFacts(
@@ -245,7 +245,7 @@ def _guard(app: Any, settings: Settings, rejected: str | None, results: Results)
         given=frozenset(
             PREFIX + name
             for name in given_keys(app.conf)
-            # None is how a part is switched off on purpose.
+            # None switches a part off on purpose.
             if rejected is not None or getattr(settings, name) not in (None, ())
         ),
         has_prometheus=find_spec("prometheus_client") is not None,
@@ -263,13 +263,13 @@ def _has_guard(app: Any) -> bool:
 
 
 def _pool(app: Any) -> str:
-    """The pool's alias, also where it is given as a class's path."""
+    """The pool's alias, even if the setting is a class or its path."""
     pool = app.conf.worker_pool
     path = pool if isinstance(pool, str) else getattr(pool, "__module__", str(pool))
     return path.partition(":")[0].removesuffix(".TaskPool").rpartition(".")[2]
 
 
-def _yes_no_unsaid(value: Any) -> bool | None:
+def _bool_or_none(value: Any) -> bool | None:
     return None if value is None else bool(value)
 
 

@@ -1,4 +1,4 @@
-"""Whether Beat can begin with an entry of the configuration, and send it."""
+"""Whether Beat can load an entry of the configuration, and send it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _OTHERS = ("redbeat", "django_celery_beat")
 
 
 def flaw_of(app: Any, name: str, entry: Any, scheduler: BeatScheduler) -> Flaw | None:
-    """What is wrong with this entry of ``beat_schedule``; None: nothing.
+    """The flaw of this entry of ``beat_schedule``, or None.
 
-    An entry is made of it as the scheduler does, but stored nowhere. An application's own scheduler
-    has entries of its own, with other keys, of which nothing is said here.
+    This creates the entry as the scheduler does, but stores it nowhere. It does not check entries
+    for an application's own scheduler, which can have other keys.
     """
     if scheduler.kind == "database":
         return _of_database(entry, scheduler)
@@ -30,12 +30,12 @@ def _of_celery(app: Any, name: str, entry: Any, scheduler: BeatScheduler) -> Fla
     in_redis = scheduler.kind == "redbeat"
     try:
         given = dict(entry)
-        # redbeat knows it. So may Celery's: Beat's command line can name another scheduler.
+        # redbeat knows this key. With Celery's scheduler, Beat's command line can name another one.
         if any(map(find_spec, _OTHERS)):
             given.pop("enabled", None)
         made = ScheduleEntry(**{**given, "name": name, "app": app})
-    except Exception as exc:  # noqa: BLE001 - what Beat would raise, whatever it is
-        # redbeat goes on with the others, unless it has this entry already.
+    except Exception as exc:  # noqa: BLE001 - any error that Beat would raise
+        # redbeat continues with the other entries, unless it has this one already.
         return _flaw("left-out" if in_redis else "ends-beat", exc)
     try:
         if in_redis:
@@ -67,12 +67,12 @@ def _store_in_redis(made: ScheduleEntry) -> None:
 
 
 def _of_database(entry: Any, scheduler: BeatScheduler) -> Flaw | None:
-    """What DatabaseScheduler says of the entry at its start; it goes on with the others."""
+    """The flaw that DatabaseScheduler finds at its start; it continues with the other entries."""
     try:
         fields = dict(entry)
         task = fields.get("task", "")
         _store_in_database(scheduler, **fields)
-    except Exception as exc:  # noqa: BLE001 - what Beat would raise, whatever it is
+    except Exception as exc:  # noqa: BLE001 - any error that Beat would raise
         return _flaw("left-out", exc)
     return None if task else Flaw("no-task", "the task is ''")
 
@@ -82,11 +82,11 @@ def _store_in_database(
     schedule: Any,
     args: Any = None,
     kwargs: Any = None,
-    relative: Any = None,  # noqa: ARG001 - known, and dropped
+    relative: Any = None,  # noqa: ARG001 - known and ignored
     options: Any = None,
     **fields: Any,
 ) -> None:
-    """Do what ``ModelEntry.from_entry`` does, but for the database itself."""
+    """Do what ``ModelEntry.from_entry`` does, without the database."""
     from celery.schedules import maybe_schedule
     from django.core.exceptions import FieldDoesNotExist
     from django.db import connection, models

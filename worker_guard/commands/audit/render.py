@@ -1,4 +1,4 @@
-"""Findings as people read them, and as machines do."""
+"""The findings as text for people, and as JSON."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from worker_guard.values.counts import count
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _PLAIN_WIDTH = 100
-#: The level, or a label, and what stands between it and the text.
+#: The width of the level or label, and of the space after it.
 _LABEL_COLUMNS = len("warning") + 2
 
 
 @dataclass(frozen=True)
-class Report:
-    """What an audit came to."""
+class AuditReport:
+    """The result of an audit."""
 
     findings: Sequence[Finding]
-    #: Schedules that could not be read, a line for each.
+    #: A line for each schedule that could not be read.
     unread: Sequence[str]
-    #: How much was looked at.
+    #: How much was audited.
     rules: int
     beat_entries: int
     tasks: int
 
     def counts(self) -> dict[str, int]:
-        """How many findings of each level."""
+        """The number of findings of each level."""
         return {level: sum(f.level == level for f in self.findings) for level in LEVELS}
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: AuditReport) -> dict[str, Any]:
     """The report as one object; docs/reference/audit.schema.json describes it."""
     found = [{"id": one.pop("rule"), **one} for one in map(asdict, report.findings)]
     return {
@@ -51,19 +51,19 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def show(
-    report: Report, *, color: bool, file: IO[str] | None = None, width: int | None = None
+    report: AuditReport, *, color: bool, file: IO[str] | None = None, width: int | None = None
 ) -> None:
-    """Print the report: a block for each finding, and how many there are.
+    """Print the report: a block for each finding, then a summary.
 
-    ``width`` is in columns; None: the terminal's, and a fixed one where there is none.
+    ``width`` is in columns; None: the terminal's width, or a fixed one without a terminal.
     """
-    from rich.console import Console  # not at the top: for people only
+    from rich.console import Console  # slow to import, and only people need it
     from rich.text import Text
 
     console = Console(
         file=file,
         width=width,
-        # Without this, "no colour" would leave the bold.
+        # Otherwise "no colour" would still print bold text.
         color_system="auto" if color and "NO_COLOR" not in os.environ else None,
     )
     if not (width or console.is_terminal or "COLUMNS" in os.environ):
@@ -77,7 +77,7 @@ def show(
 
 
 def _packed(items: Sequence[str], columns: int) -> str:
-    """The items, as many on a line as fit; one that fits on a line is not broken."""
+    """The items, as many on each line as fit. An item that fits on one line is not broken."""
     lines: list[str] = []
     for position, item in enumerate(items, start=1):
         text = item if position == len(items) else f"{item},"
@@ -95,7 +95,7 @@ def _block(finding: Finding, width: int) -> Any:
     block = Table.grid(padding=(0, 2, 0, 0), expand=False)
     block.add_column(no_wrap=True, min_width=_LABEL_COLUMNS - 2)
     block.add_column(overflow="fold")
-    # Text, so that nothing in a name is taken for markup.
+    # Text, so that rich reads nothing in a name as markup.
     block.add_row(
         Text(finding.level, style=_STYLES[finding.level]), Text(finding.rule, style="bold")
     )
@@ -112,7 +112,7 @@ def _block(finding: Finding, width: int) -> Any:
     return block
 
 
-def _summary(report: Report) -> str:
+def _summary(report: AuditReport) -> str:
     counted = [count(n, level) for level, n in report.counts().items() if n]
     entries = count(report.beat_entries, "Beat entry", "Beat entries")
     looked = f"{report.rules} rules on {count(report.tasks, 'task')} and {entries}"

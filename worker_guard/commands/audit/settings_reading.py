@@ -1,4 +1,4 @@
-"""How settings are read that may be of any kind."""
+"""Reads settings whose values may have a wrong type."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ T = TypeVar("T")
 
 
 class SettingsReading:
-    """Reads settings one by one, so that a malformed one costs the audit nothing but itself."""
+    """Reads settings one by one, so that one bad value does not stop the audit."""
 
     def __init__(self) -> None:
         self.unreadable: list[Unreadable] = []
 
     def of(self, setting: str, read: Callable[[], T], otherwise: T) -> T:
-        """What it reads; where that raises, note the setting, and return ``otherwise``."""
+        """Return what ``read`` returns. If it raises, note the setting and return ``otherwise``."""
         try:
             return read()
-        except Exception as exc:  # noqa: BLE001 - whatever a value of another kind leads to
+        except Exception as exc:  # noqa: BLE001 - a value of a wrong type can raise anything
             text = " ".join(str(exc).split())
             self.unreadable.append(Unreadable(setting, f"{type(exc).__name__}: {text}"))
             return otherwise

@@ -8,26 +8,26 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Spelling:
-    """How this app's code writes a setting and a task, for the lines to change."""
+    """How this app's code spells settings and tasks, for the lines to change."""
 
-    #: By a setting's name: how the configuration's source writes it. None: the app has no source.
+    #: How the configuration's source spells each setting. None: the app has no source.
     in_source: Mapping[str, str] | None = None
     #: Settings that were set on the app itself, whatever the source says.
     on_app: frozenset[str] = frozenset()
-    #: In front of a setting that is not Celery's own, such as the guard's.
+    #: The prefix of a setting that is not Celery's own, such as the guard's.
     namespace: str = ""
     decorator: str = "@app.task"
-    #: Settings that hold something already, to which a line can add.
+    #: Settings that have a value, so that a line of code can add to it.
     given: frozenset[str] = field(default_factory=frozenset)
 
     def name(self, setting: str) -> str:
-        """The setting, as a line of code has it: ``CELERY_TASK_ACKS_LATE`` in Django's settings."""
+        """The setting in a line of code: ``CELERY_TASK_ACKS_LATE`` in Django's settings."""
         if self.in_source is None or setting in self.on_app:
             return f"app.conf.{setting}"
         return self.in_source.get(setting) or self._of_others(setting)
 
     def line(self, setting: str, value: str) -> str:
-        """The line that gives the setting this value."""
+        """The line that sets the setting to this value."""
         return f"{self.name(setting)} = {value}"
 
     def task(self, arguments: str) -> str:
@@ -40,10 +40,10 @@ class Spelling:
 
 
 def plain(number: float) -> str:
-    """A number in full, without an exponent or a fraction that is none."""
+    """A number in full: no exponent, and no ``.0``."""
     return f"{number:.0f}" if number == round(number) else str(number)
 
 
 def on_one_line(text: object) -> str:
-    """As it is printed, without line breaks: django-celery-beat's crontab has some."""
+    """The text without line breaks, which django-celery-beat's crontab has."""
     return " ".join(str(text).split())

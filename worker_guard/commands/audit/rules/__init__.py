@@ -1,4 +1,4 @@
-"""The catalogue of rules; docs/audit.md has a section of each, by its id."""
+"""The catalogue of rules; docs/audit.md has a section for each."""
 
 from __future__ import annotations
 

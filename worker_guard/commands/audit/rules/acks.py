@@ -1,4 +1,4 @@
-"""Rules: what becomes of a task whose child is killed."""
+"""Rules: what happens to a task whose child is killed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def acks_late_without_reject(facts: Facts) -> Iterator[Finding]:
 
 
 def reject_false_does_not_requeue(facts: Facts) -> Iterator[Finding]:
-    """``False`` is often given as the way to have a killed task run again. It is ``True``."""
+    """``False`` is common advice to run a killed task again. ``True`` does that."""
     tasks = [task for task in _unprotected(facts) if task.reject_on_worker_lost is False]
     conf = facts.delivery
     everywhere = conf.acks_late and conf.reject_on_worker_lost is False
@@ -43,8 +43,8 @@ def reject_false_does_not_requeue(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             subject=_REJECT if everywhere else _subject(tasks),
-            happens="False is not what requeues: with it a task whose child is killed is "
-            "acknowledged as FAILURE, and True brings it back to the queue.",
+            happens="With False a task whose child is killed is acknowledged as FAILURE; only True "
+            "puts it back into the queue.",
             evidence=_evidence(facts, tasks),
             change=facts.spelling.line(_REJECT, "True")
             if everywhere
@@ -53,19 +53,19 @@ def reject_false_does_not_requeue(facts: Facts) -> Iterator[Finding]:
 
 
 def reject_without_acks_late(facts: Facts) -> Iterator[Finding]:
-    """``reject_on_worker_lost`` alone has nothing left to reject."""
+    """``reject_on_worker_lost`` alone has no message left to reject."""
     conf = facts.delivery
     everywhere = bool(conf.reject_on_worker_lost) and not conf.acks_late
     tasks = [task for task in facts.tasks if task.reject_on_worker_lost and not task.acks_late]
-    # Set for all, it serves those that acknowledge late.
+    # As a setting it works for the tasks that acknowledge late.
     if everywhere and len(tasks) < len(facts.tasks):
         return
     if tasks or everywhere:
         yield Finding(
             level="warning",
             subject=_REJECT if everywhere else _subject(tasks),
-            happens="It has no effect: the message is acknowledged when the task begins, so that "
-            "a task whose child is killed is lost.",
+            happens="It has no effect: the message is acknowledged when the task begins, so a task "
+            "whose child is killed is lost.",
             evidence=_evidence(facts, tasks),
             change=facts.spelling.line(_LATE, "True  # for tasks that may run twice")
             if everywhere
@@ -91,7 +91,7 @@ def _evidence(facts: Facts, tasks: list[TaskFacts]) -> dict[str, object]:
     own = {(task.acks_late, task.reject_on_worker_lost) for task in tasks}
     named = {"tasks": some([task.name for task in tasks])} if tasks else {}
     if len(own) == 1 and own != {settings}:
-        # What the tasks say of themselves, beside which the settings count for nothing.
+        # The tasks' own values, which override the settings.
         ((late, reject),) = own
         return {"acks_late": late, "reject_on_worker_lost": reject, **named}
     return {_LATE: settings[0], _REJECT: settings[1], **named}

@@ -6,25 +6,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import ceil, inf
 
-from worker_guard.commands.audit.facts import BeatEntry, Facts, Moment, Odd, When
+from worker_guard.commands.audit.facts import BeatEntry, Facts, Malformed, Moment, When
 from worker_guard.commands.audit.finding import Finding, Level
 from worker_guard.commands.audit.spelling import Spelling, plain
 from worker_guard.values.counts import some
 from worker_guard.values.durations import duration
 
 HOUR_S, DAY_S = 3600.0, 86400.0
-#: A daily entry is an hour shorter once a year, and a solar one a few minutes.
+#: The shortest gap of a daily entry: DST makes one an hour shorter, solar time a few minutes.
 _DAILY_S = 23 * HOUR_S
 
-#: So many runs of a frequent entry may wait at once: more of them do the same work again.
+#: The most runs of a frequent entry that may wait; further runs repeat the same work.
 A_FEW = 5
 
-#: Celery adds this entry by itself; a cleanup that is left out is made up by the next one.
+#: Celery adds this entry itself. If one cleanup is left out, the next makes up for it.
 _CELERYS_OWN = "celery.backend_cleanup"
 
 
 def expires_absolute(facts: Facts) -> Iterator[Finding]:
-    """An ``expires`` that is a fixed time: computed once, at import, and then the same for all."""
+    """An ``expires`` that is a fixed time, computed once at import and the same for all runs."""
     for entry in facts.entries:
         expires = entry.expires
         if not isinstance(expires, Moment) or entry.ends_at_expires or expires.never:
@@ -39,7 +39,7 @@ def expires_absolute(facts: Facts) -> Iterator[Finding]:
             entry,
             "error" if over else "warning",
             happens,
-            {"expires": expires.written, "from_now": _ahead(expires.ahead_s)},
+            {"expires": expires.written, "from_now": _signed(expires.ahead_s)},
             _set_expires(facts, entry),
         )
     in_beat = {entry.task for entry in facts.entries if entry.expires_of_task}
@@ -57,21 +57,21 @@ def expires_absolute(facts: Facts) -> Iterator[Finding]:
 
 
 def expires_before_start(facts: Facts) -> Iterator[Finding]:
-    """An entry that has expired before it may begin."""
+    """A run that expires before it may begin."""
     for entry in facts.entries:
-        if not isinstance(entry.expires, float) or entry.expires > _begins_s(entry):
+        if not isinstance(entry.expires, float) or entry.expires > _delay_s(entry):
             continue
         yield _finding(
             entry,
             "error",
-            "No run is ever executed: it has expired by the time at which it may begin.",
-            {"expires": duration(entry.expires), "countdown": duration(_begins_s(entry))},
+            "No run is ever executed: each expires before it may begin.",
+            {"expires": duration(entry.expires), "countdown": duration(_delay_s(entry))},
             _set_expires(facts, entry),
         )
 
 
 def expires_not_a_time(facts: Facts) -> Iterator[Finding]:
-    """An ``expires`` or a ``countdown`` that Celery can't send, or reads as another time."""
+    """An ``expires`` or ``countdown`` that Celery can't send, or reads as another time."""
     for entry in facts.entries:
         if isinstance(entry.expires, Moment) and entry.expires.never:
             yield _finding(
@@ -81,15 +81,15 @@ def expires_not_a_time(facts: Facts) -> Iterator[Finding]:
                 {"expires": entry.expires.written},
                 _set_expires(facts, entry),
             )
-        if entry.countdown_odd is not None:
+        if entry.malformed_countdown is not None:
             yield _finding(
                 entry,
                 "error",
-                "Beat logs an error at each run and sends nothing: a countdown is in seconds.",
-                {"countdown": entry.countdown_odd},
+                "Beat logs an error at each run and sends nothing: a countdown must be in seconds.",
+                {"countdown": entry.malformed_countdown},
                 _set_option(facts.spelling, entry, "countdown", "60") + "  # seconds",
             )
-        if isinstance(entry.expires, Odd):
+        if isinstance(entry.expires, Malformed):
             yield _finding(
                 entry,
                 "error",
@@ -101,19 +101,19 @@ def expires_not_a_time(facts: Facts) -> Iterator[Finding]:
 
 
 def expires_ignored_by_scheduler(facts: Facts) -> Iterator[Finding]:
-    """An expiry in another scheduler's spelling."""
+    """An expiry in an option that only another scheduler reads."""
     for entry in facts.entries:
         if entry.ignored_expires is None:
             continue
         name, value = entry.ignored_expires
         if entry.expires is None:
-            happens = f"Its runs never expire: {facts.scheduler} takes no expiry from this."
+            happens = f"Its runs never expire: {facts.scheduler} does not read this option."
         elif entry.expires_of_task:
-            happens = f"The expiry of the task counts: {facts.scheduler} takes none from this."
+            happens = f"The task's own expiry counts: {facts.scheduler} does not read this option."
         else:
-            # What counts stands beside it.
+            # The entry also has the expiry that counts.
             continue
-        meant_s = value if isinstance(value, float) and _is_good(entry, value) else None
+        meant_s = value if isinstance(value, float) and _is_advisable(entry, value) else None
         yield _finding(
             entry,
             "warning",
@@ -124,7 +124,7 @@ def expires_ignored_by_scheduler(facts: Facts) -> Iterator[Finding]:
 
 
 def options_ignored_by_scheduler(facts: Facts) -> Iterator[Finding]:
-    """Options of an entry that never come into its messages."""
+    """Options of an entry that Beat does not put into its messages."""
     for entry in facts.entries:
         if not entry.ignored_options:
             continue
@@ -134,13 +134,13 @@ def options_ignored_by_scheduler(facts: Facts) -> Iterator[Finding]:
             f"They have no effect: {facts.scheduler} keeps the queue, the exchange, the routing "
             "key, the priority, the headers and expire_seconds, and drops all other options.",
             {"options": some(entry.ignored_options)},
-            f"remove them from {_options(facts.spelling, entry)}; what a task can have by itself, "
-            f"such as a time limit, can stand there: {facts.spelling.task('time_limit=…')}",
+            f"remove them from {_options(facts.spelling, entry)}; set task options, such as a time "
+            f"limit, on the task: {facts.spelling.task('time_limit=…')}",
         )
 
 
 def interval_rounded_down(facts: Facts) -> Iterator[Finding]:
-    """An interval that is kept in whole seconds."""
+    """An interval that the scheduler rounds down to whole seconds."""
     for entry in facts.entries:
         if entry.interval_s is None:
             continue
@@ -150,7 +150,7 @@ def interval_rounded_down(facts: Facts) -> Iterator[Finding]:
         if entry.interval_s < 1:
             level = "error"
             happens = (
-                f"Beat sends it without a pause once it reads the database again, where "
+                f"Beat sends it without a pause once it reads the database again: there "
                 f"{given} is 0 s."
             )
         yield _finding(
@@ -163,57 +163,57 @@ def interval_rounded_down(facts: Facts) -> Iterator[Finding]:
 
 
 def expires_shorter_than_interval(facts: Facts) -> Iterator[Finding]:
-    """A run that expires before the next one is sent: while workers are behind, none is left."""
-    for entry, lives_s, gap_s in _lasting(facts):
+    """A run that expires before the next one is sent: if workers are behind, none is left."""
+    for entry, lives_s, gap_s in _waiting_runs(facts):
         if lives_s >= gap_s or (gap_s >= _DAILY_S and lives_s < DAY_S):
             continue
-        yield _short(
+        yield _expiry_finding(
             facts,
             entry,
             "note" if gap_s >= _DAILY_S else "warning",
-            f"A run that waits for {duration(lives_s)} is discarded, and there is none in its "
-            f"place until the next one, {duration(gap_s)} after it.",
+            f"A run that waits for {duration(lives_s)} is discarded, and the next one is "
+            f"sent {duration(gap_s)} after it.",
         )
 
 
 def expires_under_a_day(facts: Facts) -> Iterator[Finding]:
     """A daily entry whose run does not outlive a night without workers."""
-    for entry, lives_s, gap_s in _lasting(facts):
+    for entry, lives_s, gap_s in _waiting_runs(facts):
         if gap_s >= _DAILY_S and lives_s < DAY_S:
-            yield _short(
+            yield _expiry_finding(
                 facts,
                 entry,
                 "note" if entry.task == _CELERYS_OWN else "warning",
-                f"Where no worker takes it within {duration(lives_s)} the day's run is lost, and "
-                f"the next comes {duration(gap_s)} after it.",
+                f"If no worker takes it within {duration(lives_s)}, the day's run is lost, and the "
+                f"next one comes {duration(gap_s)} after it.",
             )
 
 
 def runs_pile_up(facts: Facts) -> Iterator[Finding]:
-    """A frequent entry whose runs outlive many that come after them."""
-    for entry, lives_s, gap_s in _lasting(facts, also_for_ever=True):
+    """A frequent entry whose runs outlive many later runs."""
+    for entry, lives_s, gap_s in _waiting_runs(facts, also_for_ever=True):
         if gap_s >= HOUR_S or A_FEW * gap_s >= lives_s:
             continue
         if entry.ignored_expires is not None and entry.expires is None:
             continue
         waiting = int(min(lives_s, HOUR_S) / gap_s)
-        yield _short(
+        yield _expiry_finding(
             facts,
             entry,
             "note",
-            "While Beat is up and no worker takes them its runs pile up: after an hour there are "
+            "If no worker takes them while Beat is up, runs pile up: after an hour there are "
             f"{waiting}, and when the workers are back they run all of them.",
             runs_after_an_hour=waiting,
         )
 
 
 def expires_naive(facts: Facts) -> Iterator[Finding]:
-    """A time without a zone: Celery reads it as UTC, also with ``enable_utc`` off."""
+    """A time without a zone: Celery reads it as UTC, even with ``enable_utc`` off."""
     offset_s = facts.delivery.utc_offset_s
     level: Level = "warning" if offset_s else "note"
     shift = f"{duration(abs(offset_s))} {'later' if offset_s > 0 else 'earlier'}"
-    happens = "Celery reads a datetime without a zone as UTC: one of local time takes effect " + (
-        f"{shift} than it says." if offset_s else "at another time where the zone is not UTC."
+    happens = "Celery reads a datetime without a zone as UTC: a local time takes effect " + (
+        f"{shift} than it says." if offset_s else "at another time if its zone is not UTC."
     )
     for entry in facts.entries:
         given = {"expires": entry.expires, "eta": entry.eta}
@@ -223,14 +223,16 @@ def expires_naive(facts: Facts) -> Iterator[Finding]:
             change = "datetime.now(timezone.utc) in place of datetime.now(), or seconds"
             if entry.source == "django-celery-beat":
                 change = "USE_TZ = True in Django's settings, or expire_seconds"
-            yield _finding(entry, level, happens, {**found, "utc_offset": _ahead(offset_s)}, change)
+            yield _finding(
+                entry, level, happens, {**found, "utc_offset": _signed(offset_s)}, change
+            )
     for task in facts.tasks:
         if isinstance(task.expires, Moment) and task.expires.naive:
             yield Finding(
                 level=level,
                 subject=f"task {task.name}",
                 happens=happens,
-                evidence={"expires": task.expires.written, "utc_offset": _ahead(offset_s)},
+                evidence={"expires": task.expires.written, "utc_offset": _signed(offset_s)},
                 change=facts.spelling.task("expires=…") + _FROM_SENDING,
             )
 
@@ -242,7 +244,7 @@ def fixed_task_id(facts: Facts) -> Iterator[Finding]:
             continue
         heals = facts.guard.installed and facts.guard.enabled and not facts.guard.dry_run
         level: Level = "note"
-        happens = "Each run overwrites the result of the one before, and to revoke one revokes all."
+        happens = "Each run overwrites the result of the run before, and revoking one revokes all."
         if entry.expires is not None:
             level = "warning" if heals else "error"
             happens = "Once a run has expired, every worker that saw it discards all later ones" + (
@@ -250,58 +252,58 @@ def fixed_task_id(facts: Facts) -> Iterator[Finding]:
             )
         evidence = {"task_id": entry.task_id, "expires": _written(entry.expires)}
         change = (
-            f"remove task_id from {_options(facts.spelling, entry)}: Celery then makes a new one "
-            "for each run"
+            f"remove task_id from {_options(facts.spelling, entry)}: Celery then gives each run a "
+            "new one"
         )
         yield _finding(entry, level, happens, {**evidence, "guard_heals": heals}, change)
 
 
-#: Where nobody knows how often a message is sent there is no number to advise.
-_FROM_SENDING = "  # seconds from when it is sent: for how long it is worth running"
+#: If it is not known how often a message is sent, no number can be advised.
+_FROM_SENDING = "  # seconds from when it is sent, for as long as a run is useful"
 
 
-def _begins_s(entry: BeatEntry) -> float:
-    """Seconds from when it is sent until it may begin."""
+def _delay_s(entry: BeatEntry) -> float:
+    """Seconds from when a run is sent until it may begin."""
     return max(entry.countdown_s or 0.0, 0.0)
 
 
-def _lasting(
+def _waiting_runs(
     facts: Facts, *, also_for_ever: bool = False
 ) -> Iterator[tuple[BeatEntry, float, float]]:
-    """The entries whose runs can wait in the queue: for how long they do, and their interval."""
+    """The entries whose runs can wait in the queue, how long they can wait, and their interval."""
     for entry in facts.entries:
         if entry.gaps is None:
             continue
         expires, gap_s = entry.expires, entry.gaps.shortest_s
         if isinstance(expires, float):
-            if expires > _begins_s(entry):
-                yield entry, expires - _begins_s(entry), gap_s
+            if expires > _delay_s(entry):
+                yield entry, expires - _delay_s(entry), gap_s
         elif also_for_ever and (expires is None or entry.ends_at_expires):
             yield entry, inf, gap_s
 
 
 def has_successors(entry: BeatEntry) -> bool:
-    """Whether a run of this frequent entry expires only when the next one is there."""
+    """Whether a run of this frequent entry lives until the next one is sent."""
     if entry.gaps is None or not isinstance(entry.expires, float):
         return False
     gap_s = entry.gaps.shortest_s
-    return gap_s < HOUR_S and entry.expires - _begins_s(entry) >= gap_s
+    return gap_s < HOUR_S and entry.expires - _delay_s(entry) >= gap_s
 
 
-def _is_good(entry: BeatEntry, expires_s: float) -> bool:
-    """Whether no rule would say anything of this lifetime."""
+def _is_advisable(entry: BeatEntry, expires_s: float) -> bool:
+    """Whether no rule finds anything with this expiry."""
     if entry.gaps is None:
-        return expires_s > _begins_s(entry)
-    lives_s, gap_s = expires_s - _begins_s(entry), entry.gaps.shortest_s
+        return expires_s > _delay_s(entry)
+    lives_s, gap_s = expires_s - _delay_s(entry), entry.gaps.shortest_s
     return lives_s >= _enough_s(gap_s) and (gap_s >= HOUR_S or lives_s <= A_FEW * gap_s)
 
 
 def _enough_s(gap_s: float) -> float:
-    """How long a run should wait: until the next one is there, and a daily one for the day."""
+    """How long a run should live: until the next one is sent, and a daily run for a day."""
     return max(gap_s, DAY_S) if gap_s >= _DAILY_S else gap_s
 
 
-def _short(
+def _expiry_finding(
     facts: Facts, entry: BeatEntry, level: Level, happens: str, **evidence: object
 ) -> Finding:
     assert entry.gaps is not None
@@ -331,14 +333,14 @@ def _finding(
 
 
 def _set_expires(facts: Facts, entry: BeatEntry, wanted_s: float | None = None) -> str:
-    """The line that gives the entry a lifetime: this one, else one interval."""
+    """The line that sets the entry's expiry: to ``wanted_s``, or to one interval."""
     if wanted_s is None and entry.gaps is not None:
-        wanted_s = _begins_s(entry) + _enough_s(entry.gaps.shortest_s)
-    # In whole seconds, as a database keeps it.
+        wanted_s = _delay_s(entry) + _enough_s(entry.gaps.shortest_s)
+    # In whole seconds, as the database stores it.
     wanted = "…" if wanted_s is None else f"{ceil(wanted_s)}"
     why = _FROM_SENDING if wanted_s is None else ""
     if entry.ends_at_expires:
-        why = ", in place of its expires: one of both can be set"
+        why = ", instead of its expires: only one of them can be set"
     if entry.expires_of_task:
         return facts.spelling.task(f'name="{entry.task}", expires={wanted}') + why
     if entry.source == "django-celery-beat":
@@ -362,11 +364,11 @@ def _entry(spelling: Spelling, entry: BeatEntry) -> str:
     return f'{spelling.name("beat_schedule")}["{entry.name}"]'
 
 
-def _ahead(ahead_s: float) -> str:
+def _signed(ahead_s: float) -> str:
     return ("-" if ahead_s < 0 else "+") + duration(abs(ahead_s))
 
 
 def _written(value: When) -> str | None:
-    if isinstance(value, Moment | Odd):
+    if isinstance(value, Moment | Malformed):
         return value.written
     return None if value is None else duration(value)

@@ -1,4 +1,4 @@
-"""Rules: the guard itself, and what only it would heal."""
+"""Rules: the guard itself, and a revoked set that only the guard would clear."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _OF_RECYCLING = {"worker_guard_recycle_concurrency", "worker_guard_recycle_min_l
 
 
 def statedb_without_guard(facts: Facts) -> Iterator[Finding]:
-    """A revoked set that outlives restarts, and nobody who clears it."""
+    """A revoked set that outlives restarts, without a guard that clears it."""
     guard = facts.guard
     if facts.statedb is None or (guard.installed and guard.enabled):
         return
     yield Finding(
         level="warning",
         subject="worker_state_db",
-        happens="Ids that only expiry revoked survive each restart, and a task that reuses one is "
-        "discarded.",
+        happens="Ids that only expiry revoked survive each restart, and workers discard a task "
+        "that reuses one.",
         evidence={
             "worker_state_db": facts.statedb,
             "WorkerGuard": "disabled" if guard.installed else "not in the app's steps",
@@ -47,7 +47,7 @@ def statedb_without_guard(facts: Facts) -> Iterator[Finding]:
 
 
 def guard_not_installed(facts: Facts) -> Iterator[Finding]:
-    """Settings of a guard that is not there."""
+    """A guard that is not installed, perhaps with settings for it."""
     if facts.guard.installed:
         return
     given = sorted(facts.guard.given)
@@ -62,7 +62,7 @@ def guard_not_installed(facts: Facts) -> Iterator[Finding]:
 
 
 def guard_settings_rejected(facts: Facts) -> Iterator[Finding]:
-    """A setting on which the worker does not start."""
+    """A setting with which the worker does not start."""
     if facts.guard.rejected is None:
         return
     yield Finding(
@@ -72,12 +72,12 @@ def guard_settings_rejected(facts: Facts) -> Iterator[Finding]:
         if facts.guard.installed
         else "The worker will not start once the guard is added.",
         evidence={"worker_says": facts.guard.rejected},
-        change="correct the setting that is named, or remove it to get its default",
+        change="correct the setting that it names, or remove it to get its default",
     )
 
 
 def guard_changes_nothing(facts: Facts) -> Iterator[Finding]:
-    """A guard that is switched off, or only watches."""
+    """A guard that is switched off, or that only watches."""
     guard = facts.guard
     if not guard.installed or (guard.enabled and not guard.dry_run):
         return
@@ -89,20 +89,20 @@ def guard_changes_nothing(facts: Facts) -> Iterator[Finding]:
         subject=setting,
         happens="The guard measures and logs, and changes nothing."
         if guard.enabled
-        else "The guard is there, and does nothing.",
+        else "The guard is installed, and does nothing.",
         evidence={setting: not value},
         change=facts.spelling.line(setting, str(value)),
     )
 
 
 def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
-    """A setting of a part that this app does not have."""
+    """A setting of a part that is off in this app."""
     guard, spelling = facts.guard, facts.spelling
     if not guard.installed:
         return
     of_results = sorted(guard.given & _OF_RESULTS)
     if of_results and not facts.results.is_redis:
-        yield _idle(
+        yield _no_effect(
             of_results,
             "the results part is off, because it needs a Redis result backend",
             {"result_backend": facts.results.backend},
@@ -110,15 +110,15 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
         )
     of_redis_memory = sorted(guard.given & _OF_REDIS_MEMORY)
     if of_redis_memory and not facts.results.is_redis:
-        yield _idle(
+        yield _no_effect(
             of_redis_memory,
-            "the alert is off, because it looks at the Redis of the result backend",
+            "the alert is off, because it watches the Redis of the result backend",
             {"result_backend": facts.results.backend},
             spelling.line("worker_guard_alert_redis_memory", "None"),
         )
     of_children = sorted(guard.given & _OF_CHILDREN)
     if of_children and not facts.has_children:
-        yield _idle(
+        yield _no_effect(
             of_children,
             f"the pool {facts.pool} has no children to recycle",
             {"worker_pool": facts.pool},
@@ -127,7 +127,7 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
         )
     of_recycling = sorted(guard.given & _OF_RECYCLING)
     if of_recycling and facts.has_children and _CHILD_LIMIT not in guard.given:
-        yield _idle(
+        yield _no_effect(
             of_recycling,
             "without a limit no child is recycled",
             {_CHILD_LIMIT: None},
@@ -135,9 +135,9 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
         )
     yield from _metrics_without_effect(facts)
     if guard.parent_action != "log" and not guard.parent_limit:
-        yield _idle(
+        yield _no_effect(
             ["worker_guard_parent_action"],
-            "the main process has no limit that could be reached",
+            "the main process has no memory limit",
             {"worker_guard_parent_memory_limit": None},
             spelling.line("worker_guard_parent_memory_limit", '"1GB"'),
         )
@@ -147,22 +147,22 @@ def _metrics_without_effect(facts: Facts) -> Iterator[Finding]:
     guard = facts.guard
     if _METRICS_PORT not in guard.given:
         if "worker_guard_metrics_host" in guard.given:
-            yield _idle(
+            yield _no_effect(
                 ["worker_guard_metrics_host"],
                 "without a port nothing listens",
                 {_METRICS_PORT: None},
                 facts.spelling.line(_METRICS_PORT, "9808"),
             )
     elif not guard.has_prometheus:
-        yield _idle(
+        yield _no_effect(
             [_METRICS_PORT],
-            "prometheus_client is not installed here, and without it there are no metrics",
+            "prometheus_client is not installed here, so there are no metrics",
             {"prometheus_client": None},
             'pip install "worker-guard[prometheus]"',
         )
 
 
-def _idle(settings: list[str], why: str, evidence: dict[str, object], change: str) -> Finding:
+def _no_effect(settings: list[str], why: str, evidence: dict[str, object], change: str) -> Finding:
     return Finding(
         level="warning",
         subject=some(settings),

@@ -1,4 +1,4 @@
-"""Rules: what Beat or a worker can't even read."""
+"""Rules: entries and settings that Beat or a worker can't read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from worker_guard.commands.audit.facts import Facts
 from worker_guard.commands.audit.finding import Finding
 
 _HAPPENS = {
-    "ends-beat": "Beat ends at its start over this entry, and sends none of the others either.",
-    "left-out": "Beat logs an error at its start, and leaves this entry out.",
+    "ends-beat": "Beat exits at its start because of this entry, and sends no other entry either.",
+    "left-out": "Beat logs an error at its start, and skips this entry.",
     "no-task": "Beat sends messages that name no task, and workers discard them.",
     "never-sent": "Beat logs an error at each run and sends nothing.",
 }
@@ -24,7 +24,7 @@ _CHANGE = {
 
 
 def entry_not_loadable(facts: Facts) -> Iterator[Finding]:
-    """An entry that is not what Beat makes entries of."""
+    """An entry that Beat can't load."""
     for entry in facts.entries:
         if entry.flaw is None:
             continue
@@ -42,12 +42,12 @@ def entry_not_loadable(facts: Facts) -> Iterator[Finding]:
 
 
 def setting_not_readable(facts: Facts) -> Iterator[Finding]:
-    """A setting of another kind than Celery's; the rest is audited."""
+    """A setting with a value of a wrong type. The other settings are audited."""
     for one in facts.unreadable:
         yield Finding(
             level="error",
             subject=one.setting,
-            happens="Celery can't read it either, and what depends on it was not audited.",
+            happens="Celery can't read it, and the audit skipped what depends on it.",
             evidence={"reading_it_raises": one.says},
             change=f"correct {_written(facts, one.setting)}, or remove it to get its default",
         )

@@ -1,4 +1,4 @@
-"""Rules: Celery's own limit of a child's memory."""
+"""Rules: Celery's own memory limit for a child."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from worker_guard.values.sizes import size
 _SETTING = "worker_max_memory_per_child"
 _KIB = 1024
 
-#: No Python process with Celery in it is this small: such a number was meant in another unit.
+#: No process that imports Celery is this small: such a number was meant in another unit.
 _SMALLEST_KIB = 8 * 1024
-#: From here on a number makes sense as bytes, and as KiB no longer.
+#: From here on a number makes sense as bytes, but not as KiB.
 _BYTES_FROM = 20_000_000
 
 
 def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
-    """The limit is in KiB; a number of bytes or of megabytes is another limit."""
+    """The limit is in KiB, but the number looks like bytes or megabytes."""
     memory = facts.memory
     if not facts.has_children:
         return
-    if memory.child_limit_odd is not None:
+    if memory.malformed_child_limit is not None:
         yield Finding(
             level="error",
             subject=_SETTING,
-            happens="Each child dies after its first task: Celery needs a number to compare with.",
-            evidence={_SETTING: memory.child_limit_odd},
+            happens="Each child dies after its first task: Celery can only compare with a number.",
+            evidence={_SETTING: memory.malformed_child_limit},
             change=facts.spelling.line(_SETTING, "400_000  # KiB, a plain number: 410 MB"),
         )
         return
@@ -44,7 +44,7 @@ def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             level="error",
             subject=_SETTING,
-            happens="The limit is never reached: the number is in KiB, and looks like bytes.",
+            happens="The limit is never reached: the number is in KiB, but looks like bytes.",
             evidence=evidence,
             change=facts.spelling.line(_SETTING, f"{limit_kib / _KIB:.0f}  # KiB"),
         )
@@ -52,7 +52,7 @@ def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             level="error",
             subject=_SETTING,
-            happens="Every child is replaced after every task: the number is in KiB, and looks "
+            happens="Every child is replaced after every task: the number is in KiB, but looks "
             "like megabytes.",
             evidence=evidence,
             change=facts.spelling.line(_SETTING, f"{limit_kib * 1000:.0f}  # KiB"),
@@ -60,7 +60,7 @@ def memory_limit_unit(facts: Facts) -> Iterator[Finding]:
 
 
 def memory_limit_below_newborn(facts: Facts) -> Iterator[Finding]:
-    """A limit that a child is over before its first task."""
+    """A limit that a child exceeds before its first task."""
     memory = facts.memory
     limit_kib = memory.child_limit_kib
     if limit_kib is None or limit_kib < _SMALLEST_KIB or not facts.has_children:
@@ -70,8 +70,8 @@ def memory_limit_below_newborn(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             level="error",
             subject=_SETTING,
-            happens="Every child is replaced after every task: a new one inherits the main "
-            "process's size, and is over the limit from birth.",
+            happens="Every child is replaced after every task: a new child inherits the main "
+            "process's size, and exceeds the limit from its start.",
             evidence={
                 _SETTING: f"{plain(limit_kib)} KiB, which is {size(limit_kib * _KIB)}",
                 "newborn_estimate": f"{size(memory.newborn_bytes)}, the RSS of this process, "
@@ -84,7 +84,7 @@ def memory_limit_below_newborn(facts: Facts) -> Iterator[Finding]:
 
 
 def memory_limit_beside_guard(facts: Facts) -> Iterator[Finding]:
-    """Two limits, of which Celery's compares the peak."""
+    """Celery's limit beside the guard's; Celery's compares the peak."""
     memory = facts.memory
     limit_kib, guard_bytes = memory.child_limit_kib, memory.guard_child_limit_bytes
     if limit_kib is None or guard_bytes is None or _is_bytes(facts) or not facts.has_children:
@@ -94,10 +94,10 @@ def memory_limit_beside_guard(facts: Facts) -> Iterator[Finding]:
         level="warning" if first else "note",
         subject=_SETTING,
         happens=(
-            "Celery's limit strikes first, on a child's peak and shared pages, and the guard "
-            "seldom comes to act."
+            "Celery's limit is reached first, by a child's peak with the shared pages, and the "
+            "guard seldom acts."
             if first
-            else "Celery's limit compares a child's peak with the shared pages in it: it can "
+            else "Celery's limit compares a child's peak, which includes shared pages: it can "
             "replace a child that the guard would leave alone."
         ),
         evidence={

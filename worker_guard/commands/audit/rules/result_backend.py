@@ -9,7 +9,7 @@ from worker_guard.commands.audit.finding import Finding
 
 
 def result_expires_never(facts: Facts) -> Iterator[Finding]:
-    """Results without a lifetime, on Redis, where nothing else deletes them."""
+    """Results on Redis without a TTL, if nothing else deletes them."""
     results = facts.results
     if not results.is_redis or results.expires_s or facts.guard.deletes_results:
         return
@@ -18,7 +18,7 @@ def result_expires_never(facts: Facts) -> Iterator[Finding]:
     yield Finding(
         level="warning",
         subject="result_expires",
-        happens="No result ever leaves Redis, so that its memory grows with each task.",
+        happens="No result ever expires in Redis, so its memory grows with each task.",
         evidence={"result_expires": results.expires_s, "result_backend": results.backend},
         change=facts.spelling.line("result_expires", "86400  # seconds; Celery's default"),
     )

@@ -1,4 +1,4 @@
-"""Rules: entries in a store, and who reads it."""
+"""Rules: entries in a store, and the scheduler that reads it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from worker_guard.commands.audit.finding import Finding
 
 
 def stored_entries_not_run(facts: Facts) -> Iterator[Finding]:
-    """Entries that are sent only by a scheduler that no setting names."""
+    """Entries of a scheduler that no setting names."""
     for store in facts.stored:
         happens = (
             "Beat sends these entries only if its command line names their scheduler; the audit "
-            "takes it that it does, and goes by that scheduler's rules."
+            "assumes that it does, and applies that scheduler's rules."
             if store.assumed
             else "Beat sends none of these entries, unless its command line names their scheduler; "
-            "the audit leaves them out."
+            "the audit skips them."
         )
         yield Finding(
             level="note",
