@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import MakeFleet
 from tests.harness.fronts import Front
-from tests.harness.guard_command import RESULTS, guard
+from tests.harness.guard_command import RESULTS, guard, guard_process
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import contents, encoded
 from tests.harness.workers import ROOT, Fleet, Worker, wait_for
@@ -260,15 +260,15 @@ QUIET = {"worker_guard_interval": 3600.0, "worker_guard_revoked_grace": 0.0}
 BOTH = ("--destination", "one@test,two@test", "--timeout", "60")
 
 
-def poisoned(fleet: Fleet, name: str, ids: int = 12, *options: str) -> Worker:
-    """A worker whose set holds so many ids that only expired, and one that an operator revoked."""
-    for n in range(ids):
+def poisoned(fleet: Fleet, name: str, *options: str) -> Worker:
+    """A worker whose set holds 12 ids that only expired, and one that an operator revoked."""
+    for n in range(12):
         fleet.send("add", 1, 2, task_id=f"{name}-{n}", expires=0.05, queue=name)
     time.sleep(0.1)  # until they have expired
     worker = fleet.start(name, "--without-mingle", "-Q", name, *options)
     # A worker that starts later does not hear of it.
     fleet.app.control.revoke(f"operators-{name}", destination=[worker.name])
-    wait_for(lambda: len(worker.revoked()) == ids + 1, "the set to be poisoned")
+    wait_for(lambda: len(worker.revoked()) == 13, "the set to be poisoned")
     return worker
 
 
@@ -306,7 +306,7 @@ def test_one_word_heals_every_worker_and_cleans_the_results(make_fleet: MakeFlee
     client = results_of(fleet)
     workers = [poisoned(fleet, "one"), poisoned(fleet, "two")]
     # Nobody is named, so that it waits for further workers after the last answer.
-    said = guard(fleet.app.conf["harness"], "cleanup", "--timeout", "10")
+    said = guard(fleet.app.conf["harness"], "cleanup", "--timeout", "5")
     assert (said.returncode, said.stderr) == (0, "")
     assert [worker.revoked() for worker in workers] == [{"operators-one"}, {"operators-two"}]
     assert old_results(client) == 0
@@ -383,20 +383,22 @@ class Slow(Front):
         return False
 
 
-def test_a_big_set_is_waited_for(make_fleet: MakeFleet, redis_server: RedisServer) -> None:
+def test_a_sweep_that_takes_long_is_waited_for(
+    make_fleet: MakeFleet, redis_server: RedisServer
+) -> None:
     """Its worker answers that it still sweeps; the figures come with the answer all the same."""
     with Slow(redis_server.port) as front:
         fleet = make_fleet(**QUIET)
         conf = {**fleet.app.conf["harness"], "result_backend": f"redis://127.0.0.1:{front.port}/1"}
         fleet.app.conf["harness"] = conf
-        worker = poisoned(fleet, "one", 600)
+        worker = poisoned(fleet, "one")
         named = ("--only", "revoked", "--destination", "one@test", "--timeout", "60")
         would = guard(conf, "cleanup", *named, "--dry-run", "--json")
         told = valid(json.loads(would.stdout))["targets"]["revoked"]["one@test"]
         assert told == {"sweeping": True, "dry_run": True}
         assert "sweeping; its log" in guard(conf, "cleanup", *named, "--dry-run").stdout
         answer = valid(json.loads(guard(conf, "cleanup", *named, "--json").stdout))
-        assert answer["revoked_tasks_cleared"] == 600
+        assert answer["revoked_tasks_cleared"] == 12
         assert answer["targets"]["revoked"]["one@test"]["trigger"] == "control"
         assert worker.revoked() == {"operators-one"}
 
@@ -423,6 +425,22 @@ def test_the_broker_is_away(server: RedisServer) -> None:
     (line,) = said.stderr.splitlines()
     assert line.startswith("The broker can't be reached: redis://:**@127.0.0.1:1/0 (broker_url): ")
     assert statistics(valid(json.loads(said.stdout)))[:2] == (0, 50)
+
+
+def test_ctrl_c_while_the_workers_are_asked(server: RedisServer) -> None:
+    """Ends it, with nothing done; it does not wait for a broker that hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        broker = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+        with guard_process(conf(server, broker_url=broker), "cleanup") as process:
+            connection, _ = listener.accept()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            connection.close()
+    assert (process.returncode, out) == (1, "")
+    assert err.splitlines()[-1] == "Stopped."
+    assert "Traceback" not in err
+    assert server.client.dbsize() == 50
 
 
 def test_the_result_backend_is_away(make_fleet: MakeFleet) -> None:
@@ -488,7 +506,7 @@ def test_workers_that_can_not_sweep_are_named(make_fleet: MakeFleet) -> None:
 def test_a_worker_that_is_busy_sweeps_when_it_can(make_fleet: MakeFleet) -> None:
     """A solo worker answers nothing while its task runs; so does one that is stopped."""
     fleet = make_fleet(**QUIET)
-    busy, free = poisoned(fleet, "busy", 12, "-P", "solo"), poisoned(fleet, "free")
+    busy, free = poisoned(fleet, "busy", "-P", "solo"), poisoned(fleet, "free")
     named = ("--only", "revoked", "--timeout", "5")
     busy.process.send_signal(signal.SIGSTOP)
     try:

@@ -26,7 +26,7 @@ from worker_guard.commands.audit.beat_scheduler import (
     scheduler_of,
 )
 from worker_guard.commands.audit.facts import BeatEntry, StoredEntries
-from worker_guard.commands.audit.loading import flaw_of
+from worker_guard.commands.audit.flaws import flaw_of
 from worker_guard.values.masking import masked
 
 #: Seconds within which the server of a store must answer.
