@@ -87,7 +87,7 @@ class Activity:
     def status(self) -> dict[str, Any]:
         """Its share of :class:`~worker_guard.status_model.GuardStatus`."""
         now_mono = self._monotonic()
-        last = {name: past.status(now_mono) for name, past in self._last.items()}
+        last = {name: past.status(now_mono) for name, past in self._last.copy().items()}
         return {"totals": self.totals, **last}
 
     def _note_cleanup(self, event: CleanupCompleted) -> None:

@@ -180,7 +180,7 @@ class Scheduler:
 
     def failures(self) -> dict[str, int]:
         """Consecutive failures, by name."""
-        return {name: each.consecutive_failures for name, each in self._backoffs.items()}
+        return {name: each.consecutive_failures for name, each in self._backoffs.copy().items()}
 
     def due_in_s(self, name: str) -> float:
         """Seconds until a job's next run begins; 0 while one is under way, or without a job."""

@@ -155,8 +155,8 @@ class RevokedPart(Part):
         if not cold:
             attempt("operator_marks", self._write_last_marks)
         attempt("last_sweep", lambda: self._sweep_for_the_last_time(ask=not cold))
-        self._watch.unhook()
-        self._queues.stop()
+        attempt(self.name, self._watch.unhook)
+        attempt(self.name, self._queues.stop)
         attempt("statedb", self._note_in_statedb)
 
     def _write_last_marks(self) -> None:
