@@ -55,14 +55,13 @@ def test_without_a_cleanup_the_history_is_written_all_the_same(
     """Sweeps of the revoked set stand in it, too."""
     part = opened(app(**conf))
     assert part.states["results"].startswith(reason)
-    assert part.states["history"] == "on"
     assert [type(each) for each in part.jobs] == [HistoryWriter]
 
 
 def test_both_jobs_are_on() -> None:
     """The age is that of the configuration."""
     part = opened(app())
-    assert part.states == {"results": "on", "history": "on"}
+    assert part.states == {"results": "on"}
     assert job(part, ScheduledCleanup).max_age_s == 86_400.0
 
 
@@ -82,5 +81,4 @@ def test_a_dry_run_by_schedule_begins_at_a_moment_of_its_own() -> None:
     part = opened(app(worker_guard_dry_run=True))
     due, _wait_s = job(part, ScheduledCleanup).schedule(1.0)
     assert not due
-    assert part.states["history"] == "a dry run"
     assert job(part, HistoryWriter) is None

@@ -20,7 +20,6 @@ class ResultsPart(Part):
     """Old results are deleted by schedule, in one worker at a time."""
 
     name: ClassVar[str] = "results"
-    also: ClassVar[tuple[str, ...]] = (HistoryWriter.name,)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -35,9 +34,7 @@ class ResultsPart(Part):
         except PartOff as exc:
             self.states[self.name] = str(exc)
         self._writer: HistoryWriter | None = None
-        if settings.dry_run:
-            self.states[HistoryWriter.name] = "a dry run"
-        else:
+        if not settings.dry_run:
             self._writer = HistoryWriter(
                 interval_s=settings.interval,
                 history=open_history(backend, dry_run=False),
