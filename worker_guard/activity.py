@@ -18,10 +18,10 @@ from worker_guard.events import (
 )
 from worker_guard.status_model import PastCleanup, Totals
 
-#: Recycles count for this long.
+#: Seconds for which a recycle counts.
 WINDOW_S = 3600.0
 
-#: They are counted in steps of this length, so that what is kept has a bound.
+#: Recycles are counted in steps of this length, which bounds what is kept.
 _STEP_S = 10.0
 
 #: What can begin a sweep or cleanup in a worker's main process; the task runs in the pool.
@@ -47,8 +47,8 @@ class _Past:
 class Activity:
     """Totals, counters and the last cleanups, all from the events that were reported.
 
-    In a dry run a child counts as recycled when its recycling is requested, since it goes no
-    further. ``listeners`` hear each event, too.
+    In a dry run a child counts as recycled when that is requested, since nothing follows.
+    ``listeners`` are called with each event.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Activity:
         self.alerts_raised: Counter[str] = Counter()
 
     def note(self, event: Event) -> None:
-        """An event was reported."""
+        """Take in an event that was reported."""
         if isinstance(event, CleanupCompleted):
             self._note_cleanup(event)
         elif isinstance(event, PartFailed):
@@ -78,7 +78,7 @@ class Activity:
             listener(event)
 
     def recycled_in_last_hour(self, now_mono: float) -> int:
-        """How many children were recycled in the last hour, to some seconds."""
+        """How many children were recycled in the last hour, to within ten seconds."""
         steps = self._recycled_steps
         while steps and steps[0][0] + _STEP_S <= now_mono - WINDOW_S:
             steps.popleft()

@@ -1,4 +1,4 @@
-"""A part's failures: reported, and paused for longer each time in a row."""
+"""Reports failures, and makes the pause before the next try longer each time."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Callable
 
 from worker_guard.events import Event, PartFailed
 
-#: No pause is longer.
+#: The longest pause, in seconds.
 LONGEST_PAUSE_S = 900.0
 
 
 class Backoff:
-    """How often a part failed in a row, and when it may be tried again.
+    """Counts consecutive failures of one job or hook, and says when to try it again.
 
-    ``first_pause_s`` is the pause after the first failure; each further one doubles it, up to
-    ``longest_pause_s``.
+    The pause after the first failure is ``first_pause_s``. It doubles with each further failure, up
+    to ``longest_pause_s``.
     """
 
     def __init__(
         self,
-        part: str,
+        name: str,
         *,
         first_pause_s: float,
         longest_pause_s: float = LONGEST_PAUSE_S,
         report: Callable[[Event], None],
     ) -> None:
-        self._part = part
+        self._name = name
         self._longest_pause_s = longest_pause_s
         self._first_pause_s = first_pause_s
         self._report = report
@@ -38,30 +38,30 @@ class Backoff:
         return self._failures
 
     def ready(self, now: float) -> bool:
-        """Whether the part may be tried now."""
+        """Whether it may be tried now."""
         return not self._failures or now >= self._retry_mono
 
     def lapse(self, now: float) -> None:
         """Reset the count after one further pause without a failure.
 
-        For what is told of its failures only.
+        For code that reports its failures, but not its successes.
         """
         if now >= self._retry_mono + self._pause_s:
             self._failures = 0
 
     def succeeded(self) -> None:
-        """The part came to its end."""
+        """It worked: reset the count."""
         self._failures = 0
 
     def failed(self, error: Exception, now: float) -> float:
-        """The part raised; reports it and returns the pause, in seconds, before the next try."""
+        """Report a failure; returns the pause before the next try, in seconds."""
         self._failures += 1
         doubled_s = self._first_pause_s * 2.0 ** min(self._failures - 1, 30)
         pause_s = min(doubled_s, self._longest_pause_s)
         self._retry_mono, self._pause_s = now + pause_s, pause_s
         self._report(
             PartFailed(
-                part=self._part,
+                part=self._name,
                 error=f"{type(error).__name__}: {error}",
                 consecutive_failures=self._failures,
                 retry_in_s=round(pause_s, 3),
@@ -70,7 +70,7 @@ class Backoff:
         return pause_s
 
     def noticed(self, error: Exception, now: float) -> None:
-        """The same of what goes on regardless: one report for each pause, not for each time."""
+        """Record a failure of code that keeps running (a hook, a scrape); report once per pause."""
         self.lapse(now)
         if self.ready(now):
             self.failed(error, now)

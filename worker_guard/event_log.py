@@ -29,7 +29,7 @@ class Reporter:
             method = getattr(self._log, event.level)
             method(event.name, **self._shared(event.level), **masked(event.fields()))
         except Exception:
-            # Not as an event: that way just failed. The worker's log still hears of it.
+            # Not as an event, since that just failed.
             logging.getLogger(LOGGER).exception("%s could not be reported", event.name)
 
     def as_dry_run(self) -> Reporter:
@@ -49,7 +49,7 @@ class Reporter:
 
 
 def _event_first(_log: Any, _method: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Begin each line with the event's name, for people who read them as they come."""
+    """Put the event's name first, for people who read the lines as they scroll by."""
     return {"event": fields.pop("event"), **fields}
 
 
@@ -61,9 +61,9 @@ def structlog_is_configured() -> bool:
 
 
 def open_log(log_format: str) -> tuple[Any, Callable[[], None]]:
-    """A structlog logger for this ``worker_guard_log_format``, and what closes it again.
+    """A structlog logger for this ``worker_guard_log_format``, and a function that closes it.
 
-    ``inherit`` is the application's own configuration. The other two write to the worker's own
+    ``inherit`` uses the application's own configuration. The other two write to the worker's own
     log destination at the worker's own log level, and leave structlog's configuration alone.
     """
     import structlog

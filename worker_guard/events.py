@@ -29,7 +29,7 @@ class Event:
         return "info"
 
     def fields(self) -> dict[str, Any]:
-        """The fields as they are logged: one that Python reserves (``for_``) by its own name."""
+        """The fields as they are logged; ``for_``, which Python reserves, as ``for``."""
         return {name.removesuffix("_"): value for name, value in asdict(self).items()}
 
 
@@ -95,8 +95,9 @@ class BackfillCauses:
     """Why tasks expired.
 
     ``waited_in_queue``: workers were down or behind. ``held_until_eta``: their countdown, ETA or
-    retry is beyond their ``expires``. ``born_expired``: that was in the past when they were sent.
-    ``clock_differs``: their own times say that they waited, but their queue was empty meanwhile.
+    retry is beyond their ``expires``. ``born_expired``: ``expires`` had passed when they were sent.
+    ``clock_differs``: their own timestamps say that they waited, but their queue was empty
+    meanwhile.
     """
 
     waited_in_queue: int = 0
@@ -109,7 +110,7 @@ class BackfillCauses:
 class ExpiredBackfillDetected(Event):
     """Many tasks expired since the last sweep.
 
-    ``waited_s_*`` are None where none of them waited in the queue.
+    ``waited_s_*`` are None if none of them waited in the queue.
     """
 
     name: ClassVar[str] = "worker_guard.expired_backfill_detected"
@@ -128,7 +129,7 @@ class ExpiredBackfillDetected(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessMemory:
-    """The memory of one process; ``used_bytes`` is its RSS where that is not over the limit."""
+    """The memory of one process; ``used_bytes`` is its RSS if that is within the limit."""
 
     pid: int
     rss_bytes: int
@@ -152,9 +153,9 @@ class MemorySampled(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ChildOverLimit(Event):
-    """A child went over its limit; it is said again only after it was well below it.
+    """A child went over its limit. Reported again only after it was well below the limit.
 
-    ``processes``: itself, and those that it started.
+    ``processes``: the child, and those that it started.
     """
 
     name: ClassVar[str] = "worker_guard.child_over_limit"
@@ -173,7 +174,7 @@ class ChildOverLimit(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """A task, how often it ran, and how much of the children's growth is put down to it."""
+    """A task, how often it ran, and how much of the children's growth is attributed to it."""
 
     task: str
     runs: int
@@ -182,9 +183,9 @@ class Suspect:
 
 @dataclass(frozen=True, kw_only=True)
 class ChildRecycleRequested(Event):
-    """A child was asked to leave after the task that it runs, which is named where it runs one.
+    """A child was asked to leave, after its current task if it runs one.
 
-    ``suspects`` are the tasks with the most growth for each run, in all children: an estimate.
+    ``suspects`` are the tasks with the most growth per run, in all children: an estimate.
     """
 
     name: ClassVar[str] = "worker_guard.child_recycle_requested"
@@ -203,9 +204,9 @@ class ChildRecycleRequested(Event):
 class ChildRecycled(Event):
     """A child has left and was replaced.
 
-    ``replacement_*`` are None where the pool was made smaller meanwhile; what the replacement uses,
-    and ``freed_bytes``, where it can't be read. ``left_pids`` are processes that the child started
-    and that live on; what they use was not freed.
+    ``replacement_*`` are None if the pool was made smaller meanwhile. ``replacement_used_bytes``
+    and ``freed_bytes`` are None if the replacement can't be read. ``left_pids`` are processes that
+    the child started and that live on; their memory was not freed.
     """
 
     name: ClassVar[str] = "worker_guard.child_recycled"
@@ -220,7 +221,7 @@ class ChildRecycled(Event):
 
     @property
     def level(self) -> Level:
-        """``warning`` where the child has left processes behind."""
+        """``warning`` if the child left processes behind."""
         return "warning" if self.left_pids else "info"
 
 
@@ -246,8 +247,8 @@ class ChildRecycleWaiting(Event):
 class RecyclingSuspended(Event):
     """No child is recycled for now, since it would gain nothing, or cost the worker a child.
 
-    ``baseline_bytes`` is what a child uses that was just replaced; None where that is not the
-    reason. ``setting`` is what to change; None: the replacements end by themselves.
+    ``baseline_bytes`` is what a new child uses; None if that is not the reason. ``setting`` is what
+    to change; None: no setting helps, since the replacements end by themselves.
     """
 
     name: ClassVar[str] = "worker_guard.recycling_suspended"
@@ -265,7 +266,7 @@ class RecyclingSuspended(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RecyclingResumed(Event):
-    """What had suspended recycling is over."""
+    """Children are recycled again."""
 
     name: ClassVar[str] = "worker_guard.recycling_resumed"
 
@@ -274,10 +275,9 @@ class RecyclingResumed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ParentOverLimit(Event):
-    """The main process was over its limit for as many readings as it has strikes.
+    """The main process was over its limit for ``worker_guard_memory_strikes`` readings in a row.
 
-    ``at_start_bytes`` is its first reading: where that is over the limit too, the next process
-    will be, so that another start gains nothing.
+    ``at_start_bytes`` is its first reading. If that is over the limit too, a restart gains nothing.
     """
 
     name: ClassVar[str] = "worker_guard.parent_over_limit"
@@ -295,7 +295,7 @@ class ParentOverLimit(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AlertRaised(Event):
-    """A value went above its threshold; it is said again only after it was cleared."""
+    """A value went above its threshold. Reported again only after it was cleared."""
 
     name: ClassVar[str] = "worker_guard.alert_raised"
 
@@ -322,7 +322,7 @@ class AlertCleared(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PartFailed(Event):
-    """A part of the guard raised. The worker goes on; the part is tried again later."""
+    """Code of the guard raised; ``part`` names the part, job or hook. The worker continues."""
 
     name: ClassVar[str] = "worker_guard.part_failed"
 

@@ -34,7 +34,7 @@ P = TypeVar("P", bound=Part)
 
 
 class Guard:
-    """All that runs inside one worker. It names no part: each lives by the verbs of ``Part``."""
+    """Everything that runs inside one worker. It treats all parts alike, as a ``Part``."""
 
     def __init__(
         self, worker: Any, settings: Settings, *, version: str, before_statedb: Collection[str] = ()
@@ -60,7 +60,7 @@ class Guard:
         for kind in PARTS:
             try:
                 part = kind(self._context)
-            except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
+            except Exception as exc:  # noqa: BLE001 - the start event gives the reason
                 self._off.update(dict.fromkeys((kind.name, *kind.also), reason_of(exc)))
                 continue
             self._parts.append(part)
@@ -103,11 +103,11 @@ class Guard:
         )
 
     def arm(self, consumer: Any) -> None:
-        """The consumer has a connection: tick by its timer."""
+        """The consumer is connected: tick on its timer."""
         self._scheduler.arm_by(consumer)
 
     def disarm(self) -> None:
-        """The consumer's connection is gone, and on some releases its timers with it."""
+        """The consumer's connection is lost, and on some Celery releases its timers too."""
         self._scheduler.disarm()
 
     def stop(self, *, cold: bool = False) -> None:
@@ -120,7 +120,7 @@ class Guard:
         self._close_log()
 
     def abandon(self) -> None:
-        """Leave the worker as it was found, after a start that failed."""
+        """Undo everything after a failed start."""
         for part in self._parts:
             self._stop(part, cold=True)
         self._close_log()
@@ -128,7 +128,7 @@ class Guard:
     def _is_started(self, part: Part) -> bool:
         try:
             part.start()
-        except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
+        except Exception as exc:  # noqa: BLE001 - the start event gives the reason
             off = reason_of(exc)
             self._off.update({n: off if why == ON else why for n, why in part.states.items()})
             self._stop(part, cold=True)
@@ -137,7 +137,7 @@ class Guard:
 
     def _stop(self, part: Part, *, cold: bool) -> None:
         for job in part.jobs:
-            # One that is under way reports what it has done so far.
+            # A run that is under way reports what it has done so far.
             self._context.attempt(job.name, partial(self._scheduler.drop, job.name))
         self._context.attempt(part.name, partial(part.stop, cold=cold))
 

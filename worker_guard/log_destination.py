@@ -1,4 +1,4 @@
-"""Where the worker writes its own log: the events go there too, a line each."""
+"""Writes events, one line each, to wherever the worker writes its own log."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 from collections.abc import Callable
 from typing import ClassVar
 
-#: The worker's own log is what this logger's lines go to.
-_HOSTS_LOGGER = "celery.worker"
+#: The worker logs through this logger.
+_WORKER_LOGGER = "celery.worker"
 
 
-def _hosts_outlet() -> logging.Logger:
+def _worker_outlet() -> logging.Logger:
     """The logger whose handlers write the worker's own lines: the root logger, if they reach it.
 
-    An application that sets up logging itself may give the handlers to ``celery`` alone. Of two
-    that write them the upper one counts, as ``--logfile`` is the root's, so that no line of ours
-    comes twice.
+    An application that sets up logging itself may add handlers to ``celery`` alone. If several
+    loggers have handlers, the uppermost counts (``--logfile`` adds one to the root), so that no
+    event is written twice.
     """
-    logger: logging.Logger | None = logging.getLogger(_HOSTS_LOGGER)
+    logger: logging.Logger | None = logging.getLogger(_WORKER_LOGGER)
     outlet = logging.getLogger()
     while logger is not None:
         outlet = logger if logger.handlers else outlet
@@ -27,22 +27,22 @@ def _hosts_outlet() -> logging.Logger:
 
 
 class WorkersOwnDestination(logging.Handler):
-    """Writes a line, as it is, wherever the worker's own log goes.
+    """Writes each line unchanged to wherever the worker's own log goes.
 
-    It lends each of the handlers there a bare formatter for the one line. So there is no
-    second file handle that a rotation would leave behind, and no lock but the handlers' own,
-    which :mod:`logging` renews in a forked child.
+    It lends each handler there a bare formatter for this one line. So there is no second file
+    handle for a log rotation to leave behind, and no lock but the handlers' own, which
+    :mod:`logging` renews in a forked child.
     """
 
     _bare = logging.Formatter("%(message)s")
 
-    #: The formatter of each handler that has the bare one now. A child that another thread forks
-    #: at this moment gets its own back by :meth:`take_back`.
+    #: The own formatter of each handler that has the bare one now. If another thread forks at this
+    #: moment, :meth:`take_back` restores it in the child.
     _lent: ClassVar[dict[logging.Handler, logging.Formatter | None]] = {}
 
     @classmethod
     def take_back(cls) -> None:
-        """In a forked child: give the handlers what the thread that lent it can't."""
+        """In a forked child: restore the formatters, as the lending thread is not there."""
         while cls._lent:
             handler, formatter = cls._lent.popitem()
             handler.formatter = formatter
@@ -50,7 +50,7 @@ class WorkersOwnDestination(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's message without any prefix."""
         last_resort = [logging.lastResort] if logging.lastResort else []
-        for handler in _hosts_outlet().handlers or last_resort:
+        for handler in _worker_outlet().handlers or last_resort:
             if record.levelno < handler.level:
                 continue
             handler.acquire()
@@ -61,14 +61,14 @@ class WorkersOwnDestination(logging.Handler):
                 handler.handle(record)
             finally:
                 handler.formatter = formatter
-                if formatter is not self._bare:  # it is where a handler's own code reports
+                if formatter is not self._bare:  # it is if a handler's own code reports an event
                     self._lent.pop(handler, None)
                 handler.release()
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Write it without a lock: the handlers that are written to have theirs.
+        """Write the record without a lock of our own: the handlers that write it have theirs.
 
-        From Python 3.13 on the inherited method fails where there is none.
+        From Python 3.13 on, the inherited method fails without a lock.
         """
         allowed = bool(self.filter(record))
         if allowed:
@@ -76,7 +76,7 @@ class WorkersOwnDestination(logging.Handler):
         return allowed
 
     def createLock(self) -> None:  # noqa: N802
-        """Have none, see :meth:`handle`."""
+        """Create none; see :meth:`handle`."""
         self.lock = None
 
 
@@ -85,9 +85,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 
 def open_destination(logger: logging.Logger) -> Callable[[], None]:
-    """Give the logger its destination, and return what takes it away again.
+    """Give the logger its destination; returns a function that removes it.
 
-    A task in a forked child finds the one that its parent opened, and no line is to come twice.
+    A forked child inherits its parent's destination. A second one would write each line twice.
     """
     if any(isinstance(handler, WorkersOwnDestination) for handler in logger.handlers):
         return lambda: None
@@ -95,9 +95,9 @@ def open_destination(logger: logging.Logger) -> Callable[[], None]:
     destination = WorkersOwnDestination()
     logger.addHandler(destination)
     logger.propagate = False
-    if level == logging.NOTSET and _hosts_outlet() is not logging.getLogger():
-        # Nor is the root's level the worker's then.
-        logger.setLevel(logging.getLogger(_HOSTS_LOGGER).getEffectiveLevel())
+    if level == logging.NOTSET and _worker_outlet() is not logging.getLogger():
+        # The handlers are not the root's, so its level is not the worker's either.
+        logger.setLevel(logging.getLogger(_WORKER_LOGGER).getEffectiveLevel())
 
     def close() -> None:
         logger.removeHandler(destination)

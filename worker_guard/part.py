@@ -1,4 +1,4 @@
-"""What a part of the guard is, and what it is given."""
+"""What a part of the guard is, and what it gets."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class PartOff(WorkerGuardError):  # noqa: N818 - a state of the part, not a faul
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What each part is given.
+    """What each part gets.
 
-    ``report`` tells an event to the log and to ``activity``; ``preview`` to the log alone, as of a
-    dry run. ``status`` is the state of the whole guard, without what takes milliseconds.
-    ``before_statedb`` are the ids that the application put into the revoked set by itself.
+    ``report`` sends an event to the log and to ``activity``; ``preview`` sends it to the log only,
+    marked as a dry run. ``status`` returns the state of the whole guard, without what takes
+    milliseconds. ``before_statedb`` are the ids that were in the revoked set before the statedb was
+    read: the application put them there.
     """
 
     worker: Any
@@ -42,7 +43,7 @@ class Context:
     now: Callable[[], float] = time.time
 
     def attempt(self, name: str, step: Callable[[], object]) -> None:
-        """Do one step of a start or a stop. A failure is reported, and the next step is done."""
+        """Run one step of a start or stop. If it raises, report that; the next step still runs."""
         try:
             step()
         except Exception as exc:  # noqa: BLE001 - reported; not tried again, so no pause
@@ -57,16 +58,16 @@ class Context:
 
 
 class Part:
-    """A part of the guard. It is made before the worker connects, and connects to nothing itself.
+    """A part of the guard. It is made before the worker connects, and must not connect itself.
 
-    Whatever :meth:`__init__` or :meth:`start` raises, the part is off with that reason, and the
-    worker and the other parts run on.
+    If :meth:`__init__` or :meth:`start` raises, the part is off with that reason. The worker and
+    the other parts run.
     """
 
-    #: How the part is called in the events and in the status.
+    #: The part's name in events and in the status.
     name: ClassVar[str]
 
-    #: Names of what else this part does, with a state of its own.
+    #: Further names, each with its own state, for what else the part does.
     also: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, context: Context) -> None:
@@ -77,12 +78,12 @@ class Part:
         self.states: dict[str, str] = dict.fromkeys((self.name, *self.also), ON)
 
     def start(self) -> None:
-        """Hook in, and open ports. The pool is there, the consumer is not."""
+        """Install hooks and open ports. The pool exists, the consumer doesn't yet."""
 
     def stop(self, *, cold: bool) -> None:
-        """Finish, and undo what :meth:`start` did, also if that failed midway.
+        """Finish, and undo what :meth:`start` did, even if that failed midway.
 
-        In a ``cold`` shutdown no server is asked anything.
+        In a ``cold`` shutdown, ask no server anything.
         """
 
     def status(self, *, quick: bool) -> Mapping[str, Any]:  # noqa: ARG002 - here it has no share

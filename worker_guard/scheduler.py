@@ -11,22 +11,22 @@ from typing import Any, Protocol
 from worker_guard.backoff import LONGEST_PAUSE_S, Backoff
 from worker_guard.events import Event, Trigger
 
-#: A job gives the event loop back when it has held it for this long. The promise is 5 ms; the
-#: rest is room for the one step that was under way.
+#: Seconds after which a job gives the event loop back. The promise is 5 ms; the rest is room for
+#: the step that is under way.
 SLICE_S = 0.002
 
-#: Without an event loop the consumer looks for ticks only between two waits for messages, which
-#: take seconds where none comes; so it runs slices for this long each time.
+#: Without an event loop, ticks run only between two waits for messages, and such a wait can take
+#: seconds. So each tick runs slices for this long.
 BURST_S = 0.1
 
-#: What the other greenlets get between two slices of such a tick.
+#: Seconds between two slices of such a tick, for other greenlets.
 REST_S = 0.001
 
-#: The event loop's own time between two slices of one run.
+#: Seconds between two slices of a run, for the event loop.
 PAUSE_S = 0.01
 
 Later = Callable[[float, Callable[[], None]], object]
-"""Calls a function after so many seconds, on the thread that runs the consumer."""
+"""Calls a function after this many seconds, on the thread that runs the consumer."""
 
 
 class Job(Protocol):
@@ -37,7 +37,7 @@ class Job(Protocol):
 
     @property
     def name(self) -> str:
-        """How the job is called in the events."""
+        """The job's name in events."""
 
     @property
     def interval_s(self) -> float:
@@ -48,13 +48,13 @@ class Job(Protocol):
 
 
 class _Scheduled:
-    """A job with what the scheduler knows of it."""
+    """A job and its place in the schedule."""
 
     def __init__(self, job: Job, backoff: Backoff, now: float, first_s: float) -> None:
         self.job = job
         self.backoff = backoff
         self.due_mono = now + first_s
-        #: Until the first connection is there: how long after it the first run is.
+        #: Delay from the first connection to the first run; None once ``due_mono`` is final.
         self.first_s: float | None = first_s
         self.slices: Iterator[None] | None = None
         self.waiting: list[Iterator[None]] = []
@@ -62,7 +62,7 @@ class _Scheduled:
 
 
 class Scheduler:
-    """Starts each job's runs on time, resumes their slices, and contains what they raise.
+    """Starts each job's runs on time, resumes their slices, and reports what they raise.
 
     It survives the loss of the broker connection: :meth:`arm` is called for each new one.
     """
@@ -100,7 +100,7 @@ class Scheduler:
     def backoff(
         self, name: str, *, first_pause_s: float, longest_pause_s: float = LONGEST_PAUSE_S
     ) -> Backoff:
-        """A backoff whose failures :meth:`failures` counts, also of what is no job."""
+        """Make a backoff whose failures :meth:`failures` counts, for a job or anything else."""
         made = self._backoffs[name] = Backoff(
             name,
             first_pause_s=first_pause_s,
@@ -112,9 +112,9 @@ class Scheduler:
     def arm(
         self, later: Later, *, burst_s: float = 0.0, rest: Callable[[], None] | None = None
     ) -> None:
-        """Tick from now on by this timer; a timer armed before ticks no more.
+        """Tick on this timer from now on, and no longer on an earlier one.
 
-        Each tick runs slices until ``burst_s`` is over, and one at least, with ``rest`` between.
+        Each tick runs slices for ``burst_s``, at least one, and calls ``rest`` between them.
         """
         self._later, self._burst_s, self._rest = later, burst_s, rest or _no_rest
         for scheduled in self._jobs.values():
@@ -124,28 +124,28 @@ class Scheduler:
             self._call(scheduled, PAUSE_S if under_way else scheduled.due_mono - self._monotonic())
 
     def arm_by(self, consumer: Any) -> None:
-        """Tick by the timer of this consumer, which has a connection, on the consumer's thread."""
+        """Tick on the timer of this connected consumer, on the consumer's thread."""
         timer = consumer.timer
         if consumer.hub is not None:
             self.arm(timer.call_after)
             return
 
         # Without an event loop the timer is a thread or a greenlet of its own, and the revoked set
-        # is not made for two threads.
+        # is not thread-safe.
         def later(delay_s: float, tick: Callable[[], None]) -> None:
             timer.call_after(delay_s, consumer.call_soon, (tick,))
 
         self.arm(later, burst_s=BURST_S, rest=lambda: time.sleep(REST_S))
 
     def disarm(self) -> None:
-        """Tick no more until armed again; a run that is under way is resumed then."""
+        """Stop ticking until armed again. A run that is under way is resumed then."""
         self._later = None
         self.disconnected_mono = self._monotonic()
         for scheduled in self._jobs.values():
             scheduled.ticket += 1
 
     def drop(self, name: str) -> None:
-        """Run a job no more. What its runs clear up at their end is done now."""
+        """Stop repeating a job. Its unfinished runs are closed now, so that they clean up."""
         self._backoffs.pop(name, None)
         scheduled = self._jobs.pop(name, None)
         if scheduled is None:
@@ -157,9 +157,9 @@ class Scheduler:
                 slices.close()
 
     def run_soon(self, name: str, *, within_s: float = 0.0, anyway: bool = False) -> None:
-        """Have a job's next run at a moment of the next ``within_s`` if it is due later.
+        """Run a job at a random moment within ``within_s``, unless it is due by then anyway.
 
-        A job that failed is left alone until its pause is over; ``anyway`` tries it once.
+        A job that failed waits until its pause is over, unless ``anyway``.
         """
         scheduled = self._jobs.get(name)
         if scheduled is None or scheduled.slices is not None:
@@ -170,7 +170,7 @@ class Scheduler:
             self._call(scheduled, scheduled.due_mono - now)
 
     def resume(self, name: str, slices: Iterator[None]) -> None:
-        """Run the rest of a run of this job that was begun outside the schedule."""
+        """Finish a run of this job that began outside the schedule."""
         scheduled = self._jobs[name]
         if scheduled.slices is None:
             scheduled.slices = slices
@@ -183,24 +183,24 @@ class Scheduler:
         return {name: each.consecutive_failures for name, each in self._backoffs.copy().items()}
 
     def due_in_s(self, name: str) -> float:
-        """Seconds until a job's next run begins; 0 while one is under way, or without a job."""
+        """Seconds until a job's next run begins; 0 if one is under way or there is no such job."""
         scheduled = self._jobs.get(name)
         if scheduled is None or scheduled.slices is not None:
             return 0.0
         return max(0.0, scheduled.due_mono - self._monotonic())
 
     def _call(self, scheduled: _Scheduled, delay_s: float) -> None:
-        """Set the one next tick of this job.
+        """Schedule the next tick of this job, in place of earlier ones.
 
-        A ticket tells it from those set before: timers of a lost connection are gone on some
-        Celery releases and go on ticking on others, and gevent's can't be cancelled.
+        The ticket makes earlier ticks do nothing. Some Celery releases drop the timers of a lost
+        connection, others keep them, and gevent's can't be cancelled.
         """
         scheduled.ticket += 1
         if self._later is not None:
             self._later(max(0.0, delay_s), partial(self._tick, scheduled, scheduled.ticket))
 
     def _tick(self, scheduled: _Scheduled, ticket: int) -> None:
-        """Run one slice; never raises, whatever a job does (a timer callback must not)."""
+        """Run a tick. It never raises, whatever the job does: a timer callback must not."""
         if ticket != scheduled.ticket:
             return
         try:
@@ -214,7 +214,7 @@ class Scheduler:
             while self._monotonic() < until:
                 self._rest()
                 if scheduled.slices is not slices:
-                    return  # closed meanwhile
+                    return  # dropped during the rest
                 next(slices)
         except StopIteration:
             scheduled.slices = None
@@ -225,7 +225,7 @@ class Scheduler:
             scheduled.due_mono = self._monotonic() + scheduled.job.interval_s * self._uniform(
                 0.9, 1.1
             )
-        except Exception as exc:  # noqa: BLE001 - contained: reported, and tried again later
+        except Exception as exc:  # noqa: BLE001 - reported, and tried again later
             scheduled.slices = None
             scheduled.due_mono = self._monotonic() + scheduled.backoff.failed(
                 exc, self._monotonic()
@@ -237,9 +237,9 @@ class Scheduler:
 
 
 def _no_rest() -> None:
-    """With an event loop there is one slice a tick."""
+    """Do nothing: with an event loop, each tick runs one slice."""
 
 
 def run_to_end(slices: Iterator[None], *, until: Callable[[], bool] = lambda: False) -> bool:
-    """Run a job without pauses, or for as long as ``until`` is false; True: it is done."""
+    """Run slices without pauses until ``until`` is true. True: they ran to the end."""
     return all(not until() for _ in slices)

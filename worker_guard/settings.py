@@ -21,7 +21,7 @@ PARENT_ACTIONS = ("log", "shutdown")
 
 Parse = Callable[[Any], Any]
 
-#: What ``conf.get`` answers for a key that it lists but does not serve, such as an upper-case one.
+#: What ``conf.get`` returns for a key that it lists but can't look up, such as an upper-case one.
 _UNREADABLE = object()
 
 
@@ -40,12 +40,12 @@ class SettingError(WorkerGuardError, ImproperlyConfigured, CeleryCommandExceptio
         return str(self.message)
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the line that Celery's command line ends with."""
+        """Print the line that the command ends with."""
         print(f"ImproperlyConfigured: {self.message}", file=file or sys.stderr)
 
 
 class Configuration(Protocol):
-    """What is needed of ``app.conf``."""
+    """What the guard uses of ``app.conf``."""
 
     prefix: str | None
 
@@ -109,7 +109,7 @@ def _port(value: Any) -> int | None:
 def _host(value: Any) -> str:
     from ipaddress import ip_address
 
-    # No name that would have to be looked up: a name server that hangs would hold the worker.
+    # No host names: if the name server hangs, looking one up would hold the worker.
     allowed = "an address such as '127.0.0.1', '0.0.0.0' or '::1', or 'localhost'"
     if value == "localhost":
         return str(value)
@@ -151,7 +151,7 @@ def _above_zero(value: Any, allowed: str) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise ValueError(allowed)
-    # Beyond a thousand years a lifetime in milliseconds overflows what Redis takes.
+    # Beyond a thousand years, a TTL in milliseconds is more than Redis takes.
     if not 0 < seconds < 3.2e10:
         raise ValueError(allowed)
     return float(seconds)
@@ -258,10 +258,10 @@ def read_settings(
 
 
 def check_shares(conf: Configuration, settings: Settings, available_bytes: int) -> None:
-    """Make sure that each limit of memory is enough where it is a share of so much.
+    """Check that no memory limit is too small, now that the size of a share is known.
 
     Raises:
-        SettingError: one comes to less than a limit may be.
+        SettingError: a share comes to less than the smallest limit.
     """
     names = given_keys(conf)
     for name in (f.name for f in fields(Settings) if f.metadata["parse"] is parse_size):
@@ -282,15 +282,15 @@ def given_keys(conf: Configuration) -> Mapping[str, str]:
     Under a namespace (Django) ``app.conf`` answers for the plain name, but lists the key as it
     stands in the source: ``CELERY_WORKER_GUARD_INTERVAL``.
     """
-    # The keys first: Celery reads a pending configuration, and learns its prefix, by that.
+    # List the keys first: that makes Celery read a pending configuration and learn its prefix.
     keys = list(conf)
     namespace = (conf.prefix or "").lower()
     given: dict[str, str] = {}
     for key in keys:
         lowered = str(key).lower()
         plain = lowered.removeprefix(namespace)
-        # Without its namespace a key of the source is not one of Celery's settings, but a plain
-        # lower-case one can still have been set on app.conf itself.
+        # A key of the source without the namespace is not a Celery setting. But a plain lower-case
+        # key can have been set on app.conf itself.
         if namespace and plain == lowered and key != lowered:
             continue
         if plain.startswith(PREFIX):

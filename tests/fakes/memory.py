@@ -109,7 +109,7 @@ class Machine:
 
     def ask_to_leave(self, pid: int) -> bool:
         if pid in self.failing:
-            raise OSError("no sentinel")
+            raise OSError("no exit event")
         if pid in self.unaskable:
             return False
         self.asked.add(pid)
@@ -160,7 +160,7 @@ class Machine:
 
 @dataclass
 class Recorder:
-    """An actor that writes down what it was told."""
+    """An actor that records what it is asked to do."""
 
     recycled: list[int] = field(default_factory=list)
     shut_downs: int = 0
@@ -182,7 +182,7 @@ class Setup:
     roster: Roster
     events: list[Event]
 
-    def told(self, kind: type[Event]) -> list[Event]:
+    def reported(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
 
 

@@ -42,7 +42,7 @@ class Clearing:
 
 
 class FakeRecords:
-    """Verdicts as told, and a count of the round trips."""
+    """The confirmations that it is given, and a count of the round trips."""
 
     one_trip = True
 
@@ -74,7 +74,7 @@ class FakeRecords:
 
 
 class OneByOne(FakeRecords):
-    """A store to which each key is a trip of its own, and one of them can be no key."""
+    """A store in which each key costs a round trip, and ``no/key`` can't be a key."""
 
     one_trip = False
 
@@ -85,7 +85,7 @@ class OneByOne(FakeRecords):
 
 
 class World:
-    """A sweeper with all that it needs, at a time that is told."""
+    """A sweeper with all that it needs, and a clock that the test sets."""
 
     def __init__(self, *, records: FakeRecords | None = None, dry_run: bool = False) -> None:
         self.now = 1000.0

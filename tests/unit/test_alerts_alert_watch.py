@@ -1,4 +1,4 @@
-"""The part that looks at values: what it tells, and when."""
+"""The job that watches values: what it reports, and when."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def watching(*gauges: Gauge) -> tuple[AlertWatch, list[Event]]:
     return watch, told
 
 
-def test_what_is_told() -> None:
+def test_what_is_reported() -> None:
     """Each change once, with the value that brought it and the threshold."""
     gauge = Gauge()
     watch, told = watching(gauge)
@@ -47,7 +47,7 @@ def test_what_is_told() -> None:
 
 
 def test_a_value_that_cannot_be_read_changes_nothing() -> None:
-    """The failure is the scheduler's to contain; an active alert stays active."""
+    """The scheduler handles the failure; an active alert stays active."""
     gauge = Gauge(12)
     watch, told = watching(gauge)
     run_to_end(watch.run())

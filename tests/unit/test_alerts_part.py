@@ -63,7 +63,7 @@ def test_without_redis_its_memory_is_not_looked_at() -> None:
 
 
 def test_how_often_values_are_looked_at() -> None:
-    """What is at hand each 5 s, a Redis each interval; more often only where that is."""
+    """Every 5 s, or each interval if that is shorter; a Redis is asked each interval."""
     alerts = composed(redis_app())
     assert {job.name: job.interval_s for job in alerts.jobs} == {
         "alerts": 5.0, "redis_memory": 30.0,
@@ -73,7 +73,7 @@ def test_how_often_values_are_looked_at() -> None:
 
 
 def test_recycles_are_counted() -> None:
-    """From the events that tell of each child."""
+    """From the events, one for each child."""
     clock, told = [1000.0], list[Event]()
     context = make_context(
         SimpleNamespace(app=redis_app()),
@@ -101,7 +101,7 @@ def test_recycles_are_counted() -> None:
     ("revoked", "value"), [(RevokedStatus(lingering=12), 12), (RevokedStatus(), 0), (None, 0)]
 )
 def test_ids_that_linger_are_counted(revoked: RevokedStatus | None, value: int) -> None:
-    """As the revoked part tells; without that part there is nothing to tell."""
+    """As the revoked part counts them; without that part there are none."""
     context = make_context(
         SimpleNamespace(app=redis_app()),
         status=lambda: GuardStatus(version="0", revoked=revoked),

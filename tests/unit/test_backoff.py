@@ -1,4 +1,4 @@
-"""A part's failures: how they are counted where nobody tells of success."""
+"""Failures in a row, and how they are counted if no success is reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from worker_guard.events import Event, PartFailed
 
 
 def test_failures_that_lie_far_apart_are_not_in_a_row() -> None:
-    """A hook is told of failures only: quiet for as long as its pause, it is taken for sound."""
+    """A hook reports failures only: after one further pause without any, the count starts again."""
     events: list[Event] = []
     hooks = Backoff("hooks", first_pause_s=10.0, report=events.append)
     for now in (0.0, 10.0, 49.0, 90.0, 1000.0):

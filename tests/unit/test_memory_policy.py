@@ -1,4 +1,4 @@
-"""Who is recycled, and when: tables of readings and what follows from them."""
+"""Which children are recycled, and when: tables of readings and what follows from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def policy(**arguments: Any) -> ChildPolicy:
 
 
 def recycled(judge: ChildPolicy, now: float, *used: int) -> list[int]:
-    """The children 1, 2, 3 … that are chosen where they use so much."""
+    """The children 1, 2, 3 … that are chosen if they use so much."""
     readings = [reading(pid, used_bytes) for pid, used_bytes in enumerate(used, 1)]
     return [chosen.pid for chosen in judge.judge(readings, now).recycle]
 
@@ -46,7 +46,7 @@ def recycled(judge: ChildPolicy, now: float, *used: int) -> list[int]:
 def test_strikes_are_consecutive_and_the_last_one_acts(
     used: list[int], chosen_at: int | None
 ) -> None:
-    """Three strikes act on the third; a reading at the limit or below begins anew."""
+    """Three strikes act on the third; a reading at the limit or below resets the count."""
     judge = policy(min_lifetime_s=0.0)
     chosen = [at for at, used_bytes in enumerate(used) if recycled(judge, at, used_bytes)]
     assert chosen == ([] if chosen_at is None else [chosen_at])
@@ -122,7 +122,7 @@ def test_a_child_that_could_not_be_asked_gives_its_place_back_for_a_time() -> No
 
 
 def test_a_child_that_ended_after_it_was_read_is_passed_over() -> None:
-    """Nothing is kept of it, which nobody would forget again."""
+    """Nothing is kept of it, since it would never be forgotten."""
     judge = policy(strikes=1, min_lifetime_s=0.0)
     judge.gone(1)
     before = deepcopy(judge)
@@ -131,7 +131,7 @@ def test_a_child_that_ended_after_it_was_read_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("used", "told_at"),
+    ("used", "reported_at"),
     [
         ([1001, 1500, 2000], [0]),
         ([900, 1001, 990, 1001, 980], [1]),
@@ -141,19 +141,19 @@ def test_a_child_that_ended_after_it_was_read_is_passed_over() -> None:
         ([1000, 1000], []),
     ],
 )
-def test_over_the_limit_is_told_once_for_each_time(used: list[int], told_at: list[int]) -> None:
-    """One that hovers about the limit is told once, until it was well below."""
+def test_over_the_limit_is_reported_once_each_time(used: list[int], reported_at: list[int]) -> None:
+    """One that hovers around the limit is reported once, until it was well below."""
     judge = policy()
-    told = [
+    reported = [
         at
         for at, used_bytes in enumerate(used)
         if judge.judge([reading(7, used_bytes)], at).went_over
     ]
-    assert told == told_at
+    assert reported == reported_at
 
 
 def test_no_child_is_chosen_while_recycling_is_suspended_but_one_to_try() -> None:
-    """Strikes count on meanwhile; when it goes on the rest is chosen."""
+    """Strikes still count meanwhile; when recycling resumes, the rest is chosen."""
     judge = policy(strikes=2, concurrency=2, min_lifetime_s=0.0)
     for _ in range(2):
         judge.gains.newborn(LIMIT + 1, 0.0)
@@ -166,7 +166,7 @@ def test_no_child_is_chosen_while_recycling_is_suspended_but_one_to_try() -> Non
 
 
 def test_nothing_is_chosen_before_a_start_is_known() -> None:
-    """Where the pool kills children that start too slowly."""
+    """If the pool kills children that start too slowly."""
     judge = policy(strikes=1, min_lifetime_s=0.0)
     judge.gains.start_timeout_s = 4.0
     assert recycled(judge, 0.0, 2000) == []
@@ -239,7 +239,7 @@ def test_a_child_that_replaces_nobody_tells_nothing_of_replacements() -> None:
 
 
 def test_a_replacement_is_judged_once_and_by_its_strikes() -> None:
-    """One reading over the limit is no regrowth where three are needed."""
+    """One reading over the limit is no regrowth if three are needed."""
     judge = policy(strikes=3)
     for _ in range(3):
         judge.gone(1)
@@ -250,7 +250,7 @@ def test_a_replacement_is_judged_once_and_by_its_strikes() -> None:
     assert judge.gains.current is None
 
 
-def test_who_goes_over_is_told_while_recycling_is_suspended() -> None:
+def test_a_child_that_goes_over_is_reported_while_recycling_is_suspended() -> None:
     """The limit is still the operator's, and what is over it is worth a line."""
     judge = policy(strikes=1, min_lifetime_s=0.0)
     for _ in range(2):

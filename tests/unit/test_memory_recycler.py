@@ -78,7 +78,7 @@ def following(setup: Setup) -> Following:
 
 
 def test_a_child_is_followed_until_its_replacement_is_up(following: Following) -> None:
-    """The whole event; the pool is looked after meanwhile, and left alone after that."""
+    """The whole event; the pool is maintained meanwhile, and left alone after that."""
     machine = following.setup.machine
     assert following.recycler.interval_s == FOLLOW_S
     assert ("run_soon", 0) in machine.log
@@ -87,10 +87,10 @@ def test_a_child_is_followed_until_its_replacement_is_up(following: Following) -
     following.look()
     machine.fork(20, 0, 300, up=False)
     following.look()
-    assert not following.setup.told(ChildRecycled)
+    assert not following.setup.reported(ChildRecycled)
     machine.pool = [FakeChild(20, 0, up=True)]
     following.look()
-    assert following.setup.told(ChildRecycled) == [
+    assert following.setup.reported(ChildRecycled) == [
         ChildRecycled(
             child_pid=10,
             replacement_pid=20,
@@ -127,7 +127,7 @@ def test_a_child_that_cant_be_asked_now_is_asked_again(following: Following) -> 
 def test_a_child_is_left_to_itself_before_it_is_woken(
     following: Following, busy: bool, settles_s: float
 ) -> None:
-    """It may be about to look whether it was asked; one that was busy most likely is."""
+    """It may be about to check its exit event; one that was busy most likely is."""
     machine = following.setup.machine
     child = grown(following.setup, 11, 1, 3000)
     if busy:
@@ -143,7 +143,7 @@ def test_a_child_is_left_to_itself_before_it_is_woken(
 
 
 def test_a_child_that_raises_holds_no_other_up(following: Following) -> None:
-    """Said with growing pauses; the pool is looked after, the other leaves, places are free."""
+    """Reported with growing pauses; meanwhile the other child leaves, and places are free."""
     machine, policy = following.setup.machine, following.setup.roster.policy
     assert policy is not None
     policy.concurrency = 2
@@ -182,7 +182,7 @@ def test_a_child_that_cant_be_asked_at_all_gives_its_place_to_another(following:
     machine.failing.add(11)
     grown(following.setup, 11, 1, 3000)
     dog = watchdog(following.setup, Acting(following.recycler))
-    begun = [pid for pid in rounds(dog, following, 4) if pid != 10]
+    begun = [pid for pid in run_in_turn(dog, following, 4) if pid != 10]
     assert begun == [11, 11, 11]
     grown(following.setup, 12, 2, 2000)
     run_to_end(dog.run())
@@ -192,12 +192,12 @@ def test_a_child_that_cant_be_asked_at_all_gives_its_place_to_another(following:
     assert not following.setup.roster.failures
 
 
-def rounds(dog: MemoryWatchdog, following: Following, count: int) -> list[int]:
+def run_in_turn(dog: MemoryWatchdog, following: Following, count: int) -> list[int]:
     """Read each five seconds; the children that were to be recycled."""
     for _ in range(count):
         run_to_end(dog.run())
         following.look(5.0)
-    requested = following.setup.told(ChildRecycleRequested)
+    requested = following.setup.reported(ChildRecycleRequested)
     return [event.child_pid for event in requested if isinstance(event, ChildRecycleRequested)]
 
 
@@ -214,13 +214,13 @@ def test_a_child_that_ends_before_it_could_be_asked_is_forgotten(following: Foll
 
 
 def test_a_child_that_was_killed_is_no_recycle(following: Following) -> None:
-    """It is replaced all the same, and the next may go; Celery's own log says that it died."""
+    """It is replaced anyway, and the next may leave; Celery's own log says that it died."""
     machine = following.setup.machine
     machine.killed.add(10)
     machine.end(10)
     machine.fork(20, 0, 300)
     following.look()
-    assert not following.setup.told(ChildRecycled)
+    assert not following.setup.reported(ChildRecycled)
     assert not following.recycled()
     assert not following.recycler.leaving
     assert following.setup.roster.policy is not None
@@ -233,7 +233,7 @@ def test_a_child_whose_place_is_gone_has_no_replacement(following: Following) ->
     machine.end(10)
     machine.processes = 0
     following.look()
-    (recycled,) = following.setup.told(ChildRecycled)
+    (recycled,) = following.setup.reported(ChildRecycled)
     assert isinstance(recycled, ChildRecycled)
     assert (recycled.replacement_pid, recycled.replacement_used_bytes) == (None, None)
     assert recycled.freed_bytes == 3000
@@ -246,25 +246,25 @@ def test_a_replacement_that_cant_be_read_keeps_no_place(following: Following) ->
     machine.fork(20, 0, 300)
     machine.failing.add(("read", 20))
     following.look()
-    (recycled,) = following.setup.told(ChildRecycled)
+    (recycled,) = following.setup.reported(ChildRecycled)
     assert isinstance(recycled, ChildRecycled)
     assert recycled.replacement_pid == 20
     assert (recycled.replacement_used_bytes, recycled.freed_bytes) == (None, None)
-    assert len(following.setup.told(PartFailed)) == 1
+    assert len(following.setup.reported(PartFailed)) == 1
     assert not following.recycler.leaving
     assert len(following.recycled()) == 1
 
 
-def test_a_task_that_goes_on_is_told_each_minute(following: Following) -> None:
+def test_a_task_that_goes_on_is_reported_each_minute(following: Following) -> None:
     """With its name, and nothing else is done to it."""
     machine = following.setup.machine
     machine.tasks[10] = FakeTask("id-1", "app.endless")
     following.look(WAITING_S - 1)
-    assert not following.setup.told(ChildRecycleWaiting)
+    assert not following.setup.reported(ChildRecycleWaiting)
     following.look(1)
     following.look(1)
     following.look(WAITING_S - 1)
-    assert following.setup.told(ChildRecycleWaiting) == [
+    assert following.setup.reported(ChildRecycleWaiting) == [
         ChildRecycleWaiting(
             child_pid=10, waited_s=waited_s, for_="task", task_id="id-1", task_name="app.endless"
         )
@@ -288,13 +288,13 @@ def test_one_that_waits_for_long_no_longer_keeps_a_place(following: Following) -
     assert following.recycler.waiting_for() == {0: "task", 1: "task"}
 
 
-def test_a_replacement_that_is_not_up_is_told_each_minute(following: Following) -> None:
-    """Nothing kills it where the pool waits for ever; the child's place is not free."""
+def test_a_replacement_that_is_not_up_is_reported_each_minute(following: Following) -> None:
+    """Nothing kills it if the pool waits for ever; the child's place is not free."""
     machine = following.setup.machine
     machine.end(10)
     machine.fork(20, 0, 300, up=False)
     following.look(WAITING_S)
-    (waiting,) = following.setup.told(ChildRecycleWaiting)
+    (waiting,) = following.setup.reported(ChildRecycleWaiting)
     assert waiting == ChildRecycleWaiting(
         child_pid=10, waited_s=WAITING_S, for_="replacement", task_id=None, task_name=None
     )
@@ -314,7 +314,7 @@ def starting(following: Following, pid: int) -> None:
 def test_each_replacement_that_is_killed_before_it_is_up_gives_the_next_one_longer(
     following: Following,
 ) -> None:
-    """Told once; the place among those on their way out is free, and the other one is filled."""
+    """Reported once; another child may leave, and the empty place is filled."""
     machine, policy = following.setup.machine, following.setup.roster.policy
     assert policy is not None
     machine.configured_s = machine.timeout_s = policy.gains.start_timeout_s = 4.0
@@ -324,7 +324,7 @@ def test_each_replacement_that_is_killed_before_it_is_up_gives_the_next_one_long
         starting(following, pid)
         assert machine.timeout_s == timeout_s
         following.look(timeout_s * 0.6)
-    assert following.setup.told(RecyclingSuspended) == [
+    assert following.setup.reported(RecyclingSuspended) == [
         RecyclingSuspended(
             reason="replacement_not_up",
             baseline_bytes=None,
@@ -362,7 +362,7 @@ def test_a_replacement_that_ends_by_itself_is_no_matter_of_time(
         machine.failed_to_start.add(20)
     starting(following, 20)
     starting(following, 21)
-    suspended = following.setup.told(RecyclingSuspended)
+    suspended = following.setup.reported(RecyclingSuspended)
     assert [getattr(event, "setting", "") for event in suspended] == [None] * told
 
 

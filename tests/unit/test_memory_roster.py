@@ -24,14 +24,14 @@ def setup() -> Setup:
     return new_setup()
 
 
-def test_a_newborn_over_the_limit_suspends_and_is_told_once(setup: Setup) -> None:
+def test_a_newborn_over_the_limit_suspends_and_is_reported_once(setup: Setup) -> None:
     """What a child uses before its first task is the least that any child will use."""
     for pid in (10, 11):
         setup.machine.fork(pid, pid, 1500)
         setup.roster.up(pid, 0.0)
     recorder = Recorder()
     run_to_end(watchdog(setup, recorder).run())
-    assert setup.told(RecyclingSuspended) == [
+    assert setup.reported(RecyclingSuspended) == [
         RecyclingSuspended(
             reason="baseline_over_limit",
             baseline_bytes=1500,
@@ -52,7 +52,7 @@ def test_where_nobody_tells_of_births_the_first_reading_of_an_unused_child_count
         if ran:
             setup.roster.began.append((pid, "app.task"))
     run_to_end(watchdog(setup, Recorder()).run())
-    assert len(setup.told(RecyclingSuspended)) == suspended
+    assert len(setup.reported(RecyclingSuspended)) == suspended
 
 
 def test_where_nobody_tells_of_tasks_no_child_passes_for_a_newborn(setup: Setup) -> None:
@@ -61,7 +61,7 @@ def test_where_nobody_tells_of_tasks_no_child_passes_for_a_newborn(setup: Setup)
     for pid in (10, 11):
         setup.machine.fork(pid, pid, 1500)
     run_to_end(watchdog(setup, Recorder()).run())
-    assert not setup.told(RecyclingSuspended)
+    assert not setup.reported(RecyclingSuspended)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_where_nobody_tells_of_tasks_no_child_passes_for_a_newborn(setup: Setup)
 def test_a_child_that_may_have_worked_is_no_newborn(
     setup: Setup, lost_mono: float | None, has_work: bool, newborns: int
 ) -> None:
-    """It was forked at 90, and is heard at 100; a lost connection delays what it says."""
+    """It was forked at 90, and says at 100 that it is up; a lost connection delays that."""
     roster, machine = setup.roster, setup.machine
     assert roster.policy is not None
     roster.disconnected_mono, roster.has_work = lambda: lost_mono, lambda _: has_work
@@ -79,7 +79,7 @@ def test_a_child_that_may_have_worked_is_no_newborn(
         machine.fork(pid, pid, 1500)
         machine.ages_s[pid] = 10.0
         roster.up(pid, 100.0)
-    assert len(setup.told(RecyclingSuspended)) == newborns
+    assert len(setup.reported(RecyclingSuspended)) == newborns
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,17 @@ def test_a_child_that_may_have_worked_is_no_newborn(
 def test_a_start_took_as_long_as_looks_found_the_child_silent(
     setup: Setup, looks: list[tuple[float, bool]], start: Start
 ) -> None:
-    """Forked at 90, heard at 100, when the event loop turned; it may have been up long before."""
+    """Forked at 90, noticed at 100, when the event loop turned; it may have been up long before."""
     roster, machine = setup.roster, setup.machine
     assert roster.policy is not None
     machine.fork(10, 0, 100)
-    part = StartWatch(
+    job = StartWatch(
         children=machine, said_more=machine.is_busy, roster=roster, monotonic=machine.monotonic
     )
     for now, spoke in looks:
         machine.now = now
         machine.busy = {10} if spoke else set()
-        run_to_end(part.run())
+        run_to_end(job.run())
     machine.ages_s[10] = 10.0
     roster.up(10, 100.0)
     assert roster.policy.gains.newest_start == start
@@ -114,9 +114,9 @@ def test_a_start_took_as_long_as_looks_found_the_child_silent(
 
 
 def test_where_births_are_heard_the_first_reading_makes_no_newborn(setup: Setup) -> None:
-    """The child may not be up yet, or have worked before it was heard."""
+    """The child may not be up yet, or may have worked before it was noticed."""
     setup.roster.hears_births = True
     for pid in (10, 11):
         setup.machine.fork(pid, pid, 1500)
     run_to_end(watchdog(setup, Recorder()).run())
-    assert not setup.told(RecyclingSuspended)
+    assert not setup.reported(RecyclingSuspended)

@@ -20,10 +20,10 @@ def setup() -> Setup:
 def test_looks_are_close_while_a_child_starts(setup: Setup) -> None:
     """So that the start is known well."""
     machine, roster = setup.machine, setup.roster
-    part = StartWatch(
+    job = StartWatch(
         children=machine, said_more=machine.is_busy, roster=roster, monotonic=machine.monotonic
     )
     machine.fork(10, 0, 100)
-    assert part.interval_s == STARTING_S
+    assert job.interval_s == STARTING_S
     roster.up(10, 8.0)
-    assert part.interval_s == STARTS_IDLE_S
+    assert job.interval_s == STARTS_IDLE_S

@@ -1,4 +1,4 @@
-"""When recycling is suspended, tried again, and goes on: tables of what became of the children."""
+"""When recycling is suspended, tried again, and resumed: tables of what became of children."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LATE = Start(at_least_s=0.0, at_most_s=60.0)
 
 
 def reasons(gains: Gains) -> list[str]:
-    """What was told, in order."""
+    """What was put into the news, in order."""
     return [change.reason if isinstance(change, Suspension) else "resumed" for change in gains.news]
 
 
@@ -50,14 +50,14 @@ def reasons(gains: Gains) -> list[str]:
 def test_two_newborns_must_agree_and_one_well_within_ends_it(
     newborns: list[int], told: list[str]
 ) -> None:
-    """Those that hover about the limit suspend it once."""
+    """New children that hover around the limit suspend it once."""
     gains = Gains(LIMIT)
     for used_bytes in newborns:
         gains.newborn(used_bytes, 0.0)
     assert reasons(gains) == told
 
 
-def test_what_is_told() -> None:
+def test_what_is_reported() -> None:
     """The whole suspension, and how long it took."""
     gains = Gains(LIMIT)
     gains.newborn(1100, 5.0)
@@ -93,7 +93,7 @@ def test_what_is_told() -> None:
 def test_starts_near_the_timeout_suspend_it_and_a_try_that_is_fast_ends_that(
     starts: list[Any], told: list[str]
 ) -> None:
-    """What may only have been heard late is no slow start. The pool waits 4 s."""
+    """A start that may only have been noticed late is not slow. The pool waits 4 s."""
     gains = Gains(LIMIT, start_timeout_s=4.0)
     for start in starts:
         if start == "try":
@@ -105,7 +105,7 @@ def test_starts_near_the_timeout_suspend_it_and_a_try_that_is_fast_ends_that(
 
 @pytest.mark.parametrize(("in_time", "setting"), [(False, START_SETTING), (True, None)])
 def test_a_replacement_that_was_never_up(in_time: bool, setting: str | None) -> None:
-    """The setting is named where it is that which killed it."""
+    """The setting is named if it is why the pool killed it."""
     gains = Gains(LIMIT, start_timeout_s=4.0)
     gains.ended_before_it_was_up(1, 3.0, in_time=in_time)
     assert gains.current is not None
@@ -121,7 +121,7 @@ def test_no_place_is_emptied_beside_one_that_is_not_filled() -> None:
     assert gains.allowed(5, RETRY_S) == 1
 
 
-def test_a_worker_that_could_lose_its_children_is_told_of_in_any_case() -> None:
+def test_a_worker_that_could_lose_its_children_is_always_reported() -> None:
     """Nothing else takes its place."""
     gains = Gains(LIMIT, start_timeout_s=4.0)
     for _ in range(3):
@@ -203,8 +203,8 @@ def test_three_that_grow_again_suspend_it_and_a_try_that_stays_small_ends_that(
     assert reasons(gains) == told
 
 
-def test_a_leak_ends_the_suspension_and_in_the_end_no_more_is_judged() -> None:
-    """It grows on where a model that was loaded does not."""
+def test_a_leak_ends_the_suspension_and_in_the_end_regrowth_no_longer_suspends() -> None:
+    """It keeps growing, which a loaded model does not."""
     gains = Gains(LIMIT)
     sizes = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""One round of readings: observe, decide, act, report."""
+"""One run of the watchdog: observe, decide, act, report."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def setup() -> Setup:
     return new_setup()
 
 
-def test_a_round_observes_decides_acts_and_reports(setup: Setup) -> None:
-    """The whole events of one round, for a child that runs a task and one that does not."""
+def test_a_run_observes_decides_acts_and_reports(setup: Setup) -> None:
+    """The whole events of one run, for a child that runs a task and one that does not."""
     recorder = Recorder()
     grown(setup, 10, 0, 400)
     grown(setup, 11, 1, 3000)
@@ -59,11 +59,11 @@ def test_a_round_observes_decides_acts_and_reports(setup: Setup) -> None:
 
 
 def test_a_job_in_the_pipe_makes_a_child_busy_without_a_task(setup: Setup) -> None:
-    """The child has it and has not said so: busy, and no task can be named."""
+    """The child has a task and has not said so: it is busy, and the task is not named."""
     grown(setup, 10, 0, 3000)
     setup.machine.busy.add(10)
     run_to_end(watchdog(setup, Recorder()).run())
-    (requested,) = setup.told(ChildRecycleRequested)
+    (requested,) = setup.reported(ChildRecycleRequested)
     assert isinstance(requested, ChildRecycleRequested)
     assert (requested.busy, requested.task_id, requested.task_name) == (True, None, None)
 
@@ -79,7 +79,7 @@ def test_no_slice_is_longer_than_its_time_and_one_reading(setup: Setup) -> None:
         last = setup.machine.now
     assert len(slices) >= 4
     assert max(slices) <= SLICE_S + 2 * setup.machine.reading_s
-    (sampled,) = setup.told(MemorySampled)
+    (sampled,) = setup.reported(MemorySampled)
     assert isinstance(sampled, MemorySampled)
     assert len(sampled.children) == 16
 
@@ -97,10 +97,10 @@ def test_children_that_start_or_have_ended_are_passed_over(setup: Setup) -> None
 @pytest.mark.parametrize(
     ("fails", "handed_over"), [("running", []), ("report", []), ("second", [11])]
 )
-def test_a_round_that_fails_takes_nobodys_place(
+def test_a_run_that_fails_takes_no_childs_place(
     setup: Setup, fails: str, handed_over: list[int]
 ) -> None:
-    """Whoever was chosen and not handed over is chosen by the next round that succeeds."""
+    """A child that was chosen but not handed over is chosen by the next run that succeeds."""
     assert setup.roster.policy is not None
     setup.roster.policy.concurrency = 2
     grown(setup, 10, 0, 2000)
@@ -152,8 +152,8 @@ def test_a_child_that_cant_be_read_leaves_no_other_unread(setup: Setup) -> None:
     assert not setup.roster.unreadable
 
 
-def test_nothing_is_kept_of_a_child_that_left_between_two_rounds(setup: Setup) -> None:
-    """Not even of the task that it began last, which is heard of only after it was forgotten."""
+def test_nothing_is_kept_of_a_child_that_left_between_two_runs(setup: Setup) -> None:
+    """Not even of the task that it began last, if that is seen after the child was forgotten."""
     grown(setup, 10, 0, 400)
     grown(setup, 11, 1, 400)
     dog = watchdog(setup, Recorder())
@@ -173,7 +173,7 @@ def test_nothing_is_kept_of_a_child_that_left_between_two_rounds(setup: Setup) -
 
 
 def test_a_dry_run_counts_once_and_frees_the_place(setup: Setup) -> None:
-    """Another actor, the same round: nothing happens to the child, and the next gets its turn."""
+    """Another actor, the same run: nothing happens to the child, and the next gets its turn."""
     grown(setup, 10, 0, 3000)
     grown(setup, 11, 1, 2000)
     dog = watchdog(setup, MemoryDryRun())
@@ -197,13 +197,13 @@ def test_a_dry_run_counts_once_and_frees_the_place(setup: Setup) -> None:
 def test_the_main_process_has_strikes_too(
     setup: Setup, action: str, used: list[int], told: int, shut_downs: int
 ) -> None:
-    """Told once for each time that it is over for three readings; shut down once."""
+    """Reported once each time that it is over for three readings; shut down once."""
     recorder = Recorder()
     dog = watchdog(setup, recorder, parent_limit_bytes=LIMIT, parent_action=action, strikes=3)
     for used_bytes in used:
         setup.machine.used[PARENT] = used_bytes
         run_to_end(dog.run())
-    over = setup.told(ParentOverLimit)
+    over = setup.reported(ParentOverLimit)
     event = ParentOverLimit(
         used_bytes=2000, limit_bytes=LIMIT, action=action, at_start_bytes=used[0]
     )

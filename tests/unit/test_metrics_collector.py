@@ -69,7 +69,7 @@ def test_an_applications_metric_of_the_same_name_is_left_alone() -> None:
 
 
 def test_a_failure_does_not_spoil_the_applications_metrics() -> None:
-    """It is told; the guard's are missing."""
+    """It is reported; the guard's metrics are missing."""
 
     def broken() -> Figures:
         raise RuntimeError("broken")

@@ -1,4 +1,4 @@
-"""The part that serves the metrics: when it looks, what it answers, what it does on a failure."""
+"""The job that serves the metrics: when it looks, what it answers, what it does on a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from worker_guard.scheduler import run_to_end
 
 
 class Site:
-    """An endpoint on a free port, with what it told."""
+    """An endpoint on a free port, with what it reported."""
 
     def __init__(self, port: int | None = None, *, threaded: bool = False) -> None:
         self.now = 100.0
@@ -49,7 +49,7 @@ class Site:
         return Page("text/plain", f"page {self.written}\n".encode())
 
     def scrape(self) -> str:
-        """What a scrape gets, while rounds go on."""
+        """What a scrape gets, while the job runs again and again."""
         got: list[str] = []
 
         def ask() -> None:
@@ -95,7 +95,7 @@ def test_a_scrape(threaded: bool) -> None:
 
 @pytest.mark.parametrize("threaded", [False, True])
 def test_a_page_that_cannot_be_written(threaded: bool) -> None:
-    """The scrape is told so, the failure is reported, and no old page is served."""
+    """The scrape gets a 500, the failure is reported, and no old page is served."""
     with site(threaded=threaded) as served:
         served.endpoint.open()
         assert served.scrape() == "page 1\n"
@@ -108,7 +108,7 @@ def test_a_page_that_cannot_be_written(threaded: bool) -> None:
 
 
 def test_how_often_it_looks() -> None:
-    """Seldom while the port is taken, often while somebody is connected."""
+    """Seldom while the port is taken, often while a client is connected."""
     with site() as served:
         assert served.endpoint.interval_s == RETRY_S
         served.endpoint.open()
@@ -126,7 +126,7 @@ def test_how_often_it_looks() -> None:
 
 
 def test_a_port_that_is_taken_is_had_when_it_is_free() -> None:
-    """Each round tries; the failure is the scheduler's to contain."""
+    """Each run tries; the scheduler handles the failure."""
     with site() as first, site(first.port) as second:
         first.endpoint.open()
         with pytest.raises(OSError, match="in use"):
@@ -141,14 +141,14 @@ def test_a_port_that_is_taken_is_had_when_it_is_free() -> None:
 
 
 def test_before_it_is_begun_it_does_nothing() -> None:
-    """Where the metrics are not to be had, no port is opened."""
+    """If there are no metrics, no port is opened."""
     with site() as served:
         run_to_end(served.endpoint.run())
         assert not served.endpoint.responder.is_open
 
 
-def test_a_silent_client_does_not_hold_a_round() -> None:
-    """A round with nothing to read is over at once, and it is a single slice."""
+def test_a_silent_client_does_not_hold_a_run() -> None:
+    """A run with nothing to read is over at once, and is a single slice."""
     with site() as served:
         served.endpoint.open()
         with socket.create_connection(("127.0.0.1", served.port)):

@@ -1,4 +1,4 @@
-"""The responder, with real sockets on loopback: nobody is waited for."""
+"""The responder, with real sockets on loopback: it never blocks."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_client_that_sends_nothing_holds_nobody_up(site: Site) -> None:
 
 
 def test_a_request_that_came_while_nobody_looked_is_answered(site: Site) -> None:
-    """Held up for longer than a client may take, the worker has only itself to blame."""
+    """If the worker was held for longer than a client may take, the client is still answered."""
     client = site.connect()
     site.turn_until(lambda: site.responder.is_busy)
     client.sendall(GET)
@@ -150,7 +150,7 @@ def test_there_are_never_too_many(site: Site) -> None:
     ],
 )
 def test_a_bad_request_is_refused(site: Site, sent: bytes, status: bytes) -> None:
-    """The refusal arrives, also where the client had more to send."""
+    """The refusal arrives, even if the client had more to send."""
     assert site.answered(site.connect(sent)).startswith(b"HTTP/1.1 " + status)
 
 
@@ -190,7 +190,7 @@ def taken(host: str) -> Iterator[int]:
 
 
 def test_a_port_that_is_taken_is_named() -> None:
-    """With its host; and it can be had when the other is gone."""
+    """With its host; and it can be bound when the other is gone."""
     with taken("127.0.0.1") as port:
         responder = Responder("localhost", port, monotonic=lambda: 0.0)
         with pytest.raises(OSError, match=rf"127.0.0.1 port {port}: Address already in use"):

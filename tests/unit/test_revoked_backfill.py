@@ -43,7 +43,7 @@ def message(**differs: Any) -> ExpiredMessage:
         ({"expires": "2026-01-02T03:03:05Z"}, WAITED, 90.0),
         ({"expires": "2026-01-02T03:03:05"}, WAITED, 90.0),
         ({"expires": "2026-01-02T05:03:05+02:00"}, WAITED, 90.0),
-        # Without time to live it was born expired.
+        # Without a TTL it was born expired.
         ({"expiration_ms": None}, BORN, None),
         ({"expiration_ms": "0"}, BORN, None),
         ({"expiration_ms": -5}, BORN, None),
@@ -60,7 +60,7 @@ def message(**differs: Any) -> ExpiredMessage:
         ({"eta": ago(30), "arrived_now": True, "queue_empty_for_s": 1.0}, HELD, None),
         ({"retries": 2, "expiration_ms": "0"}, HELD, None),
         ({"retries": 2}, WAITED, 90.0),
-        # Until its ETA it waited for nobody.
+        # Before its ETA it was not due.
         ({"eta": ago(70)}, WAITED, 70.0),
         ({"eta": ago(5000)}, WAITED, 90.0),
         # It can't have been in the queue for so long: that was empty a second ago.
@@ -81,7 +81,7 @@ def test_why_a_message_expired(
 
 
 def test_few_are_no_backfill() -> None:
-    """Below the threshold there is no event, and the count begins anew."""
+    """Below the threshold there is no event, and the count starts again."""
     backfill = BackfillCounter()
     for _ in range(2):
         for _ in range(THRESHOLD - 1):
@@ -121,8 +121,8 @@ def test_all_born_expired() -> None:
     assert (event.waited_s_p50, event.waited_s_max) == (None, None)
 
 
-def test_few_are_told_to_those_who_ask() -> None:
-    """Of sweeps in a row that found any, together; after one that found none it begins anew."""
+def test_the_status_shows_even_a_few() -> None:
+    """Summed up over sweeps in a row that found any; one that found none ends the row."""
     backfill = BackfillCounter()
     assert backfill.last is None
     for now, number in ((1.0, 8), (2.0, 7)):

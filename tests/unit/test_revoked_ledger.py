@@ -40,7 +40,7 @@ def select(ledger: Ledger, at: float) -> Selection:
         ([EXPIRY, CONFIRM, EXPIRY], Origin.EXPIRED),
         ([EXPIRY, CONFIRM, EXPIRY, CONFIRM], Origin.EXPIRED),
         ([INHERITED], Origin.INHERITED),
-        # It expires before the result backend was asked: its record proves nothing any more.
+        # It expires before the result backend was asked: its record confirms nothing any more.
         ([INHERITED, EXPIRY, CONFIRM], Origin.UNCONFIRMED),
         ([INHERITED, Confirmation.EXPIRED, EXPIRY, CONFIRM], Origin.CONFIRMED),
         ([INHERITED, Confirmation.EXPIRED, INHERITED], Origin.CONFIRMED),
@@ -116,7 +116,7 @@ def test_an_id_that_is_not_held_needs_no_clearing() -> None:
 def test_the_grace_counts_from_the_first_expiry(
     events: list[Source | Confirmation | str], again: Source, due_at: float | None
 ) -> None:
-    """An id that expires again and again gets free."""
+    """An id that expires again and again is cleared in the end."""
     ledger = history(*events)
     ledger.added("x", again, 50.0)
     if due_at is not None:
@@ -125,7 +125,7 @@ def test_the_grace_counts_from_the_first_expiry(
 
 
 def test_the_grace_counts_anew_after_the_id_was_cleared() -> None:
-    """What was known of the id before is over."""
+    """What was known of the id before no longer counts."""
     ledger = history(EXPIRY, CONFIRM)
     ledger.cleared(["x"], held=())
     ledger.added("x", EXPIRY, 100.0)
@@ -168,7 +168,7 @@ def test_an_answer_on_a_mark_that_comes_too_late(meanwhile: Source) -> None:
 def test_what_celery_dropped_is_remembered_where_it_may_be_an_operators(
     events: list[Source | Confirmation | str], after_expiry: Origin
 ) -> None:
-    """An expiry brings the id back, and proves nothing of it."""
+    """An expiry brings the id back, and says nothing of how it came in first."""
     ledger = history(*events)
     ledger.dropped("x")
     assert (ledger.origin("x"), set(ledger.ids())) == (None, set())
@@ -194,7 +194,7 @@ def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_set_has_the_last_word() -> None:
-    """What is held and nobody told of comes out; what is not held any more is forgotten."""
+    """Unknown ids in the set are returned; ids that are no longer in it are forgotten."""
     ledger = Ledger()
     for task_id in ("known", "gone"):
         ledger.added(task_id, OPERATOR, 0.0)
@@ -203,7 +203,7 @@ def test_the_set_has_the_last_word() -> None:
 
 
 def test_an_id_that_a_dry_run_would_have_cleared_is_counted_once() -> None:
-    """It is still in the set, and is nobody's business any more until it comes in again."""
+    """It is still in the set, and is ignored until it comes in again."""
     ledger = history(EXPIRY, CONFIRM)
     ledger.cleared(["x"], held={"x"})
     assert (ledger.origin("x"), select(ledger, LONG_S)) == (Origin.WOULD_CLEAR, Selection())
@@ -222,17 +222,17 @@ def test_an_id_that_a_dry_run_would_have_cleared_is_counted_once() -> None:
         (Confirmation.OPERATOR, Confirmation.EXPIRED, False, Origin.OPERATOR),
     ],
 )
-def test_an_id_from_elsewhere_is_proven_at_first_and_after_the_grace(
+def test_an_inherited_id_is_confirmed_at_first_and_after_the_grace(
     first: Confirmation, second: Confirmation, may_go: bool, origin: Origin
 ) -> None:
-    """Whatever once was no proof stays none: the expiry came after the revocation then."""
+    """What was not confirmed once never is: the expiry came after the revocation then."""
     ledger = history(INHERITED)
     assert ledger.record_confirmation("x", first, 0.0, GRACE_S) is False
     assert ledger.record_confirmation("x", second, GRACE_S, GRACE_S) is may_go
     assert ledger.origin("x") is origin
 
 
-def test_a_proof_that_comes_after_the_grace_is_enough() -> None:
+def test_a_confirmation_that_comes_after_the_grace_is_enough() -> None:
     """The result backend was down meanwhile; its first answer is fresh."""
     assert (
         history(INHERITED).record_confirmation("x", Confirmation.EXPIRED, GRACE_S, GRACE_S) is True
@@ -240,7 +240,7 @@ def test_a_proof_that_comes_after_the_grace_is_enough() -> None:
 
 
 @pytest.mark.parametrize("meanwhile", [OPERATOR, EXPIRY])
-def test_a_verdict_that_comes_too_late(meanwhile: Source) -> None:
+def test_an_answer_that_comes_too_late(meanwhile: Source) -> None:
     """What happens to the id while it is looked up counts."""
     ledger = history(INHERITED)
     ledger.added("x", meanwhile, 1.0)
@@ -275,7 +275,7 @@ def test_a_copy_leaves_no_trace() -> None:
 
 
 def test_it_knows_when_the_last_of_those_that_leave_came_in() -> None:
-    """Of those that expired here, and of those that the result backend proves."""
+    """Of those that expired here, and of those that the result backend confirms."""
     ledger = Ledger()
     ledger.added("o", OPERATOR, 9.0)
     assert ledger.last_leaving_mono is None

@@ -1,4 +1,4 @@
-"""What a record of the result backend proves."""
+"""What a record of the result backend says of an id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from worker_guard.revoked.ledger import Confirmation
-from worker_guard.revoked.stored_state import judge
+from worker_guard.revoked.stored_state import read_record
 
 
 def revoked(message: Any, **fields: Any) -> dict[str, Any]:
@@ -36,6 +36,6 @@ def revoked(message: Any, **fields: Any) -> dict[str, Any]:
         ("expired", Confirmation.UNCONFIRMED),
     ],
 )
-def test_judge(record: Any, confirmation: Confirmation) -> None:
-    """Only REVOKED with exactly "expired" is a proof."""
-    assert judge(record) is confirmation
+def test_what_a_record_says(record: Any, confirmation: Confirmation) -> None:
+    """Only REVOKED with exactly "expired" confirms an id."""
+    assert read_record(record) is confirmation

@@ -20,11 +20,11 @@ from worker_guard.values.source import Source
 
 def test_the_event_says_what_was_cleared_and_what_was_kept_and_why() -> None:
     """The whole event of a sweep that meets every kind of id."""
-    records = FakeRecords(proven=Confirmation.EXPIRED, marked=Confirmation.OPERATOR)
+    records = FakeRecords(confirmed=Confirmation.EXPIRED, marked=Confirmation.OPERATOR)
     world = World(records=records)
     world.add(Source.EXPIRY, "expired-1", "expired-2")
     world.add(Source.EXPIRY, "unconfirmed", confirm=False)
-    world.add(Source.INHERITED, "proven", "marked", "unknown")
+    world.add(Source.INHERITED, "confirmed", "marked", "unknown")
     world.add(Source.OPERATOR, "operators")
     world.now += 60
     world.add(Source.EXPIRY, "fresh")
@@ -50,7 +50,7 @@ def test_a_sweep_that_did_nothing_is_quiet() -> None:
 
 
 def test_a_dry_run_counts_each_id_once_and_leaves_it() -> None:
-    """What would have been done is said once, as it would have been done once."""
+    """What a dry run would do is counted once, since a real run would do it once."""
     world = World(dry_run=True)
     world.add(Source.EXPIRY, "x")
     world.now += 60
@@ -59,15 +59,15 @@ def test_a_dry_run_counts_each_id_once_and_leaves_it() -> None:
 
 
 def test_a_preview_leaves_no_trace() -> None:
-    """A dry sweep on a guard that is no dry run takes nothing from the next real one."""
-    world, seen = World(records=FakeRecords(proven=Confirmation.EXPIRED)), list[Event]()
+    """A dry run of a sweep takes nothing from the next real sweep."""
+    world, seen = World(records=FakeRecords(confirmed=Confirmation.EXPIRED)), list[Event]()
     world.add(Source.EXPIRY, "x")
-    world.add(Source.INHERITED, "proven")
+    world.add(Source.INHERITED, "confirmed")
     world.now += 60
     run_to_end(world.sweeper.preview(seen.append).run("control"))
     assert [e.revoked_tasks_cleared for e in seen if isinstance(e, CleanupCompleted)] == [2]
     assert world.events == []
-    assert world.revoked == {"x", "proven"}
+    assert world.revoked == {"x", "confirmed"}
     assert world.sweep().revoked_tasks_cleared == 2
 
 
@@ -85,11 +85,11 @@ def test_slices_hold_the_loop_for_a_moment_only() -> None:
 
 
 def test_a_backend_that_fails_is_left_alone_for_a_while() -> None:
-    """One failure, one report; what could bear a mark waits as what needs proof does."""
-    records = FakeRecords(proven=Confirmation.EXPIRED)
+    """One failure, one report; ids that may bear a mark wait like ids to be confirmed."""
+    records = FakeRecords(confirmed=Confirmation.EXPIRED)
     records.error = ConnectionError("refused")
     world = World(records=records)
-    world.add(Source.INHERITED, "proven", *(f"{n}" for n in range(LOOKUP_BATCH * 3)))
+    world.add(Source.INHERITED, "confirmed", *(f"{n}" for n in range(LOOKUP_BATCH * 3)))
     world.add(Source.EXPIRY, "x")
     world.now += 60
     assert world.sweep().revoked_tasks_cleared == 0
@@ -107,11 +107,11 @@ def test_a_backend_that_fails_is_left_alone_for_a_while() -> None:
     records.error = None
     world.now += 30
     assert world.sweep().revoked_tasks_cleared == 2
-    assert not {"proven", "x"} & world.revoked
+    assert not {"confirmed", "x"} & world.revoked
 
 
 def test_an_id_that_expired_here_and_bears_a_mark_is_kept() -> None:
-    """Another worker heard the revoke; nothing but the mark says so."""
+    """Another worker heard the revoke; only the mark says so."""
     world = World(records=FakeRecords(marked=Confirmation.OPERATOR))
     world.add(Source.EXPIRY, "plain", "marked")
     world.now += 60
@@ -130,8 +130,8 @@ def test_marks_of_what_expired_here_are_read_in_few_round_trips() -> None:
     assert records.asked_for_marks == [MARKS_BATCH, 1]
 
 
-def test_an_id_that_nobody_told_of_is_an_operators() -> None:
-    """It was put past every way that is watched, and expires here, too."""
+def test_an_id_of_unknown_origin_is_an_operators() -> None:
+    """It came in past every hook, and expires here too."""
     world = World()
     world.revoked.add("merged")
     assert world.sweep().revoked_tasks_kept == RevokedKept(operator=1)
@@ -140,8 +140,8 @@ def test_an_id_that_nobody_told_of_is_an_operators() -> None:
     assert world.sweep().revoked_tasks_cleared == 0
 
 
-def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
-    """At a shutdown the rest is left, and the set is in order."""
+def test_a_run_that_is_given_up_finishes_what_it_began() -> None:
+    """At a shutdown the rest stays, and the set is in order."""
     world = World(records=FakeRecords())
     world.add(Source.EXPIRY, "x")
     world.add(Source.INHERITED, "y")
@@ -151,8 +151,8 @@ def test_a_round_that_is_given_up_finishes_what_it_began() -> None:
         next(slices)
     slices.close()  # type: ignore[attr-defined]
     assert world.revoked.finished == 1
-    (told,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
-    assert told.revoked_tasks_cleared == 1
+    (cleanup,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
+    assert cleanup.revoked_tasks_cleared == 1
 
 
 def test_where_each_key_is_a_trip_each_has_a_slice() -> None:
@@ -179,8 +179,8 @@ def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
     assert 0 < left < 300
     assert isinstance(slices, Generator)
     slices.close()
-    (told,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
-    assert (told.revoked_tasks_cleared, told.trigger) == (300 - left, "control")
+    (cleanup,) = [event for event in world.events if isinstance(event, CleanupCompleted)]
+    assert (cleanup.revoked_tasks_cleared, cleanup.trigger) == (300 - left, "control")
     assert world.revoked.finished == 1
 
 
@@ -198,5 +198,5 @@ def test_a_sweep_that_is_ended_early_tells_what_it_did() -> None:
 def test_an_id_is_cleared_by_the_first_sweep_after_its_grace(
     ready_in_s: float, due_in_s: float, expected: float
 ) -> None:
-    """Sweeps come each 30 s here."""
+    """Here there is a sweep every 30 s."""
     assert clear_in_s(ready_in_s, due_in_s=due_in_s, interval_s=30.0) == expected

@@ -1,4 +1,4 @@
-"""The scheduler: rounds on time, slice by slice, and nothing leaves a tick."""
+"""The scheduler: runs start on time, go on slice by slice, and no exception leaves a tick."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worker_guard.scheduler import PAUSE_S, Scheduler, run_to_end
 
 
 class FakeTimer:
-    """A timer whose time passes when it is told to."""
+    """A timer whose time passes by :meth:`advance`."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,7 +35,7 @@ class FakeTimer:
 
 
 class FakeJob:
-    """Counts its rounds, in as many slices as told; raises what it is told to."""
+    """Counts its runs, each of so many slices; raises the error that it is given."""
 
     name = "fake"
     interval_s = 10.0
@@ -43,10 +43,10 @@ class FakeJob:
 
     def __init__(self, slices: int = 1, error: Exception | None = None) -> None:
         self.slices, self.error = slices, error
-        self.rounds = self.resumed = 0
+        self.runs = self.resumed = 0
 
     def run(self, trigger: Trigger = "timer") -> Iterator[None]:
-        self.rounds += 1
+        self.runs += 1
         for _ in range(self.slices):
             if self.error:
                 raise self.error
@@ -63,21 +63,21 @@ def scheduled(job: FakeJob) -> tuple[Scheduler, FakeTimer, list[Event]]:
     return scheduler, timer, events
 
 
-def test_rounds_come_at_their_interval() -> None:
+def test_runs_come_at_their_interval() -> None:
     """The first within one interval, the next one jittered interval later each."""
     job = FakeJob()
     scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
     timer.advance(9.9)
-    assert job.rounds == 0
+    assert job.runs == 0
     timer.advance(0.2)
-    assert job.rounds == 1
+    assert job.runs == 1
     timer.advance(11.0 * 3 + 1)
-    assert job.rounds == 4
+    assert job.runs == 4
 
 
 def test_a_fleet_is_spread() -> None:
-    """The first round of each worker comes at a moment of its own."""
+    """The first run of each worker comes at a moment of its own."""
     timer, asked = FakeTimer(), list[tuple[float, float]]()
 
     def uniform(low: float, high: float) -> float:
@@ -89,18 +89,18 @@ def test_a_fleet_is_spread() -> None:
     assert asked == [(0.5, 1.0)]
 
 
-def test_the_first_round_counts_from_the_first_connection() -> None:
-    """However long that took to come, and not from a later one; a run_soon round waits for none."""
+def test_the_first_run_counts_from_the_first_connection() -> None:
+    """However long that took to come, and not from a later one; ``run_soon`` doesn't wait."""
     job = FakeJob()
     scheduler, timer, _ = scheduled(job)
     timer.advance(25)
     scheduler.arm(timer.later)
     timer.advance(9.9)
-    assert job.rounds == 0
+    assert job.runs == 0
     scheduler.disarm()
     scheduler.arm(timer.later)
     timer.advance(0.2)
-    assert job.rounds == 1
+    assert job.runs == 1
 
     job = FakeJob()
     scheduler, timer, _ = scheduled(job)
@@ -108,10 +108,10 @@ def test_the_first_round_counts_from_the_first_connection() -> None:
     timer.advance(25)
     scheduler.arm(timer.later)
     timer.advance(0.1)
-    assert job.rounds == 1
+    assert job.runs == 1
 
 
-def test_a_round_gives_the_loop_back_between_slices() -> None:
+def test_a_run_gives_the_loop_back_between_slices() -> None:
     """One slice a tick, with a pause that is the loop's."""
     job = FakeJob(slices=3)
     scheduler, timer, _ = scheduled(job)
@@ -121,7 +121,7 @@ def test_a_round_gives_the_loop_back_between_slices() -> None:
     timer.advance(PAUSE_S)
     assert job.resumed == 2
     timer.advance(5 * PAUSE_S)
-    assert (job.resumed, job.rounds) == (3, 1)
+    assert (job.resumed, job.runs) == (3, 1)
 
 
 def test_a_failure_is_reported_and_paused_for_longer_each_time() -> None:
@@ -160,7 +160,7 @@ def test_a_jobs_pauses_can_have_a_bound_of_their_own() -> None:
 
 
 def test_a_new_connection_goes_on_where_the_lost_one_was() -> None:
-    """The round under way is resumed, and what was due meanwhile comes at once."""
+    """The run under way is resumed, and what was due meanwhile runs at once."""
     job = FakeJob(slices=2)
     scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
@@ -171,20 +171,20 @@ def test_a_new_connection_goes_on_where_the_lost_one_was() -> None:
     assert job.resumed == 1
     scheduler.arm(timer.later)
     timer.advance(PAUSE_S * 2)
-    assert (job.resumed, job.rounds) == (2, 1)
+    assert (job.resumed, job.runs) == (2, 1)
 
 
 def test_timers_that_outlive_their_connection_do_not_double_the_ticks() -> None:
-    """On some releases they go on; their ticks count no more."""
+    """On some releases they go on; their ticks do nothing."""
     job = FakeJob()
     scheduler, timer, _ = scheduled(job)
     for _ in range(5):
         scheduler.arm(timer.later)
     timer.advance(10.0 + 11.0 * 9 + 1)
-    assert job.rounds == 10
+    assert job.runs == 10
 
 
-def test_hastened() -> None:
+def test_a_job_can_run_soon() -> None:
     """A job is run now, once, and then at its interval again; a failing one is left alone."""
     job = FakeJob()
     scheduler, timer, _ = scheduled(job)
@@ -192,38 +192,38 @@ def test_hastened() -> None:
     for _ in range(3):
         scheduler.run_soon("fake")
     timer.advance(0)
-    assert job.rounds == 1
+    assert job.runs == 1
     timer.advance(10.9)
-    assert job.rounds == 1
+    assert job.runs == 1
     timer.advance(0.2)
-    assert job.rounds == 2
+    assert job.runs == 2
 
     scheduler.run_soon("fake", within_s=5.0)
     timer.advance(4.9)
-    assert job.rounds == 2
+    assert job.runs == 2
     timer.advance(0.2)
-    assert job.rounds == 3
+    assert job.runs == 3
     scheduler.run_soon("fake", within_s=20.0)
     timer.advance(10.8)
-    assert job.rounds == 3
+    assert job.runs == 3
     timer.advance(0.2)
-    assert job.rounds == 4
+    assert job.runs == 4
 
     job.error = ValueError("broken")
     scheduler.run_soon("fake")
     timer.advance(0)
-    assert job.rounds == 5
+    assert job.runs == 5
     scheduler.run_soon("fake")
     timer.advance(1)
-    assert job.rounds == 5
+    assert job.runs == 5
     scheduler.run_soon("fake", anyway=True)
     timer.advance(1)
-    assert job.rounds == 6
+    assert job.runs == 6
     scheduler.run_soon("unknown")
 
 
 def test_a_job_that_is_dropped_clears_up_at_once() -> None:
-    """And is not resumed."""
+    """It is not resumed."""
     cleared_up: list[bool] = []
 
     class Careful(FakeJob):
@@ -239,12 +239,12 @@ def test_a_job_that_is_dropped_clears_up_at_once() -> None:
     timer.advance(10.0)
     scheduler.drop("fake")
     timer.advance(20.0)
-    assert (cleared_up, job.resumed, job.rounds) == ([True], 1, 1)
+    assert (cleared_up, job.resumed, job.runs) == ([True], 1, 1)
     assert scheduler.failures() == {}
     scheduler.drop("unknown")
 
 
-def test_a_round_begun_elsewhere_is_finished() -> None:
+def test_a_run_begun_outside_the_schedule_is_finished() -> None:
     """The rest of a remote command's sweep; its failure is contained too."""
     job = FakeJob(slices=3)
     scheduler, timer, events = scheduled(job)
@@ -264,8 +264,8 @@ def test_a_round_begun_elsewhere_is_finished() -> None:
     assert [type(event) for event in events] == [PartFailed]
 
 
-def test_rounds_that_wait_are_run_after_a_failure_and_ended_with_the_rest() -> None:
-    """A round that was begun outside is not lost where the one before it raises."""
+def test_runs_that_wait_follow_a_failure_and_are_closed_with_the_job() -> None:
+    """A run that was begun outside is not lost if the one before it raises."""
     ended: list[str] = []
 
     def begun(name: str) -> Iterator[None]:
@@ -278,8 +278,8 @@ def test_rounds_that_wait_are_run_after_a_failure_and_ended_with_the_rest() -> N
     job = FakeJob(error=OSError("broken"))
     scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)
-    rounds = [begun("first"), begun("second"), begun("third")]
-    for slices in rounds:
+    begun_runs = [begun("first"), begun("second"), begun("third")]
+    for slices in begun_runs:
         next(slices)
         scheduler.resume(job.name, slices)
     timer.advance(3 * PAUSE_S)
@@ -311,8 +311,8 @@ def test_without_an_event_loop_a_tick_runs_slices_for_a_while() -> None:
     assert job.resumed == 8
 
 
-def test_it_tells_when_a_round_is_due() -> None:
-    """For what is told to people; a job that it does not have is due at once."""
+def test_it_says_when_a_run_is_due() -> None:
+    """The status shows it; an unknown job is due at once."""
     job = FakeJob()
     scheduler, timer, _ = scheduled(job)
     scheduler.arm(timer.later)

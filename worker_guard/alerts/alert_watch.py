@@ -11,7 +11,7 @@ from worker_guard.events import AlertCleared, AlertRaised, Event, Trigger
 
 @dataclass(frozen=True)
 class WatchedValue:
-    """An alert, and how its value is read. ``read(now)`` raises where it can't be."""
+    """An alert, and how its value is read. ``read(now)`` raises if it can't be read."""
 
     alert: Alert
     read: Callable[[float], float]

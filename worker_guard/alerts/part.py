@@ -14,12 +14,12 @@ from worker_guard.settings import PREFIX
 from worker_guard.status_model import AlertStatus
 from worker_guard.values.masking import reason_of
 
-#: Values that the guard has at hand are read this often, or each interval if that is shorter.
+#: Seconds between two readings of values that need no server, or the interval if it is shorter.
 LOOK_S = 5.0
 
 
 class AlertsPart(Part):
-    """The alerts that are switched on."""
+    """Raises the alerts that are switched on."""
 
     name: ClassVar[str] = "alerts"
     also: ClassVar[tuple[str, ...]] = ("redis_memory",)
@@ -71,7 +71,7 @@ class AlertsPart(Part):
             try:
                 read = _redis_memory(self.context.worker.app.backend)
                 watched = self._watched("redis_memory", settings.alert_redis_memory, read)
-            except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
+            except Exception as exc:  # noqa: BLE001 - the start event gives the reason
                 off = reason_of(exc)
         self._watch("redis_memory", settings.interval, watched, off=off)
 
@@ -100,7 +100,7 @@ class AlertsPart(Part):
 
 
 def _redis_memory(backend: Any) -> Callable[[float], float]:
-    """What reads the used share of the memory of this result backend's server.
+    """A function that reads the used share of the memory of this result backend's server.
 
     Raises:
         PartOff: it is not Redis.

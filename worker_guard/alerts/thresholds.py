@@ -9,15 +9,15 @@ from typing import Literal
 from worker_guard.errors import WorkerGuardError
 from worker_guard.events import AlertName
 
-#: A raised alert is cleared when its value is this share of its threshold, or less. Between the
-#: two it stays as it is, so that a value that hovers about the threshold doesn't fill the log.
+#: A raised alert is cleared when its value is this share of its threshold, or less. Between the two
+#: it stays as it is, so that a value that hovers around the threshold doesn't fill the log.
 CLEAR_SHARE = 0.9
 
 Change = Literal["raised", "cleared"]
 
 
 class MemoryUnknownError(WorkerGuardError):
-    """The server's INFO does not say how much memory it may use, so that no share can be told.
+    """The server's INFO does not say how much memory it may use, so the used share is unknown.
 
     Give it a ``maxmemory``, or set ``worker_guard_alert_redis_memory`` to None.
     """
@@ -25,7 +25,7 @@ class MemoryUnknownError(WorkerGuardError):
 
 @dataclass
 class Alert:
-    """One alert: quiet, or active since ``since_mono``. ``value`` is None before the first look."""
+    """One alert: quiet, or active since ``since_mono``. ``value`` is the last one that was read."""
 
     name: AlertName
     threshold: float
@@ -50,7 +50,7 @@ class Alert:
 def used_share(info: Mapping[str, object]) -> float:
     """The share of its memory that a Redis uses, from its INFO.
 
-    That is ``used_memory`` of ``maxmemory``, or of the machine's memory where it has no limit.
+    That is ``used_memory`` of ``maxmemory``, or of the machine's memory if it has no limit.
 
     Raises:
         MemoryUnknownError: INFO does not tell.

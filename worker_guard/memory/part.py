@@ -35,7 +35,7 @@ from worker_guard.values.sizes import size_bytes
 
 @dataclass(frozen=True)
 class Acting:
-    """Does what the watchdog decides. ``recycler`` is None where no child can be recycled."""
+    """Does what the watchdog decides. ``recycler`` is None if no child can be recycled."""
 
     recycler: Recycler | None
 
@@ -124,13 +124,13 @@ class MemoryPart(Part):
             )
 
     def start(self) -> None:
-        """Begin to note which child runs what, and when one is up."""
+        """Begin to watch which child runs which task, and when a child is up."""
         if self._pool is None:
             return
         try:
             self._hooks.callback(celery_internals.watch_accepted(self._began).undo)
         except MissingInternalError:
-            # No suspects then, and no newborn that is known by having run nothing.
+            # Without it there are no suspects, and no child is known to have run nothing yet.
             self._roster.knows_runs = False
         try:
             births = self._pool.watch_births(self._born)
@@ -153,13 +153,13 @@ class MemoryPart(Part):
                 self._pool.let_stay()
         except Exception as exc:  # noqa: BLE001 - reported; those children leave all the same
             self._hook_failed(exc)
-        # Each one, though another raises.
+        # Undoes each hook, even if another raises.
         self._hooks.close()
 
     def status(self, *, quick: bool) -> dict[str, Any]:
         """The last reading of each process against its limit, and what each child runs.
 
-        The suspects take milliseconds to be found.
+        ``quick`` leaves out the suspects, which take milliseconds.
         """
         roster, parent = self._roster, self._watchdog.parent
         return {
@@ -216,7 +216,7 @@ class MemoryPart(Part):
         self.context.scheduler.run_soon(StartWatch.name)
 
     def _began(self, pid: int, task: str) -> None:
-        # Not counted here: without an event loop this is a thread of the pool's.
+        # Only queued here: without an event loop, this runs on a thread of the pool.
         self._roster.began.append((pid, task))
 
     def _born(self, pid: int) -> None:
@@ -224,7 +224,7 @@ class MemoryPart(Part):
         slot = next((child.slot for child in listed if child.pid == pid), None)
         try:
             self._roster.up(pid, self.context.monotonic(), slot=slot)
-        except Exception as exc:  # noqa: BLE001 - in the pool's own callback; the next reading serves
+        except Exception as exc:  # noqa: BLE001 - in the pool's callback; it is read again
             self._hook_failed(exc)
 
     def _has_work(self, pid: int) -> bool:

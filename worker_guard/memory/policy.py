@@ -1,4 +1,4 @@
-"""Who holds too much, and what is to be done about it. Pure: no I/O, time is an argument."""
+"""Which processes use too much, and which children leave. Pure: no I/O, time is an argument."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from worker_guard.memory.suspension import FIRST_TASKS, Gains
 
-#: A process that went over its limit is said to go over again only after it was below this share
-#: of it, so that one that hovers about the limit doesn't fill the log.
+#: A process that went over its limit is reported again only after it was below this share of the
+#: limit, so that one that hovers around it doesn't fill the log.
 REARM_SHARE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relative:
-    """A process that a child started, or one of those did; with its start it is one for ever."""
+    """A process that a child started, directly or not. Pid and start time identify it."""
 
     pid: int
     started_at: float
@@ -22,10 +22,10 @@ class Relative:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The memory of one process, and what of it is its ``relatives``'.
+    """The memory of one process with its ``relatives``, and how much each of these uses.
 
-    ``used_bytes`` is by ``metric``. Where that is ``"rss"`` because RSS alone was read, it is no
-    less than what is used by any other metric.
+    ``used_bytes`` is measured by ``metric``. That is ``"rss"`` if only RSS was read, which is never
+    below any other metric.
     """
 
     pid: int
@@ -61,7 +61,7 @@ class Strikes:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryDecision:
-    """What follows from one round of readings: children to report, and children to recycle."""
+    """What follows from one run of readings: children to report, and children to recycle."""
 
     went_over: Sequence[Reading] = ()
     recycle: Sequence[Reading] = ()
@@ -83,9 +83,9 @@ class _Child:
 class ChildPolicy:
     """Decides which children are recycled, and when.
 
-    A child that was chosen counts as leaving until :meth:`gone`, :meth:`spared` or
-    :meth:`put_back` is called. A ``concurrency`` of 0 chooses none. ``gains`` says whether
-    recycling is of use at all.
+    A child that was chosen counts as leaving until :meth:`gone`, :meth:`spared` or :meth:`put_back`
+    is called. A ``concurrency`` of 0 chooses none. ``gains`` says whether recycling is worth it at
+    all.
     """
 
     limit_bytes: int
@@ -99,7 +99,7 @@ class ChildPolicy:
         self.gains = Gains(self.limit_bytes)
 
     def born(self, pid: int, now: float, *, replaces: bool = False) -> None:
-        """A child was seen for the first time; ``replaces``: in the place of a recycled one."""
+        """A child was seen for the first time; ``replaces``: it replaces a recycled one."""
         self._children[pid] = _Child(now, Strikes(self.limit_bytes), on_trial=replaces)
 
     def began(self, pid: int) -> None:
@@ -110,7 +110,7 @@ class ChildPolicy:
     def judge(self, readings: Iterable[Reading], now: float) -> MemoryDecision:
         """Count one reading of each child, and choose the largest that are due.
 
-        A child that is not :meth:`born`, or :meth:`gone` since it was read, is passed over.
+        A child that was never :meth:`born`, or is :meth:`gone` since it was read, is ignored.
         """
         went_over: list[Reading] = []
         due: list[Reading] = []
@@ -142,34 +142,34 @@ class ChildPolicy:
         return {pid for pid, child in self._children.items() if child.leaving}
 
     def waiting(self, pid: int) -> None:
-        """A child was chosen, and runs a task for so long that others are not to wait for it."""
+        """A chosen child has run its task for so long that others no longer wait for it."""
         if pid in self._children:
             self._children[pid].waiting = True
 
     def gone(self, pid: int) -> None:
-        """A child has left, by whatever way."""
+        """A child has left, for whatever reason."""
         self._children.pop(pid, None)
 
     def spared(self, pid: int) -> None:
-        """A child was chosen, and stays: not chosen again before it was below its limit."""
+        """A chosen child stays. It is chosen again only after it was below its limit."""
         child = self._children.get(pid)
         if child is not None:
             child.leaving, child.spared = False, True
 
     def put_back(self, pid: int, *, not_before_mono: float = 0.0) -> None:
-        """A child was chosen, and could not be asked: its place is free, and its turn comes again.
+        """A chosen child could not be asked to leave: its place is free for another.
 
-        Not before that time, so that another is chosen meanwhile.
+        It can be chosen again after ``not_before_mono``.
         """
         child = self._children.get(pid)
         if child is not None:
             child.leaving, child.not_before_mono = False, not_before_mono
 
     def _free_places(self) -> int:
-        """How many children more may be on their way out.
+        """How many more children may be on their way out.
 
-        Those that wait for their task don't count, but of many of them only one at a time makes
-        room: ``concurrency`` and one more at the most, and always one that moves.
+        Those that wait for a long task don't count, but together they make room for only one more,
+        so that at most ``concurrency`` + 1 leave. One that doesn't wait is always allowed.
         """
         if self.concurrency < 1:
             return 0
@@ -179,14 +179,14 @@ class ChildPolicy:
         return max(0, allowed - moving)
 
     def _try(self, child: _Child, reading: Reading, now: float) -> None:
-        """See what a replacement was worth, once, when it has run its first tasks."""
+        """Tell ``gains``, once, what a replacement was worth, after its first tasks."""
         if not child.on_trial:
             return
         if child.strikes.count >= self.strikes and child.tasks:
             child.on_trial = False
             self.gains.regrown(reading.used_bytes, now)
         elif not child.strikes.count and child.tasks > FIRST_TASKS:
-            # More, since the last one of them may still run.
+            # More than these, since the last of them may still run.
             child.on_trial = False
             self.gains.stayed_small(now)
 

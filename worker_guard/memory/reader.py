@@ -11,23 +11,24 @@ from typing import Any
 
 from worker_guard.memory.policy import Reading, Relative
 
-#: Two looks at the start of one process differ where the clock was set meanwhile.
+#: Two readings of a process's start time differ if the clock was set meanwhile; up to this much
+#: counts as the same.
 _SAME_START_S = 2.0
 
 
-#: Of the directory that holds one for each thread.
+#: Links of ``/proc/PID/task`` for a process with one thread: it holds a directory for each.
 _LINKS_OF_ONE_THREAD = 3
 
 
 class MemoryReader:
     """Reads processes of this machine by ``worker_guard_memory_metric``.
 
-    RSS costs microseconds, the other metrics walk the process's page tables (under a millisecond
-    for a small process, some for a large one). None of them is above RSS, so that they are read
-    only where RSS is over the limit.
+    RSS takes microseconds. The other metrics walk the process's page tables (under a millisecond
+    for a small process, a few for a large one). None of them is above RSS, so they are read only if
+    RSS is over the limit.
 
-    A process that has started others is read with them, by the PSS of all: USS is next to nothing
-    where a helper was forked, since they share their pages. ``"rss"`` reads the process alone.
+    A process that has started others is read with them, by the PSS of all: if it forked a helper,
+    its USS is next to nothing, since the two share their pages. ``"rss"`` reads the process alone.
     """
 
     def __init__(self, metric: str) -> None:
@@ -41,14 +42,14 @@ class MemoryReader:
         self._ended = (psutil.NoSuchProcess, ProcessLookupError)
         self._unreadable = (*self._ended, psutil.AccessDenied, PermissionError)
         self._processes: dict[int, Any] = {}
-        # Linux tells whose child is whose in microseconds; else all processes have to be asked.
+        # Linux lists a process's children in microseconds; elsewhere, ask all processes.
         self._kernel_tells = Path("/proc/thread-self/children").exists()
         self._children: dict[int, list[int]] = {}
 
     def survey(self) -> Iterator[None]:
-        """Find out which process started which, one after the other; to be called before reading.
+        """Find out which process started which, in steps; call this before the readings.
 
-        There is nothing to do where the kernel tells by itself.
+        If the kernel lists the children itself, there is nothing to do.
         """
         if self._kernel_tells:
             return
@@ -60,9 +61,9 @@ class MemoryReader:
         self._children = children
 
     def steps(self, pid: int, limit_bytes: int | None) -> Generator[None, None, Reading | None]:
-        """Read a process, with a ``yield`` after each thing that takes time.
+        """Read a process, with a ``yield`` after each step that takes time.
 
-        Returns its memory, exact only where RSS is over the limit; None: it has ended.
+        Returns its memory, exact only if RSS is over the limit; None: it has ended.
         """
         try:
             process = self._processes.get(pid)
@@ -99,7 +100,7 @@ class MemoryReader:
         )
 
     def read(self, pid: int, limit_bytes: int | None) -> Reading | None:
-        """The same at once."""
+        """Run :meth:`steps` at once."""
         read: list[Reading | None] = []
 
         def run() -> Iterator[None]:
@@ -122,7 +123,7 @@ class MemoryReader:
         return Reading(pid=pid, rss_bytes=rss_bytes, used_bytes=rss_bytes, metric="rss")
 
     def relatives(self, pid: int) -> set[Relative]:
-        """The processes that this one has started, and that those have."""
+        """The processes that this one has started, directly or not."""
         found = set()
         for relative in self._relatives_of(pid):
             with suppress(*self._unreadable):
@@ -147,7 +148,7 @@ class MemoryReader:
             return None
 
     def forget(self, pid: int) -> None:
-        """The process has ended; its id may come again."""
+        """The process has ended; its pid may be used again."""
         self._processes.pop(pid, None)
 
     def _exactly(self, process: Any, metric: str) -> int:
@@ -156,14 +157,14 @@ class MemoryReader:
         return int(getattr(process.memory_full_info(), metric))
 
     def _of_relative(self, relative: Relative, metric: str) -> int:
-        """What it uses; 0 where it has ended, or may not be read."""
+        """What it uses; 0 if it has ended, or may not be read."""
         with suppress(*self._unreadable):
             process = self._same(relative)
             return 0 if process is None else self._exactly(process, metric)
         return 0
 
     def _same(self, relative: Relative) -> Any:
-        """The process, unless it has ended; its id may have come again."""
+        """The process, unless it has ended; its pid may be another's by now."""
         with suppress(*self._unreadable):
             process = self._psutil.Process(relative.pid)
             same = abs(process.create_time() - relative.started_at) <= _SAME_START_S
@@ -182,7 +183,7 @@ class MemoryReader:
             try:
                 process = self._psutil.Process(child)
                 if not self._kernel_tells and process.ppid() != parent:
-                    continue  # that one has ended since the survey, and its id came again
+                    continue  # it ended after the survey, and its pid was used again
             except self._unreadable:
                 continue
             yield process
@@ -193,7 +194,7 @@ class MemoryReader:
         found: list[int] = []
         with suppress(OSError):  # it has ended
             tasks = f"/proc/{pid}/task"
-            # Its links tell how many threads there are, in a fraction of the time of a list.
+            # The link count tells the number of threads, much faster than a listing.
             alone = os.stat(tasks).st_nlink == _LINKS_OF_ONE_THREAD
             for task in (pid,) if alone else os.listdir(tasks):
                 with suppress(OSError):
@@ -206,12 +207,12 @@ def _identity(process: Any) -> Relative:
 
 
 def _content(path: str) -> bytes:
-    """What a file holds, in half the time that a file object takes."""
+    """Read a file, in half the time that a file object takes."""
     content = b""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        while part := os.read(descriptor, 65536):
-            content += part
+        while chunk := os.read(descriptor, 65536):
+            content += chunk
     finally:
         os.close(descriptor)
     return content
@@ -221,7 +222,7 @@ def available_bytes(
     *, proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
 ) -> int:
     """The memory that this process may use: the tightest cgroup limit, else the machine's."""
-    import psutil  # as above
+    import psutil  # not at the top, see above
 
     machine_bytes = int(psutil.virtual_memory().total)
     return min([machine_bytes, *_cgroup_limits(proc, mount)])
@@ -242,7 +243,7 @@ def _cgroup_limits(proc: Path, mount: Path) -> Iterator[int]:
             root, name = mount / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # In a container the path can be the host's, of which only the root is mounted.
+        # In a container the path can be the host's, while only its root is mounted.
         group = root / path.lstrip("/")
         for directory in (group, *group.parents):
             try:

@@ -1,4 +1,4 @@
-"""The part that follows the children that were asked to leave, until they are replaced."""
+"""The job that follows the children that were asked to leave, until they are replaced."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from worker_guard.memory.policy import Reading, Relative
 from worker_guard.memory.roster import Roster
 from worker_guard.memory.watchdog import Child, Children
 
-#: Between two looks at a child on its way out. The pool itself looks each five seconds.
+#: Seconds between two looks at a child on its way out. The pool itself looks every five.
 FOLLOW_S = 0.05
 
-#: Between two looks where no child is on its way out: there is nothing to see.
+#: Seconds between two runs if no child is on its way out.
 IDLE_S = 5.0
 
-#: Between two looks at the processes that a child on its way out has started.
+#: Seconds between two looks at the processes that a child on its way out has started.
 RELATIVES_S = 5.0
 
-#: How long a child is given to leave by itself before it is woken: one that has handed in its last
-#: result can still be about to look at its sentinel, on a busy machine for a tenth of a second.
+#: Seconds for a child to leave by itself before it is woken. One that has sent its last result may
+#: be about to check its exit event, on a busy machine for a tenth of a second.
 LOOK_S = 0.1
 
-#: The same for one that was busy when it was asked. It leaves after its task, for which it waits
-#: until its result was read: billiard's child looks each 0.1 s.
+#: The same for one that was busy when it was asked. After its task it first waits until its result
+#: was read, which billiard's child checks every 0.1 s.
 SETTLE_S = 0.5
 
-#: Between two reports of a child that still runs its task, or whose replacement is not up; and for
-#: how long others wait for one that runs its task.
+#: Seconds between two reports of a child that still runs its task, or whose replacement is not up.
+#: For as long, others wait for one that runs its task.
 WAITING_S = 60.0
 
-#: A replacement that is killed since it was not up in time gets longer at the next try, each time
-#: twice as long, but no longer than this.
+#: If the pool kills a replacement that was not up in time, the next one gets twice as long, but no
+#: longer than this.
 LONGEST_START_S = 900.0
 
-#: A try after a slow start gets at once what that took, twice, within this many times the
-#: configured time.
+#: After a slow start, the next replacement gets twice what that took, but at most this many times
+#: the configured time.
 SLOW_START_TIMES = 8.0
 
 
@@ -47,16 +47,16 @@ class Exits(Children, Protocol):
     """How a child leaves the pool without losing its work."""
 
     def ask_to_leave(self, pid: int) -> bool:
-        """Have it leave after the task that it runs; False: ask again."""
+        """Have it leave after its current task; False: ask again."""
 
     def wake(self, pid: int) -> None:
-        """Have an idle one notice that it was asked."""
+        """Make an idle child notice that it was asked."""
 
     def maintain(self) -> None:
-        """Have the pool replace who has left."""
+        """Have the pool replace the children that have left."""
 
     def has_left(self, pid: int) -> bool:
-        """Whether one that was asked is no more in the pool."""
+        """Whether a child that was asked is no longer in the pool."""
 
     def left_by_itself(self, pid: int) -> bool:
         """Whether it left as it was asked to; else something killed it. Forgets it."""
@@ -74,16 +74,16 @@ class Starts(Protocol):
 
     @property
     def timeout_s(self) -> float | None:
-        """How long it waits for those that are forked now."""
+        """How long it waits for a child that is forked now."""
 
     def allow(self, timeout_s: float) -> None:
-        """Have it wait for so long, if it would not wait that long anyway."""
+        """Have it wait for at least this long."""
 
     def restore(self) -> None:
-        """Have it wait for as long as it is configured to."""
+        """Have it wait for the configured time again."""
 
     def follow(self, pid: int) -> object:
-        """What :meth:`failed` tells this child by when it has ended."""
+        """A handle by which :meth:`failed` finds this child after it has ended."""
 
     def failed(self, followed: Any) -> bool:
         """Whether it ended without being asked to, or was killed."""
@@ -115,7 +115,7 @@ class _Starting:
 
 @dataclass(kw_only=True)
 class Recycler:
-    """Has children leave one by one, each after its task, and says what came of it."""
+    """Has children leave, each after its task, and reports what came of it."""
 
     name: ClassVar[str] = "recycling"
 
@@ -151,16 +151,16 @@ class Recycler:
         }
 
     def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
-        """Look once after each child that is on its way out."""
+        """Look once at each child that is on its way out."""
         for position, leaving in enumerate(list(self.leaving.values())):
             if position:
                 yield
             self._follow(leaving)
         if self.leaving:
-            self.exits.maintain()  # last: it can fork, which is the pool's work, and takes its time
+            self.exits.maintain()  # last, since it can fork, which takes time
 
     def _follow(self, leaving: _Leaving) -> None:
-        """Look after one child. What it raises is reported, and keeps no other one waiting."""
+        """Look at one child. If that raises, report it; the other children don't wait for it."""
         now = self.monotonic()
         failures = self.roster.failures.get(leaving.child.pid)
         if failures is not None and not failures.ready(now):
@@ -184,10 +184,10 @@ class Recycler:
             self._allow_a_slow_start()
             self._ask(leaving)
         if pid in self.leaving:
-            self._tell_that_it_waits(leaving)
+            self._report_waiting(leaving)
 
     def _look_for_relatives(self, leaving: _Leaving) -> None:
-        """Know its own processes before it leaves; not at each look: they are read one by one."""
+        """Find its own processes before it leaves; not at each look, since each one is read."""
         now = self.monotonic()
         if now - leaving.relatives_mono >= RELATIVES_S:
             leaving.relatives_mono = now
@@ -221,18 +221,18 @@ class Recycler:
         replacement = next((c for c in listed if c.slot == leaving.child.slot), None)
         self._watch_start(leaving, replacement)
         if replacement is None and len(listed) < self.exits.size():
-            return  # still to be made
+            return  # the pool has not forked it yet
         reading: Reading | None = None
         if replacement is not None:
             if not replacement.up:
                 return
             try:
                 reading = self.roster.reader.read_exactly(replacement.pid)
-            except Exception as exc:  # noqa: BLE001 - reported; nobody waits for its figure
+            except Exception as exc:  # noqa: BLE001 - reported; the event goes without it
                 self._unread(exc)
             else:
                 if reading is None:
-                    return  # it has ended, and is to be replaced itself
+                    return  # it has ended, and is replaced in turn
         if self.exits.left_by_itself(leaving.child.pid):
             self._report_recycled(leaving, replacement, reading)
         self._forget(leaving)
@@ -262,14 +262,14 @@ class Recycler:
     # -- a replacement that starts
 
     def _allow_a_slow_start(self) -> None:
-        """Where children start slowly, a replacement that is tried all the same gets its time."""
+        """If children start slowly, give a replacement that is tried anyway more time."""
         configured_s, policy = self.starts.configured_s, self.roster.policy
         slow_s = 0.0 if policy is None else policy.gains.slow_start_s
         if configured_s is not None and slow_s:
             self.starts.allow(min(2 * slow_s, SLOW_START_TIMES * configured_s))
 
     def _watch_start(self, leaving: _Leaving, replacement: Child | None) -> None:
-        """Notice a replacement that ends before it is up, and have the next one get longer.
+        """Notice a replacement that ends before it is up, and give the next one more time.
 
         Otherwise the pool would fork and kill one after the other, and the place would stay empty.
         """
@@ -288,7 +288,7 @@ class Recycler:
                 followed=self.starts.follow(replacement.pid),
             )
         elif starting.timeout_s is not None and now - starting.since_mono > starting.timeout_s / 2:
-            # Now, since the pool forks the next one in the moment in which it has killed this one.
+            # Now, since the pool forks the next one as soon as it has killed this one.
             self.starts.allow(min(2 * starting.timeout_s, LONGEST_START_S))
 
     def _ended_before_it_was_up(self, leaving: _Leaving, starting: _Starting, now: float) -> None:
@@ -301,7 +301,7 @@ class Recycler:
         policy.gone(leaving.child.pid)  # it no longer counts for recycle_concurrency
         self.roster.tell_changes()
 
-    # -- what is told
+    # -- reports
 
     def _unread(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
@@ -318,9 +318,9 @@ class Recycler:
         if self.roster.policy is not None:
             self.roster.policy.gains.filled(pid)
         if not any(other.left for other in self.leaving.values()):
-            self.starts.restore()  # for the next ones it is as it was configured
+            self.starts.restore()  # the next ones get the configured time
 
-    def _tell_that_it_waits(self, leaving: _Leaving) -> None:
+    def _report_waiting(self, leaving: _Leaving) -> None:
         now, pid = self.monotonic(), leaving.child.pid
         if not leaving.left and now - leaving.since_mono >= WAITING_S and self.roster.policy:
             self.roster.policy.waiting(pid)

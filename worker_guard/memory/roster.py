@@ -21,13 +21,13 @@ class Reader(Protocol):
     metric: str
 
     def survey(self) -> Iterator[None]:
-        """Look who started whom; before the steps of a round."""
+        """Find out which process started which; called before the readings of a run."""
 
     def steps(self, pid: int, limit_bytes: int | None) -> Generator[None, None, Reading | None]:
-        """Exact only where RSS is over the limit; a ``yield`` after each thing that takes time."""
+        """Exact only if RSS is over the limit; a ``yield`` after each step that takes time."""
 
     def read(self, pid: int, limit_bytes: int | None) -> Reading | None:
-        """The same at once."""
+        """Run :meth:`steps` at once."""
 
     def read_exactly(self, pid: int) -> Reading | None:
         """By the metric, whatever the RSS."""
@@ -36,13 +36,13 @@ class Reader(Protocol):
         """The RSS of this process alone."""
 
     def relatives(self, pid: int) -> set[Relative]:
-        """The processes that this one has started, and that those have."""
+        """The processes that this one has started, directly or not."""
 
     def living(self, relatives: Iterable[Relative]) -> Sequence[Relative]:
         """Those that have not ended."""
 
     def age_s(self, pid: int) -> float | None:
-        """How long ago it was forked; None: it can't be told."""
+        """How long ago it was forked; None: not known."""
 
     def forget(self, pid: int) -> None:
         """The process has ended."""
@@ -50,14 +50,14 @@ class Reader(Protocol):
 
 @dataclass
 class Roster:
-    """What is known of the children beyond one reading, for all parts that deal with them.
+    """What is known of the children beyond one reading, for all jobs that deal with them.
 
-    ``began`` takes each task that a child begins (``knows_runs``: somebody fills it);
-    ``hears_births``: somebody calls :meth:`up`, and ``has_work`` says then whether that child has
-    begun a task already. ``emptied`` holds, for each place, the last child that was recycled there.
-    ``silent_mono`` and ``spoke_mono`` are when a child that starts was last seen not to be up, and
-    first seen to be.
-    ``failures`` are those of following a child on its way out, ``unreadable`` those of reading.
+    ``began`` queues each task that a child begins, if ``knows_runs``. If ``hears_births``,
+    :meth:`up` is called for each new child, and ``has_work`` says whether it has begun a task
+    already. ``emptied`` holds, for each slot, the last child that was recycled there.
+    ``silent_mono`` is when a starting child was last seen not to be up, ``spoke_mono`` when it was
+    first seen to be. ``failures`` are those of following a child on its way out, ``unreadable``
+    those of reading one.
     """
 
     policy: ChildPolicy | None
@@ -85,7 +85,7 @@ class Roster:
         return None if self.policy is None else self.policy.limit_bytes
 
     def keep(self, pids: set[int]) -> None:
-        """Forget the children that are not among these, but for those that are followed."""
+        """Forget all children but these and those that are followed."""
         followed = self.policy.leaving() if self.policy is not None else set()
         known = self.born_mono.keys() | self.suspects.children() | self.unreadable.keys()
         known |= self.heard_up | self.silent_mono.keys() | self.spoke_mono.keys()
@@ -93,16 +93,17 @@ class Roster:
             self.gone(pid)
 
     def starts(self, pid: int, now: float, *, spoke: bool) -> None:
-        """A child was looked at that is not heard yet; ``spoke``: it said that it is up."""
+        """A child that starts was looked at; ``spoke``: it has said that it is up."""
         if spoke:
             self.spoke_mono.setdefault(pid, now)
         else:
             self.silent_mono[pid] = now
 
     def up(self, pid: int, now: float, *, slot: int | None = None) -> None:
-        """A child says that it is up. What one uses without a task is the least that any will use.
+        """A child says that it is up.
 
-        It can be heard late, where the event loop did not turn: it may have worked meanwhile.
+        What it uses before its first task is the least that any child will use. But this comes late
+        if the event loop was held: the child may have worked meanwhile.
         """
         age_s = self.reader.age_s(pid)
         start = self._start(pid, age_s, now)
@@ -115,13 +116,13 @@ class Roster:
         reading = self.reader.read(pid, self.limit_bytes)
         if reading is not None:
             self.suspects.read(pid, reading.rss_bytes, busy=False)
-            # Asked after the reading: it began nothing before.
+            # Checked after the reading, so that the child had begun nothing before it.
             if self._was_connected(age_s, now) and not self.has_work(pid):
                 self._newborn(reading, now)
         self.tell_changes()
 
     def saw(self, reading: Reading, now: float, *, busy: bool, slot: int | None = None) -> None:
-        """A child was read in its turn."""
+        """The watchdog has read a child."""
         first = reading.pid not in self.born_mono
         self._seen(reading.pid, now, slot)
         while self.began:
@@ -138,7 +139,7 @@ class Roster:
         self.readings[reading.pid] = reading
 
     def tell_changes(self) -> None:
-        """Report what has suspended recycling, and what let it go on."""
+        """Report each suspension and each resumption of recycling."""
         news = self.policy.gains.news if self.policy is not None else ()
         while news:
             change = news.popleft()
@@ -178,7 +179,7 @@ class Roster:
         return lost_mono is None or (age_s is not None and now - age_s > lost_mono)
 
     def _start(self, pid: int, age_s: float | None, now: float) -> Start:
-        """How long a child took to start that is heard now."""
+        """How long the child took to start that says now that it is up."""
         if age_s is None:
             return Start(at_least_s=0.0, at_most_s=math.inf)
         forked_mono = now - age_s

@@ -1,4 +1,4 @@
-"""The part that looks how long children take to start."""
+"""The job that measures how long children take to start."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from worker_guard.events import Trigger
 from worker_guard.memory.roster import Roster
 from worker_guard.memory.watchdog import Children
 
-#: Between two looks while a child starts. A start is known to within two of them.
+#: Seconds between two looks while a child starts; a start is known to within two of them.
 STARTING_S = 0.25
 
-#: Between two looks where none does.
+#: Seconds between two looks if none does.
 IDLE_S = 5.0
 
 
 @dataclass(kw_only=True)
 class StartWatch:
-    """Looks whether the children that start have said that they are up.
+    """Looks whether children that start have said that they are up.
 
-    The pool hears that when the event loop next turns, which can be long after, where the broker is
-    away. So a start is known to have taken long only where a look found the child silent.
+    The pool hears that when the event loop next turns, which can be much later if the broker is
+    down. So a start counts as slow only if a look found the child not yet up.
     """
 
     name: ClassVar[str] = "child_starts"

@@ -11,30 +11,30 @@ from dataclasses import dataclass, field
 
 from worker_guard.events import Suspect
 
-#: How many names are named.
+#: How many tasks are shown.
 SHOWN = 3
 
-#: How many names are accounted for; beyond that the one with the least growth is forgotten.
+#: How many tasks are kept; beyond that the one with the least growth is forgotten.
 KEPT = 40
 
-#: What a child's first tasks cost it once (imports, connections) is put down to this, not to them.
+#: What a child's first tasks cost once (imports, connections) is attributed to this, not to them.
 _WARM_UP = ""
 
-#: The work of one solution is bounded by this number of multiplications, for a few milliseconds.
+#: The most multiplications that one solution takes: a few milliseconds.
 _MULTIPLICATIONS = 20_000
 
-#: Damps the estimate of a task that hardly ran.
+#: Damps the estimate of a task that has hardly run.
 _RIDGE = 0.5
 
 
 @dataclass
 class Suspects:
-    """Puts the growth of each child down to the tasks that it ran between two readings.
+    """Attributes the growth of each child to the tasks that it ran between two readings.
 
-    Each reading is one equation: the growth is the sum, over the tasks, of runs times growth for
-    each run. Their least-squares solution, with no task below zero, is the estimate. It needs the
-    mix of tasks to vary: two tasks that always run together can't be told apart, and share.
-    Only the sums of the equations are kept, whose size depends on the number of names alone.
+    Each reading is one equation: the growth is the sum, over the tasks, of runs times growth per
+    run. Their least-squares solution, with no task below zero, is the estimate. It needs the mix of
+    tasks to vary: two tasks that always run together can't be told apart, and share the growth.
+    Only the sums of the equations are kept; their size depends on the number of tasks alone.
     """
 
     _rss_bytes: dict[int, int] = field(default_factory=dict)
@@ -67,11 +67,11 @@ class Suspects:
             if before_bytes is not None:
                 self._add(runs, rss_bytes - before_bytes)
         if busy and pid in self._running:
-            # What goes on running can go on growing, though it is no further run.
+            # A task that keeps running can keep growing, but this is no further run.
             self._runs[pid] = Counter({self._running[pid]: 0})
 
     def children(self) -> set[int]:
-        """The children of which something is kept."""
+        """The children about which something is kept."""
         return self._rss_bytes.keys() | self._running.keys() | self._runs.keys()
 
     def gone(self, pid: int) -> None:
@@ -80,7 +80,7 @@ class Suspects:
             known.pop(pid, None)
 
     def top(self) -> tuple[Suspect, ...]:
-        """The names with the most growth for each run, the worst first."""
+        """The tasks with the most growth per run, the worst first."""
         self._solve()
         worst = sorted(self._per_run.items(), key=lambda item: item[1], reverse=True)
         return tuple(

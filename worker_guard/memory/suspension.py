@@ -1,4 +1,4 @@
-"""Whether it gains anything to replace a child. Pure: no I/O, time is an argument."""
+"""Whether replacing a child gains anything. Pure: no I/O, time is an argument."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass, field
 
 from worker_guard.events import SuspensionReason
 
-#: Recycling that was suspended goes on once a newborn child is at or below this share of the
-#: limit: newborns of one worker differ by some per cent, so that others would suspend it again, and
-#: a replacement that begins so near its limit gains hardly anything.
+#: Suspended recycling resumes once a new child is at or below this share of the limit. New children
+#: of one worker differ by a few per cent, so with a higher share the next one could suspend it
+#: again; and a replacement that starts so near its limit gains hardly anything.
 RESUME_SHARE = 0.9
 
-#: So many newborns in a row over the limit suspend recycling.
+#: This many new children in a row over the limit suspend recycling.
 AGREEING_NEWBORNS = 2
 
-#: So many replacements in a row that are over the limit again at once suspend recycling.
+#: This many replacements in a row that are over the limit again at once suspend recycling.
 REGROWN_IN_A_ROW = 3
 
-#: A replacement that is within the limit after so many tasks was worth it.
+#: A replacement that is within the limit after this many tasks was worth it.
 FIRST_TASKS = 10
 
 #: A model that is loaded once doesn't grow further; a leak does. A child that grows to this many
-#: times what suspended recycling shows that there is a leak, so that recycling gains something.
+#: times the size that suspended recycling has a leak, so recycling gains something.
 GROWS_ON_SHARE = 1.5
 
-#: After so many suspensions that a leak ended, replacements are no longer judged by their regrowth.
+#: After a leak has ended this many suspensions, regrowth no longer suspends recycling.
 LEAKS_SHOWN = 2
 
-#: The pool kills a replacement that does not say in time that it is up. A child that takes longer
-#: than this share of that time is too slow to be replaced.
+#: The pool kills a replacement that does not say in time that it is up. If a child takes longer
+#: than this share of that time, replacing children is too risky.
 SLOW_START_SHARE = 0.5
 
-#: After this time one recycle is tried again; then after twice as long, and so on.
+#: Seconds until one recycle is tried again; then twice as long, and so on.
 RETRY_S = 900.0
 
 LIMIT_SETTING = "worker_guard_child_memory_limit"
@@ -41,7 +41,7 @@ START_SETTING = "worker_proc_alive_timeout"
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """How long a child took from its fork until it was up: between these two."""
+    """How long a child took from its fork until it was up: somewhere between these two."""
 
     at_least_s: float
     at_most_s: float
@@ -49,7 +49,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Suspension:
-    """Why no child is recycled, and which setting to change (None: it is none of the settings)."""
+    """Why no child is recycled, and which setting to change (None: no setting helps)."""
 
     reason: SuspensionReason
     baseline_bytes: int | None
@@ -60,17 +60,17 @@ class Suspension:
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
-    """Recycling goes on."""
+    """Recycling resumes."""
 
     suspended_s: float
 
 
 @dataclass
 class Gains:
-    """Whether to replace a child gains anything, by what became of the children so far.
+    """Whether replacing a child gains anything, judged by the children so far.
 
-    ``start_timeout_s`` is how long the pool waits for a new child; None: for ever. What changes is
-    put into ``news``, to be taken from there and told.
+    ``start_timeout_s`` is how long the pool waits for a new child; None: for ever. Each change is
+    put into ``news``, for the caller to take out and report.
     """
 
     limit_bytes: int
@@ -87,36 +87,36 @@ class Gains:
     _largest_bytes: int = 0
     _unfilled: set[int] = field(default_factory=set)
 
-    # -- what is asked
+    # -- questions
 
     def allowed(self, places: int, now: float) -> int:
-        """How many of so many children may be recycled now."""
+        """How many of ``places`` children may be recycled now."""
         if self.start_timeout_s is not None and self.newest_start is None:
             return 0  # not before it is known how long a replacement will take
         if self._unfilled:
-            return 0  # one place after the other would be lost
+            return 0  # else the pool could lose one child after the other
         if self.current is None:
             return places
         return min(places, 1) if now >= self._retry_mono else 0
 
     def chose(self, now: float) -> None:
-        """A child is recycled. Where recycling is suspended that is a try."""
+        """A child is recycled. If recycling is suspended, that is a try."""
         if self.current is not None:
             self._tried = True
             self._pause_s *= 2
             self._retry_mono = now + self._pause_s
 
     def retry_in_s(self, now: float) -> float:
-        """How long it is until a recycle is tried again."""
+        """Seconds until a recycle is tried again."""
         return max(0.0, self._retry_mono - now)
 
     @property
     def slow_start_s(self) -> float:
-        """What the newest child may have needed to start where that was slow; else 0."""
+        """How long the newest child took to start, at the most, if that was slow; else 0."""
         start = self.newest_start
         return 0.0 if start is None or self._is_fast(start) else start.at_most_s
 
-    # -- what is told
+    # -- observations
 
     def newborn(self, used_bytes: int, now: float) -> None:
         """A child that ran nothing yet was read: no replacement will use less."""
@@ -140,7 +140,7 @@ class Gains:
     def ended_before_it_was_up(self, pid: int, now: float, *, in_time: bool) -> None:
         """A replacement of this child ended before it was up.
 
-        ``in_time``: before the pool kills it for that. No child is recycled until the place is
+        ``in_time``: before the pool would have killed it. No child is recycled until the place is
         :meth:`filled`.
         """
         self._unfilled.add(pid)
@@ -164,13 +164,13 @@ class Gains:
             self._resume("regrows_at_once", now)
 
     def read(self, used_bytes: int, now: float) -> None:
-        """A child was read: one that goes on growing after it loaded what it needs has a leak."""
+        """A child was read. One that keeps growing after it loaded what it needs has a leak."""
         if self.current is None or self.current.reason != "regrows_at_once":
             return
         if used_bytes > self._largest_bytes * GROWS_ON_SHARE:
             self._leaks_shown += 1
             self._regrown = 0
-            # The next time a leak is to grow beyond this: so much may have been loaded, too.
+            # Next time a leak must grow beyond this, since this much may have been loaded, too.
             self._largest_bytes = used_bytes
             self._resume("regrows_at_once", now)
 
@@ -181,7 +181,7 @@ class Gains:
     def _suspend(
         self, reason: SuspensionReason, baseline_bytes: int | None, setting: str | None, now: float
     ) -> None:
-        # A worker that could lose its children is told of in any case.
+        # ``replacement_not_up`` overrides the other reasons: the worker could lose its children.
         if self.current is not None and self.current.reason in (reason, "replacement_not_up"):
             return
         self.current = Suspension(

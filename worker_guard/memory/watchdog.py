@@ -1,4 +1,4 @@
-"""The part that reads the worker's memory and decides what is to be done about it."""
+"""The job that reads the worker's memory, and acts on it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Task(Protocol):
 
 
 class Children(Protocol):
-    """The children of the pool, to look at."""
+    """The children of the pool, read-only."""
 
     def listed(self) -> Sequence[Child]:
         """Those that the pool has now."""
@@ -56,7 +56,7 @@ class Children(Protocol):
 
 
 class NoChildren:
-    """What a pool without children has of them."""
+    """The children of a pool that has none."""
 
     def listed(self) -> Sequence[Child]:
         """None."""
@@ -67,15 +67,15 @@ class NoChildren:
         return {}
 
     def is_busy(self, pid: int) -> bool:  # noqa: ARG002
-        """Nobody is."""
+        """Never."""
         return False
 
 
 class MemoryActor(Protocol):
-    """What changes something, or only counts what it would."""
+    """Does what the watchdog decides, or in a dry run does not."""
 
     def recycle(self, child: Child, reading: Reading) -> bool:
-        """Have this child leave and be replaced; False: it is left where it is."""
+        """Have this child leave and be replaced; False: it stays."""
 
     def shut_down(self) -> None:
         """Have the worker finish its running tasks and end."""
@@ -94,7 +94,7 @@ class MemoryDryRun:
 
 @dataclass(kw_only=True)
 class MemoryWatchdog:
-    """Reads the main process and the children, and acts on who holds too much for too long."""
+    """Reads the main process and the children, and acts on those that use too much for too long."""
 
     name: ClassVar[str] = "memory"
 
@@ -126,13 +126,13 @@ class MemoryWatchdog:
                 slice_started = self.monotonic()
 
     def _steps(self) -> Iterator[None]:
-        """The round, with a ``yield`` after each thing that takes time."""
+        """One run, with a ``yield`` after each step that takes time."""
         readings: list[Reading] = []
         children: dict[int, Child] = {}
         listed = self.children.listed()
         self.roster.keep({child.pid for child in listed})
-        # What the main process loaded before it forked is its children's too, so that its USS is
-        # next to nothing.
+        # By RSS: the main process shares what it loaded before it forked with its children, so its
+        # USS is next to nothing.
         self.parent = self.reader.read_rss(self.pid)
         yield from self.reader.survey()
         for child in listed:
@@ -151,7 +151,7 @@ class MemoryWatchdog:
         self._judge_parent()
 
     def _read(self, pid: int) -> Generator[None, None, Reading | None]:
-        """One child's memory. What that raises is reported, and no other child is left unread."""
+        """Read one child's memory. If that raises, report it; the other children are still read."""
         now = self.monotonic()
         unreadable = self.roster.unreadable.get(pid)
         if unreadable is not None and not unreadable.ready(now):
@@ -192,12 +192,12 @@ class MemoryWatchdog:
                     policy.spared(child.pid)
                 chosen.popleft()
         finally:
-            # Whoever was not handed over would hold its place for ever.
+            # A chosen child that was not handed over would hold its place for ever.
             for reading in chosen:
                 policy.put_back(reading.pid)
 
     def _request(self, child: Child, reading: Reading, task: Task | None) -> bool:
-        """Have a child recycled, and say so; False: it is left where it is."""
+        """Have a child recycled, and report it; False: it stays."""
         self.report(
             ChildRecycleRequested(
                 child_pid=reading.pid,

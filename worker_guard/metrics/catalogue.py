@@ -34,12 +34,12 @@ class Figures:
 
     @property
     def memory(self) -> MemoryStatus:
-        """Of a worker whose memory is not watched, nothing is known."""
+        """Empty if the memory is not watched."""
         return self.status.memory or MemoryStatus()
 
     @property
     def revoked(self) -> RevokedStatus:
-        """Of a worker whose revoked set is not watched, nothing is known."""
+        """Empty if there is no revoked part."""
         return self.status.revoked or RevokedStatus()
 
     @property
@@ -49,7 +49,7 @@ class Figures:
 
     @property
     def children_used_bytes(self) -> list[int]:
-        """Of each child whose memory was read."""
+        """What each child uses whose memory was read."""
         return [c.used_bytes for c in self.memory.children if c.used_bytes is not None]
 
 
@@ -75,7 +75,7 @@ def _one(
     text: str,
     value: Callable[[Figures], float | None],
 ) -> Family:
-    """A metric without labels; without a sample where its value is not known."""
+    """A metric without labels; it has no sample while its value is not known."""
 
     def samples(figures: Figures) -> Iterable[Sample]:
         known = value(figures)
@@ -167,26 +167,26 @@ FAMILIES: tuple[Family, ...] = (
         "origin",
         "gauge",
         "revoked_ids",
-        "Ids in the revoked set that the guard holds back or will clear, by their origin.",
+        "Ids in the revoked set, by origin.",
         lambda f: _origins(f.revoked),
     ),
-    _total("revoked_tasks_cleared", "Ids cleared from the revoked set on proof."),
+    _total("revoked_tasks_cleared", "Ids cleared from the revoked set."),
     _by(
         "cause",
         "counter",
         "expired_tasks_total",
-        "Messages that expired at this worker, by the cause.",
+        "Messages that expired at this worker, by cause.",
         lambda f: asdict(f.revoked.expired_tasks),
     ),
     _by(
         "trigger",
         "counter",
         "cleanups_total",
-        "Sweeps that came to their end, of the revoked set and of results, by what began them.",
+        "Finished sweeps of the revoked set and cleanups of results, by what began them.",
         lambda f: f.activity.cleanups,
     ),
     _total("expired_results_deleted", "Results that this worker deleted."),
-    _total("task_states_cleaned", "Keys to which this worker gave a lifetime."),
+    _total("task_states_cleaned", "Keys to which this worker gave a TTL."),
     _total("children_recycled", "Children that were replaced."),
     _one(
         "gauge",

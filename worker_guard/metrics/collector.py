@@ -16,7 +16,7 @@ from worker_guard.scheduler import SLICE_S
 
 
 class NoPrometheusError(WorkerGuardError):
-    """The library prometheus_client is not installed, so that there are no metrics.
+    """The library prometheus_client is not installed, so there are no metrics.
 
     ``pip install "worker-guard[prometheus]"``.
     """
@@ -30,7 +30,7 @@ class MetricsTakenError(WorkerGuardError):
 
 
 def application_registry() -> Any:
-    """The registry on which an application's metrics are by default.
+    """The library's default registry, which holds the application's metrics.
 
     Raises:
         NoPrometheusError: there is none.
@@ -45,13 +45,13 @@ def application_registry() -> Any:
 class GuardCollector:
     """Reads the guard's figures when the registry is collected, on whichever thread that is.
 
-    Its own failure never spoils the application's metrics: it is told, and there are no figures.
+    If it fails, that is reported, and only the guard's figures are missing from the scrape.
     """
 
     def __init__(self, figures: Callable[[], Figures], failed: Callable[[Exception], None]) -> None:
         self._figures = figures
         self._failed = failed
-        # A forked child has the registry too, with the figures of the moment of its fork.
+        # A forked child inherits the registry, with the figures of the moment of the fork.
         self._pid = os.getpid()
 
     def register(self, registry: Any) -> None:
@@ -70,7 +70,7 @@ class GuardCollector:
         registry.unregister(self)
 
     def describe(self) -> list[Any]:
-        """The names, without samples; for the registry, which takes none twice."""
+        """The metrics without samples; the registry refuses names that it has already."""
         return [_metric(family) for family in FAMILIES]
 
     def collect(self) -> list[Any]:
@@ -97,7 +97,7 @@ def _metric(family: Family, figures: Figures | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Page:
-    """What is answered to a scrape."""
+    """The answer to a scrape."""
 
     content_type: str
     body: bytes
@@ -105,7 +105,7 @@ class Page:
 
 @dataclass(frozen=True)
 class _Only:
-    """One metric, as what the library encodes."""
+    """One metric, in the form that the library encodes."""
 
     metric: Any
 
@@ -114,9 +114,9 @@ class _Only:
 
 
 def written(registry: Any, monotonic: Callable[[], float]) -> Generator[None, None, Page]:
-    """Collect and encode a registry, metric by metric; yields where a slice's time is over.
+    """Collect and encode a registry, metric by metric; yields when a slice's time is over.
 
-    Raises whatever a collector of the application's raises.
+    Raises whatever one of the application's collectors raises.
     """
     from prometheus_client.exposition import choose_encoder
 

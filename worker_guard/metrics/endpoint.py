@@ -1,4 +1,4 @@
-"""The part that serves the metrics on a port of their own."""
+"""The job that serves the metrics on a port of their own."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from worker_guard.metrics.collector import Page
 from worker_guard.metrics.responder import Responder
 from worker_guard.scheduler import run_to_end
 
-#: Between two looks for a scrape, and while one is being served.
+#: Seconds between two looks for a scrape, and while a client is connected.
 IDLE_S = 0.2
 BUSY_S = 0.02
 
-#: Before a port that is taken is tried again, for the first time.
+#: Seconds before a port that is taken is tried again, the first time.
 RETRY_S = 5.0
 
-#: Scrapes within this time get the same page.
+#: Seconds for which scrapes get the same page.
 FRESH_S = 1.0
 
-#: A thread that is told to stop has this long.
+#: Seconds that the thread gets to stop.
 _STOP_S = 1.0
 
 
 @dataclass(kw_only=True)
 class Endpoint:
-    """Looks now and then whether somebody scrapes, and answers.
+    """Looks for scrapes now and then, and answers them.
 
-    ``threaded``: on a thread (with gevent a greenlet) of its own; else in the scheduler's slices.
-    ``write`` makes the page, in slices; ``failed`` is told what it raises, and the scrape is
-    answered with 500. ``opened`` is called when the port is there. Nothing is done before
+    ``threaded``: on a thread of its own (with gevent, a greenlet); else in the scheduler's slices.
+    ``write`` makes the page, in slices. If it raises, ``failed`` gets the exception, and the scrape
+    is answered with 500. ``opened`` is called when the port is open. Nothing happens until
     ``begun`` is True.
     """
 
@@ -53,16 +53,16 @@ class Endpoint:
 
     @property
     def interval_s(self) -> float:
-        """Short while somebody is connected."""
+        """Short while a client is connected."""
         if self.threaded or not self.responder.is_open:
             return RETRY_S
         return BUSY_S if self.responder.is_busy else IDLE_S
 
     def open(self) -> None:
-        """Listen, and where that is on a thread, begin to serve.
+        """Listen, and if ``threaded``, begin to serve.
 
         Raises:
-            OSError: the address can't be had.
+            OSError: the address can't be bound.
         """
         self.begun = True
         self.responder.open()
@@ -74,14 +74,14 @@ class Endpoint:
             self._thread.start()
 
     def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
-        """Have the port, and serve who is there."""
+        """Open the port if it isn't open, and serve the clients that are there."""
         if self.begun and not self.responder.is_open:
             self.open()
         if not self.threaded:
             yield from self._turn()
 
     def stop(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self.begun = False
         self._stopping.set()
         if self._thread is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
-#: A scrape is some hundred bytes; a request that has no end by then has none.
+#: A scrape is a few hundred bytes; a request that has not ended by then is refused.
 LONGEST_REQUEST_BYTES = 8192
 
 _REQUEST_LINE = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.\d\r?\n")
@@ -15,7 +15,7 @@ _PATH = b"/metrics"
 
 
 def status_of(received: bytes) -> HTTPStatus | None:
-    """What is to be answered to a request; None: it is not complete."""
+    """The status that answers a request; None: the request is not complete."""
     if not _END.search(received):
         too_long = len(received) > LONGEST_REQUEST_BYTES
         return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if too_long else None

@@ -17,8 +17,8 @@ from worker_guard.metrics.responder import Responder
 from worker_guard.part import ON, Context, Part
 from worker_guard.settings import PREFIX
 
-#: Pools in whose main process a thread does no harm, and serves while a task holds the loop.
-#: billiard forks from that of prefork, and of others nobody knows.
+#: Pools whose main process can have a thread, which serves while a task holds the loop. Not
+#: prefork, since billiard forks from its main process, and no pool that is unknown.
 _POOLS_WITH_THREADS = ("solo", "threads", "gevent", "eventlet")
 
 
@@ -75,7 +75,7 @@ class MetricsPart(Part):
             self._endpoint.stop()
         registry, self._registry = self._registry, None
         if registry is not None:
-            # An application can have emptied its registry meanwhile.
+            # The application may have emptied its registry meanwhile.
             with contextlib.suppress(KeyError):
                 self._collector.unregister(registry)
 

@@ -1,4 +1,4 @@
-"""Answers scrapes over HTTP without ever waiting for anybody."""
+"""Answers scrapes over HTTP, and never blocks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from http import HTTPStatus
 
 from worker_guard.metrics import http
 
-#: More are not kept open: the oldest one goes.
+#: The most connections; beyond them the oldest is dropped.
 MOST_CONNECTIONS = 16
 
-#: Who takes longer to send the request, or to read the answer, is dropped.
+#: Seconds for a client to send its request, and to read the answer; else it is dropped.
 LONGEST_S = 5.0
 
 _READ_BYTES = 4096
@@ -36,9 +36,9 @@ class _Connection:
 
 
 class Responder:
-    """A listening socket with its connections, none of which blocks.
+    """A listening socket and its connections, none of which blocks.
 
-    Nothing happens by itself: :meth:`turn` does what can be done now.
+    Nothing happens by itself: each :meth:`turn` does what can be done now.
     """
 
     def __init__(self, host: str, port: int, *, monotonic: Callable[[], float]) -> None:
@@ -54,14 +54,14 @@ class Responder:
 
     @property
     def is_busy(self) -> bool:
-        """Whether somebody is connected."""
+        """Whether a client is connected."""
         return bool(self._connections)
 
     def open(self) -> None:
         """Listen.
 
         Raises:
-            OSError: the address can't be had; the text says which one, and why.
+            OSError: the address can't be bound; the text says which one, and why.
         """
         host, port = self._address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -74,7 +74,7 @@ class Responder:
         self._listening = listening
 
     def turn(self) -> bool:
-        """Take requests and send answers, as far as that goes now; True: somebody waits for one."""
+        """Read requests and send answers, as far as possible now; True: a client waits for one."""
         self._accept()
         now = self._monotonic()
         for connection in list(self._connections):
@@ -87,14 +87,14 @@ class Responder:
             except BlockingIOError:
                 pass
             except OSError:
-                connection.done = True  # the client is gone, which is its own affair
-            # What came while nobody could look, since a task held the loop, came in time.
+                connection.done = True  # the client is gone
+            # A request that came while a task held the loop came in time.
             if connection.done or (overdue and not connection.waits):
                 self._drop(connection)
         return bool(self._waiting())
 
     def answer(self, status: HTTPStatus, body: bytes | None, content_type: str) -> None:
-        """Answer all that wait for the metrics; to be sent by the next turns."""
+        """Answer all that wait for the metrics; the next turns send it."""
         for connection in self._waiting():
             connection.since_mono = self._monotonic()
             connection.outgoing = memoryview(
@@ -107,7 +107,7 @@ class Responder:
             )
 
     def close(self) -> None:
-        """Close all sockets; in a forked child that is no loss to the parent."""
+        """Close all sockets; in a forked child the parent's stay open."""
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.close()
@@ -123,7 +123,7 @@ class Responder:
                 return
             try:
                 accepted, _address = self._listening.accept()
-            except OSError:  # nobody is there, or is there no more
+            except OSError:  # no client, or it is gone already
                 return
             accepted.setblocking(False)
             if len(self._connections) >= MOST_CONNECTIONS:
@@ -148,7 +148,7 @@ class Responder:
             connection.outgoing = connection.outgoing[sent:]
             if not connection.outgoing:
                 connection.socket.shutdown(socket.SHUT_WR)
-        # To close on a client that is still sending would throw away what it has not read yet.
+        # Closing on a client that is still sending would discard what it has not read yet.
         elif not connection.socket.recv(_READ_BYTES):
             connection.done = True
 

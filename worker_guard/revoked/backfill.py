@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from worker_guard.events import BackfillCauses, ExpiredBackfillDetected
 
-#: Fewer are no backfill.
+#: Fewer expired tasks are not reported as a backfill.
 THRESHOLD = 10
 
 #: Tasks named in the event.
@@ -19,8 +19,8 @@ _TASKS_NAMED = 10
 #: Waiting times kept for the median; beyond them only counts are kept.
 _WAITS_KEPT = 10_000
 
-#: By how much (s) a message's own story must differ from what this worker saw to be called untrue:
-#: between its sending and its arrival in the queue lies a trip over the network, or a second one.
+#: Seconds by which a message's timestamps may differ from what this worker saw: on its way to the
+#: queue it takes one or two trips over the network.
 CLOCK_SLACK_S = 1.0
 
 #: The fields of :class:`~worker_guard.events.BackfillCauses`.
@@ -36,14 +36,14 @@ class Expiry(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpiredMessage:
-    """What a message that expired says of itself, and what this worker knows of it.
+    """An expired message: what its headers say, and what this worker knows of it.
 
-    ``expires`` and ``eta`` are the task's headers (absolute), ``expiration_ms`` is the message's
-    property, the time that it was given to live. ``expires`` less ``expiration`` is the time at
-    which it was sent; without an ``expiration``, or with 0, ``expires`` had passed when it was sent
-    (``celery/app/amqp.py`` and ``kombu/messaging.py`` write the two).
+    ``expires`` and ``eta`` are the task's headers (absolute). ``expiration_ms`` is the message's
+    property ``expiration``, its TTL. ``expires`` minus ``expiration`` is when it was sent. If
+    ``expiration`` is missing or 0, ``expires`` had passed by then (``celery/app/amqp.py`` and
+    ``kombu/messaging.py`` write the two).
 
-    ``arrived_now``: this worker had not seen it before, and it was not given back by another.
+    ``arrived_now``: this worker sees it for the first time, and no other worker gave it back.
     ``queue_empty_for_s``: how long ago the queue was last empty; None: not known.
     """
 
@@ -56,20 +56,20 @@ class ExpiredMessage:
 
 
 def why_expired(message: ExpiredMessage, now: datetime) -> Expiry:
-    """Why this message expired; nothing is said that what is known contradicts."""
+    """Why this message expired; what this worker saw overrides the message's timestamps."""
     expires, eta = _moment(message.expires), _moment(message.eta)
-    lifetime_s = _seconds(message.expiration_ms)
-    if expires is None or not lifetime_s > 0:
-        # A retry keeps the ``expires`` of its task, which may be over when it is sent.
+    ttl_s = _seconds(message.expiration_ms)
+    if expires is None or not ttl_s > 0:
+        # A retry keeps the ``expires`` of its task, which may have passed when the retry is sent.
         return Expiry("held_until_eta" if message.retries else "born_expired")
     if eta is not None and eta >= expires:
         return Expiry("held_until_eta")
-    waited_s = max(0.0, (now - expires).total_seconds() + lifetime_s)
+    waited_s = max(0.0, (now - expires).total_seconds() + ttl_s)
     empty_s = message.queue_empty_for_s
     if message.arrived_now and empty_s is not None and waited_s > empty_s + CLOCK_SLACK_S:
         return Expiry("clock_differs")
     if eta is not None:
-        # Until then it was not to run.
+        # Before its ETA it was not due.
         waited_s = min(waited_s, max(0.0, (now - eta).total_seconds()))
     return Expiry("waited_in_queue", waited_s)
 
@@ -93,7 +93,7 @@ def _seconds(milliseconds: object) -> float:
 
 
 class _Tally:
-    """How many tasks expired, of which names, and why."""
+    """How many tasks expired, by name and by cause."""
 
     def __init__(self) -> None:
         self.tasks: Counter[str] = Counter()
@@ -126,22 +126,22 @@ class _Tally:
 
 
 class BackfillCounter:
-    """The tasks that expired here since they were last asked for.
+    """Counts the tasks that expired here since the last :meth:`drain`.
 
-    ``last`` is what expired in the last sweeps in a row that found any, however few: for people who
-    ask. ``last_mono`` is when the last of these sweeps was.
+    ``last`` sums up the last sweeps in a row that found any, however few; the status shows it.
+    ``last_mono`` is when the last of these sweeps was.
     """
 
     def __init__(self) -> None:
         self._in_all: Counter[str] = Counter()
         self._since_sweep = _Tally()
         self._in_a_row = _Tally()
-        self._goes_on = False
+        self._last_found_any = False
         self.last: ExpiredBackfillDetected | None = None
         self.last_mono = 0.0
 
     def causes_in_all(self) -> BackfillCauses:
-        """Why tasks expired, since the start, whatever was drained meanwhile."""
+        """Why tasks expired since the start, whether drained or not."""
         return BackfillCauses(**self._in_all)
 
     def add(self, task_name: str, expiry: Expiry) -> None:
@@ -150,13 +150,13 @@ class BackfillCounter:
         self._in_all[expiry.cause] += 1
 
     def drain(self, now: float) -> ExpiredBackfillDetected | None:
-        """The event where enough tasks expired, else None; starts anew either way."""
+        """The event if enough tasks expired, else None; counting starts again from zero."""
         drained, self._since_sweep = self._since_sweep, _Tally()
         total = drained.tasks.total()
         if total:
-            if not self._goes_on:
+            if not self._last_found_any:
                 self._in_a_row = _Tally()
             self._in_a_row.merge(drained)
             self.last, self.last_mono = self._in_a_row.event(), now
-        self._goes_on = total > 0
+        self._last_found_any = total > 0
         return drained.event() if total >= THRESHOLD else None

@@ -11,13 +11,13 @@ LOOKUP_BATCH = 50
 
 
 class Store(Protocol):
-    """Where many ids are asked for at once, if that is ``one_trip`` to the server and back."""
+    """A store of ids. ``one_trip``: many ids cost one round trip; else each id costs one."""
 
     one_trip: bool
 
 
 def batch_size(store: Store | None, size: int) -> int:
-    """How many ids make one slice."""
+    """How many ids make one slice: ``size``, or 1 if each id costs a round trip."""
     return size if store is None or store.one_trip else 1
 
 

@@ -1,10 +1,10 @@
 """The result backend's records of revoked ids, and the marks of ids that are not to be cleared.
 
-A record alone is no proof. Where an operator revokes a task whose message expires as well, the
+A record alone confirms nothing. If an operator revokes a task and its message expires as well, the
 expiry overwrites the record of the revoke (and before Celery 5.6 a revoke leaves none). So each
-guarded worker that hears an operator's revoke leaves a mark beside the results, and so does one
-that finds an id from elsewhere without proof. An id from elsewhere is proven only when its record
-says "expired" and there is no mark.
+guarded worker that hears an operator's revoke leaves a mark beside the results. It also marks an
+inherited id that the result backend does not confirm. An inherited id is confirmed only if its
+record says "expired" and it has no mark.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any, Protocol
 from worker_guard import celery_internals
 from worker_guard.errors import WorkerGuardError
 from worker_guard.revoked.ledger import Confirmation
-from worker_guard.revoked.stored_state import judge
+from worker_guard.revoked.stored_state import read_record
 
 MARK_PREFIX = "worker-guard-operator-"
 
-#: What a mark says: an operator revoked the id, or there was no proof when a guard first asked.
-_OPERATORS, _UNPROVEN = b"operator", b"unproven"
+#: What a mark says: an operator revoked the id, or it was not confirmed when a guard first asked.
+_OPERATORS, _UNCONFIRMED = b"operator", b"unproven"
 
-#: A record longer than this is no proof: that of an expired message is a few hundred bytes, and
-#: to read a batch of large results would hold the event loop.
+#: A longer record confirms nothing: that of an expired message is a few hundred bytes, and reading
+#: a batch of large results would hold the event loop.
 RECORD_LIMIT_BYTES = 4 * 1024
 
-#: Each serializer leaves this name readable; what lacks it is not worth decoding.
+#: Each serializer leaves this name readable, so a record without it is not decoded.
 _REVOKED = b"TaskRevokedError"
 
 
@@ -36,18 +36,18 @@ MARK_TTL_S = 7 * 86_400.0
 
 
 class RecordsUnavailableError(WorkerGuardError):
-    """This result backend can hold no marks, and its records can't be read; the message says why.
+    """This result backend can't hold marks, and its records can't be read; the message says why.
 
-    Ids from elsewhere stay in the set, as Celery leaves them. To have them cleared on proof, use a
+    Inherited ids stay in the set, as Celery leaves them. To have expired ones cleared, use a
     key-value result backend such as Redis.
     """
 
 
 class Records(Protocol):
-    """Looks ids up, and marks them, in the result backend. Errors are the backend's own.
+    """Looks up and marks ids in the result backend. Errors are the backend's own.
 
-    ``unreadable`` says why records prove nothing here, as where they are pickled; else it is empty.
-    Many keys cost ``one_trip`` to the server and back; else each of them does.
+    ``unreadable`` says why the records can't be read, such as that they are pickled; else it is
+    empty. ``one_trip``: many keys cost one round trip; else each key costs one.
     """
 
     unreadable: str
@@ -59,8 +59,8 @@ class Records(Protocol):
     def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
         """What the records and marks say of each id; one round trip."""
 
-    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
-        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
+    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
+        """Mark operators' ids and unconfirmed ones; the latter never replace an operator's mark."""
 
 
 class RedisRecords:
@@ -92,8 +92,8 @@ class RedisRecords:
 
     def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
         """What the records and marks say of each id; one round trip."""
-        # The record before the mark: read the other way round, a mark and an expiry that are
-        # written in between would look like an expiry alone.
+        # Records before marks: in the other order, a mark and an expiry written in between would
+        # look like an expiry alone.
         keys = _keys(task_ids, self._record_key)
         task_ids = list(keys)
         if not task_ids:
@@ -102,31 +102,31 @@ class RedisRecords:
             for key in keys.values():
                 pipe.getrange(key, 0, RECORD_LIMIT_BYTES)
             pipe.mget([_mark_key(self._mark_prefix, task_id) for task_id in task_ids])
-            # A record of another type than string is an error of its own, and no proof.
+            # A record that is not a string is an error of its own, and confirms nothing.
             *payloads, marks = pipe.execute(raise_on_error=False)
         if isinstance(marks, Exception):
             raise marks
         return {
-            task_id: _judge_mark(mark) if mark is not None else self._judge(payload)
+            task_id: _read_mark(mark) if mark is not None else self._read(payload)
             for task_id, payload, mark in zip(task_ids, payloads, marks, strict=True)
         }
 
-    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
-        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
+    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
+        """Mark operators' ids and unconfirmed ones; the latter never replace an operator's mark."""
         with self._client.pipeline(transaction=False) as pipe:
             for task_id in operators:
                 key = _mark_key(self._mark_prefix, task_id)
                 pipe.set(key, _OPERATORS, px=self._mark_ttl_ms)
-            for task_id in unproven:
+            for task_id in unconfirmed:
                 key = _mark_key(self._mark_prefix, task_id)
-                pipe.set(key, _UNPROVEN, px=self._mark_ttl_ms, nx=True)
+                pipe.set(key, _UNCONFIRMED, px=self._mark_ttl_ms, nx=True)
                 pipe.pexpire(key, self._mark_ttl_ms)
             pipe.execute()
 
-    def _judge(self, payload: Any) -> Confirmation:
+    def _read(self, payload: Any) -> Confirmation:
         if not isinstance(payload, bytes | str) or not 0 < len(payload) <= RECORD_LIMIT_BYTES:
             return Confirmation.UNCONFIRMED
-        return _judge_payload(payload, self._decode)
+        return _read_payload(payload, self._decode)
 
 
 class KeyValueRecords:
@@ -140,27 +140,27 @@ class KeyValueRecords:
         self.unreadable = unreadable
 
     def marked(self, task_ids: Sequence[str]) -> set[str]:
-        """Which of these ids bear an operator's mark; one round trip where there is ``mget``."""
+        """Which of these ids bear an operator's mark; one round trip if it has ``mget``."""
         return _operators(task_ids, self._get([self._mark_key(task_id) for task_id in task_ids]))
 
     def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
-        """What the records and marks say of each id; one round trip where there is ``mget``."""
+        """What the records and marks say of each id; one round trip if it has ``mget``."""
         backend = self._backend
         keys = _keys(task_ids, backend.get_key_for_task)
         payloads = self._get(list(keys.values()))
         marks = self._get([self._mark_key(task_id) for task_id in keys])
         return {
-            task_id: _judge_mark(mark) if mark else _judge_payload(payload, backend.decode)
+            task_id: _read_mark(mark) if mark else _read_payload(payload, backend.decode)
             for task_id, payload, mark in zip(keys, payloads, marks, strict=True)
         }
 
-    def mark(self, operators: Collection[str], unproven: Collection[str]) -> None:
-        """Mark operators' ids, and ids without proof; the second kind never replaces the first."""
+    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
+        """Mark operators' ids and unconfirmed ones; the latter never replace an operator's mark."""
         for task_id in operators:
             self._backend.set(self._mark_key(task_id), _OPERATORS)
-        for task_id in unproven:
+        for task_id in unconfirmed:
             if not self._backend.get(self._mark_key(task_id)):
-                self._backend.set(self._mark_key(task_id), _UNPROVEN)
+                self._backend.set(self._mark_key(task_id), _UNCONFIRMED)
 
     def _mark_key(self, task_id: str) -> Any:
         return self._backend.key_t(_mark_key(self._mark_prefix, task_id))
@@ -175,7 +175,7 @@ class KeyValueRecords:
 
 
 def _keys(task_ids: Sequence[str], key: Callable[[str], Any]) -> dict[str, Any]:
-    """The record's key for each id; without those that can have none, such as a number."""
+    """The record's key for each id, except those that can't have one, such as a number."""
     keys = {}
     for task_id in task_ids:
         with contextlib.suppress(TypeError, ValueError):
@@ -184,27 +184,27 @@ def _keys(task_ids: Sequence[str], key: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _mark_key(prefix: str, task_id: object) -> bytes:
-    """A key for whatever an operator gave for an id: not one of them may keep the others back."""
+    """A key for whatever an operator gave as an id: a strange one must not block the others."""
     return f"{prefix}{task_id}".encode("utf-8", "surrogatepass")
 
 
 def _operators(task_ids: Sequence[str], marks: Sequence[Any]) -> set[str]:
     found = zip(task_ids, marks, strict=True)
-    return {i for i, mark in found if mark and _judge_mark(mark) is Confirmation.OPERATOR}
+    return {i for i, mark in found if mark and _read_mark(mark) is Confirmation.OPERATOR}
 
 
-def _judge_mark(mark: bytes | str) -> Confirmation:
-    unproven = mark in (_UNPROVEN, _UNPROVEN.decode())
-    return Confirmation.UNCONFIRMED if unproven else Confirmation.OPERATOR
+def _read_mark(mark: bytes | str) -> Confirmation:
+    unconfirmed = mark in (_UNCONFIRMED, _UNCONFIRMED.decode())
+    return Confirmation.UNCONFIRMED if unconfirmed else Confirmation.OPERATOR
 
 
-def _judge_payload(payload: Any, decode: Callable[[bytes], Any]) -> Confirmation:
+def _read_payload(payload: Any, decode: Callable[[bytes], Any]) -> Confirmation:
     revoked = _REVOKED if isinstance(payload, bytes) else _REVOKED.decode()
     if not payload or revoked not in payload:
         return Confirmation.UNCONFIRMED
     try:
-        return judge(decode(payload))
-    except Exception:  # noqa: BLE001 - whatever another program wrote there is no proof
+        return read_record(decode(payload))
+    except Exception:  # noqa: BLE001 - another program's record confirms nothing
         return Confirmation.UNCONFIRMED
 
 

@@ -1,8 +1,7 @@
 """Who put each id into the revoked set, and which ids may leave it.
 
-Celery's set holds bare ids. The ledger remembers beside it why each one is there. It takes plain
-values and the time, does no I/O, and decides nothing by guessing: an id that came in without
-saying why counts as an operator's.
+Celery's set holds bare ids. The ledger remembers why each one is there. It takes plain values and
+the time, and does no I/O. It never guesses: an id whose origin is unknown counts as an operator's.
 """
 
 from __future__ import annotations
@@ -22,43 +21,45 @@ class Origin(Enum):
     """What is known of an id in the set."""
 
     OPERATOR = "operator"
-    INHERITED = "foreign"
-    """From elsewhere, and not yet asked for in the result backend."""
+    INHERITED = "inherited"
+    """From a peer or the statedb, and not yet looked up in the result backend."""
 
-    CONFIRMED = "proven"
-    """From elsewhere, and the result backend said "expired" when it was first asked."""
+    CONFIRMED = "confirmed"
+    """Inherited, and the result backend said "expired" when it was first asked."""
 
-    UNCONFIRMED = "unproven"
-    """From elsewhere, and it did not: kept like an operator's, whatever it says later."""
+    UNCONFIRMED = "unconfirmed"
+    """Inherited, and it said anything else: kept like an operator's, whatever it says later."""
 
     EXPIRING = "expiring"
-    """Put there by an expiry here that the signal ``task_revoked`` has not confirmed."""
+    """Added by an expiry here, which the signal ``task_revoked`` has not confirmed yet."""
 
     EXPIRED = "expired"
-    """Put there by an expiry here, confirmed by the signal, and by nothing else."""
+    """Added by an expiry here, confirmed by the signal, and by nothing else."""
 
     WOULD_CLEAR = "would_clear"
     """A dry run would have cleared it, and it is still in the set."""
 
 
 class Confirmation(Enum):
-    """What the result backend says of an id from elsewhere."""
+    """What the result backend says of an inherited id."""
 
     EXPIRED = "expired"
-    """REVOKED with "expired", and no guard recorded an operator's revocation."""
+    """REVOKED with "expired", and no guard marked the id."""
 
     OPERATOR = "operator"
     """A guard marked it as an operator's, or Celery recorded a revoke (from 5.6 on)."""
 
-    UNCONFIRMED = "unproven"
+    UNCONFIRMED = "unconfirmed"
     """Anything else: no record, another state, one that can't be read."""
 
 
-#: Of ids that Celery itself dropped, so many are remembered: as many as its set holds by default.
+#: How many ids that Celery itself dropped are remembered: as many as its set holds by default.
 _REMEMBERED = 50_000
 
-#: What is remembered of an id that Celery dropped: that it may be an operator's.
+#: The ids that Celery dropped are remembered if they have one of these origins: they may be an
+#: operator's.
 _REMEMBERED_ORIGINS = frozenset({Origin.OPERATOR, Origin.INHERITED, Origin.UNCONFIRMED})
+
 #: The origins of ids that leave the set when the grace is over.
 LEAVING = (Origin.EXPIRED, Origin.CONFIRMED)
 
@@ -66,19 +67,19 @@ LEAVING = (Origin.EXPIRED, Origin.CONFIRMED)
 class _Entry(NamedTuple):
     origin: Origin
     since_mono: float
-    """From when its grace counts, by this host's clock: an expiry never renews it, so that an id
-    which expires again and again gets free; an arrival from elsewhere does, since a peer that
-    brings an id needs that time to mark it as an operator's."""
+    """When its grace began, by this host's monotonic clock. A further expiry never renews it, so
+    that an id that expires again and again is still cleared. Inheriting the id again does, since a
+    peer that brings an id needs that time to mark it as an operator's."""
 
 
-#: What an id becomes that was not known before.
+#: The origin of an id that was not known before.
 _FIRST = {
     Source.OPERATOR: Origin.OPERATOR,
     Source.INHERITED: Origin.INHERITED,
     Source.EXPIRY: Origin.EXPIRING,
 }
 
-#: What an id becomes that was known, where that is not the same as for one that was not.
+#: The origin of an id that was known, if it differs from that of a new one.
 _ADDED: dict[Source, dict[Origin | None, Origin]] = {
     Source.OPERATOR: {},
     Source.INHERITED: {o: o for o in (Origin.OPERATOR, Origin.UNCONFIRMED, Origin.CONFIRMED)},
@@ -91,7 +92,7 @@ _ADDED: dict[Source, dict[Origin | None, Origin]] = {
 #: The origins whose grace a further expiry does not renew.
 _EXPIRES_AGAIN = frozenset({Origin.EXPIRING, Origin.EXPIRED, Origin.CONFIRMED})
 
-#: What an id from elsewhere becomes by a confirmation.
+#: The origin of an inherited id once the result backend has answered.
 _AFTER = {
     Confirmation.EXPIRED: Origin.CONFIRMED,
     Confirmation.OPERATOR: Origin.OPERATOR,
@@ -107,7 +108,7 @@ class Selection:
     """Only expiry here put them there, and the grace is over."""
 
     look_up: tuple[str, ...] = ()
-    """From elsewhere, and to be asked for: it never was, or it is proven and the grace is over."""
+    """Inherited, and to be looked up: for the first time, or confirmed and the grace is over."""
 
 
 class Ledger:
@@ -117,27 +118,27 @@ class Ledger:
         self._entries: dict[str, _Entry] = {}
         self._counts: Counter[Origin] = Counter()
         self._dropped: dict[str, Origin] = {}
-        #: When the last of the ids that are on their way out came in; None before the first.
+        #: When the newest of the ids that will be cleared came in; None before the first.
         self.last_leaving_mono: float | None = None
         # Without an event loop, messages with an ETA expire on the timer's thread. Pool children
-        # never come here, so that it does not matter how they inherit it.
+        # never use the ledger, so it doesn't matter how they inherit the lock.
         self._lock = threading.RLock()
 
     # -- what happens to ids ---------------------------------------------------------------
 
     def changing(self) -> AbstractContextManager[object]:
-        """To be held while an id is added to the set: an id that is renewed is out for a moment."""
+        """Hold this while an id is added to the set: an id that is renewed is out for a moment."""
         return self._lock
 
     def added(self, task_id: str, source: Source, now: float) -> bool:
         """An id was added to the set, by ``source``.
 
-        Returns whether that took away the proof that it could have had.
+        Returns whether the id can no longer be confirmed from now on.
 
-        An operator's stays an operator's. An id from elsewhere needs the result backend's proof
-        even when its message expires here too: the peer may have had it from an operator. And
-        where it expires here before the result backend was asked, there is no proof to be had:
-        the record says "expired" from then on, whatever brought the id to the peer.
+        An operator's id stays an operator's. An inherited id needs the result backend's
+        confirmation even if its message expires here too: the peer may have had it from an
+        operator. If it expires here before the result backend was asked, nothing can confirm it any
+        more: the record says "expired" from then on, whatever brought the id to the peer.
         """
         with self._lock:
             known = self._entries.get(task_id)
@@ -159,14 +160,14 @@ class Ledger:
     def record_confirmation(
         self, task_id: str, confirmation: Confirmation, now: float, grace_s: float
     ) -> bool:
-        """The result backend gave its confirmation on an id from elsewhere.
+        """The result backend answered for an inherited id.
 
-        Returns whether the id may be cleared now. That is asked again here because an operator
-        can have revoked it while the look-up was under way.
+        Returns whether the id may be cleared now. The ledger decides, since an operator can have
+        revoked the id during the look-up.
 
-        Anything but "expired" is final. An expiry writes its record as it adds the id, so an id
-        that is there without the record is likely an operator's (before Celery 5.6 a revoke
-        leaves none); and a record of an expiry that is written later does not make it less so.
+        Any answer but "expired" is final. An expiry writes its record as it adds the id, so an id
+        without that record is likely an operator's (before Celery 5.6 a revoke leaves none). A
+        later record of an expiry doesn't change that.
         """
         with self._lock:
             known = self._entries.get(task_id)
@@ -176,7 +177,7 @@ class Ledger:
         return confirmation is Confirmation.EXPIRED and now - known.since_mono >= grace_s
 
     def record_mark(self, task_id: str, *, operators: bool) -> bool:
-        """The result backend was asked whether an id that expired here bears an operator's mark.
+        """The result backend said whether an id that expired here bears an operator's mark.
 
         Returns whether the id may be cleared now, as :meth:`record_confirmation` does.
         """
@@ -191,8 +192,8 @@ class Ledger:
     def dropped(self, task_id: str) -> None:
         """Celery itself dropped this id: the set was full, or the id was old.
 
-        Where it may be an operator's, that is remembered: an expiry that brings the id back does
-        not make it one that only expiry put there.
+        If it may be an operator's, the ledger remembers that: if an expiry brings the id back, it
+        still isn't one that only expiry put there.
         """
         with self._lock:
             known = self._entries.pop(task_id, None)
@@ -205,7 +206,7 @@ class Ledger:
                     del self._dropped[next(iter(self._dropped))]
 
     def cleared(self, task_ids: Iterable[str], held: Container[str]) -> None:
-        """A sweep cleared these ids; what is still ``held`` it would have, but for a dry run."""
+        """A sweep cleared these ids; those still ``held`` it would have, but for a dry run."""
         with self._lock:
             for task_id in task_ids:
                 known = self._entries.pop(task_id, None)
@@ -216,9 +217,9 @@ class Ledger:
                     self._put(task_id, _Entry(Origin.WOULD_CLEAR, known.since_mono))
 
     def compare(self, held: KeysView[str]) -> list[str]:
-        """Forget what is not ``held`` any more; returns what is, and nobody said why.
+        """Forget ids that are no longer ``held``; returns those that are, but are not known here.
 
-        To be given to :meth:`added` as an operator's.
+        The caller passes these to :meth:`added` as an operator's.
         """
         with self._lock:
             unknown = list(held - self._entries.keys())
@@ -238,9 +239,9 @@ class Ledger:
         grace_s: float,
         confirmed_grace_s: float,
     ) -> Selection:
-        """Decide what becomes of ``task_ids``, as far as they are ``held``; changes nothing.
+        """Decide what to do with those of ``task_ids`` that are ``held``; changes nothing.
 
-        ``grace_s`` is that of ids that expired here, ``confirmed_grace_s`` that of proven ones.
+        ``grace_s`` is for ids that expired here, ``confirmed_grace_s`` for confirmed ones.
         """
         clear: list[str] = []
         look_up: list[str] = []
@@ -271,12 +272,12 @@ class Ledger:
         return [i for i, entry in self._entries.copy().items() if entry.origin is origin]
 
     def origin(self, task_id: str) -> Origin | None:
-        """The origin of one id; None where it is not known."""
+        """The origin of one id; None if it is not known."""
         known = self._entries.get(task_id)
         return known.origin if known else None
 
     def copy(self) -> Ledger:
-        """A ledger of its own with the same content, for a sweep that must not leave a trace."""
+        """A separate ledger with the same content, for a sweep that must not change this one."""
         twin = Ledger()
         twin._entries = self._entries.copy()
         twin._counts = self._counts.copy()

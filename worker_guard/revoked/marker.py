@@ -1,4 +1,4 @@
-"""The job that marks ids in the result backend that no guard may clear."""
+"""The job that marks, in the result backend, the ids that no guard may clear."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import ClassVar, Protocol
 from worker_guard.events import Trigger
 from worker_guard.revoked.batches import LOOKUP_BATCH, batch_size
 
-#: Marks are renewed this often, for as long as their ids are held.
+#: Seconds between two renewals of the marks of ids that are held.
 RENEW_S = 86_400.0
 
 
 class MarkStore(Protocol):
-    """Where ids are marked that are not to be cleared; see :class:`RecordLookup`."""
+    """Where the marks are written. ``one_trip``: many cost one round trip; else each costs one."""
 
     one_trip: bool
 
-    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
-        """One round trip for all."""
+    def mark(self, operators: Sequence[str], unconfirmed: Sequence[str]) -> None:
+        """Mark operators' ids and unconfirmed ones."""
 
 
 @dataclass(kw_only=True)
 class Marker:
-    """Marks ids beside the results that the guards of other workers are not to clear.
+    """Marks ids beside the results, so that the guards of other workers don't clear them.
 
-    ``pending`` is filled from outside: an id, and whether it is an operator's. An id leaves it when
-    its mark is written. An operator's is marked though Celery has dropped it from the set, where it
-    can be the oldest as it is added. ``kept`` returns all that is to be marked, for renewal.
+    Others fill ``pending``: an id, and whether it is an operator's. An id leaves it when its mark
+    is written. An operator's id is marked even if Celery has dropped it from the set: a full set
+    can drop an id as it is added. ``kept`` returns all ids that need a mark, for renewal.
     """
 
     name: ClassVar[str] = "operator_marks"
@@ -46,7 +46,7 @@ class Marker:
         self._renewed_mono = self.monotonic()
 
     def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
-        """Write the marks that are still to be written."""
+        """Write the pending marks."""
         if self.monotonic() - self._renewed_mono >= RENEW_S:
             self.pending.update(self.kept())
             self._renewed_mono = self.monotonic()
@@ -58,12 +58,12 @@ class Marker:
                     [task_id for task_id, is_op in batch if not is_op and task_id in self.held],
                 )
             except Exception:
-                # One that can be no key there is not to keep the others back.
+                # An id that can't be a key there must not block the others: this batch goes last.
                 for task_id, _ in batch:
                     self.pending[task_id] = self.pending.pop(task_id)
                 raise
             for task_id, is_op in batch:
-                # One that became an operator's meanwhile waits for its other mark.
+                # An id that became an operator's meanwhile still waits for that mark.
                 if self.pending.get(task_id) == is_op:
                     del self.pending[task_id]
             yield

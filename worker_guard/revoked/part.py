@@ -1,4 +1,4 @@
-"""The part that heals the revoked set: watches it, sweeps it, and marks what must hold."""
+"""The part that watches and sweeps the revoked set, and marks the ids that must stay."""
 
 from __future__ import annotations
 
@@ -30,32 +30,33 @@ from worker_guard.settings import PREFIX
 from worker_guard.status_model import PastBackfill, RevokedStatus
 from worker_guard.values.masking import reason_of
 
-#: The last marks and the last sweep take no longer each, so that a worker told to stop does.
+#: Seconds that the last marks and the last sweep may each take, so that the worker stops soon.
 _AT_STOP_S = 1.0
 
-#: A sweep that somebody asked for runs so long before it goes on in slices: the answer is to hold
-#: its counts where the set is small, and the result backend is asked for marks meanwhile.
+#: Seconds that a sweep on request runs before it continues in slices. So the reply holds the counts
+#: of a small set, even if the result backend is asked for marks.
 _ASKED_S = 0.05
 
-#: An id from elsewhere is looked up within this time, or the interval where that is shorter.
+#: An inherited id is looked up within this time, or within the interval if that is shorter.
 _ASK_WITHIN_S = 5.0
 
-#: The longest pause between tries at a mark that fails. Another guard looks for it twice, a grace
-#: apart: it is to be there by then. But a result backend that hangs costs the loop each time.
+#: The longest pause before marks that failed are tried again is half the grace, but at least this.
+#: Another guard looks for a mark twice, a grace apart, and must find it by then. But each try at a
+#: result backend that hangs holds the loop.
 _LEAST_MARK_PAUSE_S = 10.0
 
-#: Marks are written anew for a peer that starts, but not for each of several within this time.
+#: Marks are written again for a peer that starts, but only once within this time.
 _HAND_ON_S = 10.0
 
-#: So many marks wait at most for a result backend that is away: twice what Celery's set holds.
+#: The most marks that wait for a result backend that is down: twice what Celery's set holds.
 _MOST_PENDING = 100_000
 
-#: The longest pause between tries at a look-up that fails: until it succeeds no id is cleared.
+#: The longest pause before a look-up that failed is tried again: until then no id is cleared.
 _LONGEST_LOOKUP_PAUSE_S = 60.0
 
 
 class RevokedPart(Part):
-    """The revoked set of one worker: watched, swept, and its operators' ids marked."""
+    """Watches and sweeps the revoked set of one worker, and marks its operators' ids."""
 
     name: ClassVar[str] = "revoked"
     also: ClassVar[tuple[str, ...]] = ("revoked_verify", "operator_marks")
@@ -123,7 +124,7 @@ class RevokedPart(Part):
         records: Records | None = None
         try:
             records = open_records(backend, revoke_expires_s=float(state.revoked.expires))
-        except Exception as exc:  # noqa: BLE001 - the reason stands in the start event
+        except Exception as exc:  # noqa: BLE001 - the start event gives the reason
             off = reason_of(exc)
         self.states["operator_marks"] = off or ("a dry run" if settings.dry_run else ON)
         off = off or (records.unreadable if records is not None else "")
@@ -135,14 +136,14 @@ class RevokedPart(Part):
     # -- the worker's life -----------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to watch the set. If that can't be done, its size is all that is known."""
+        """Begin to watch the set. If that isn't possible, only its size is known."""
         context = self.context
         try:
             self._watch.start(context.worker, before_statedb=context.before_statedb)
             self._watches = True
             self._queues.start()
         except celery_internals.MissingInternalError as exc:
-            # Nothing is known of any id then, and so nothing is cleared or marked.
+            # The origin of no id is known, so none is cleared or marked.
             self._watches = False
             self.states = dict.fromkeys(self.states, str(exc))
             for job in self.jobs:
@@ -163,14 +164,14 @@ class RevokedPart(Part):
         """Mark all operators' ids once more, for about a second at most."""
         if self._marker is None:
             return
-        # The result backend may have lost a mark, and this worker takes what it knows with it.
+        # The result backend may have lost a mark, and what this worker knows ends with it.
         self._pending_marks.update(dict.fromkeys(self._watch.ledger.ids(Origin.OPERATOR), True))
         self._run_briefly(self._marker.run())
 
     def _sweep_for_the_last_time(self, *, ask: bool) -> None:
-        """Sweep what expired here without a grace, for about a second at most.
+        """Sweep once more, with no grace for ids that expired here, for about a second at most.
 
-        If the result backend holds marks and is not to be asked, nothing may be cleared.
+        If the result backend holds marks but must not be asked, clear nothing.
         """
         if self._watches and (ask or self._sweeper.marks is None):
             self._run_briefly(replace(self._sweeper, grace_s=0.0).run())
@@ -189,9 +190,10 @@ class RevokedPart(Part):
     def sweep_now(
         self, *, dry_run: bool, trigger: Trigger = "control"
     ) -> tuple[CleanupCompleted | None, bool]:
-        """Sweep now; returns what came of it, and whether nothing was changed.
+        """Sweep now; returns the result, and whether it was a dry run.
 
-        None: it takes longer than one slice, and the log will say what came of it.
+        A result of None: the sweep takes longer, and continues in slices; the log will have the
+        result.
 
         Raises:
             PartOff: the set can't be swept; the message says why.
@@ -217,10 +219,10 @@ class RevokedPart(Part):
         return (done[0] if done else None), dry_run or context.settings.dry_run
 
     def status(self, *, quick: bool) -> dict[str, Any]:
-        """How many ids there are of each origin, and when those on their way out are cleared.
+        """How many ids there are of each origin, and when those that are due to leave are cleared.
 
-        The origins add up to the total. ``quick`` doesn't compare the ledger with the set, which is
-        for the consumer's thread alone: the counts are as of the last change that was heard of.
+        The origins add up to the total. ``quick`` doesn't compare the ledger with the set, since
+        only the consumer's thread may: the counts are as of the last change that the hooks saw.
         """
         counts: dict[str, int] = {}
         if self._watches:
@@ -261,7 +263,7 @@ class RevokedPart(Part):
         count = self._watch.ledger.count
         stay = [Origin.UNCONFIRMED, Origin.EXPIRING]
         if self._sweeper.records is None or self.lookups.consecutive_failures:
-            stay.append(Origin.INHERITED)  # else it is asked for within seconds
+            stay.append(Origin.INHERITED)  # else they are looked up within seconds
         if self.lookups.consecutive_failures:
             stay += [Origin.EXPIRED, Origin.CONFIRMED]  # nothing is cleared until it answers
         return sum(map(count, stay))
@@ -282,7 +284,7 @@ class RevokedPart(Part):
         )
 
     def _clear_in_s(self) -> float:
-        """In how many seconds the last of the ids on their way out is cleared."""
+        """Seconds until the last of the ids that are due to leave is cleared."""
         settings = self.context.settings
         came_mono = self._watch.ledger.last_leaving_mono or 0.0
         ready_in_s = came_mono + settings.revoked_grace - self.context.monotonic()
@@ -290,36 +292,36 @@ class RevokedPart(Part):
         return round(clear_in_s(ready_in_s, due_in_s=due_in_s, interval_s=settings.interval), 1)
 
     def _kept(self) -> dict[str, bool]:
-        """What is to be marked, for as long as it is held: and whether it is an operator's."""
+        """The ids that need a mark while they are held, and whether each is an operator's."""
         ids = self._watch.ledger.ids
         return {
             **dict.fromkeys(ids(Origin.UNCONFIRMED), False),
             **dict.fromkeys(ids(Origin.OPERATOR), True),
         }
 
-    # -- what the watch tells -----------------------------------------------------------
+    # -- called by the watch -----------------------------------------------------------
 
     def operator_revoked(self, task_id: str) -> None:
-        """An operator revoked this id, here and now or before a restart."""
+        """An operator revoked this id, now or before a restart."""
         self._keep_marked(task_id, True)
 
     def confirmation_lost(self, task_id: str) -> None:
-        """An id from elsewhere expired here before it was asked for; its record proves nothing."""
-        # Nor to a peer that gets the id from here, and would find the record alone.
+        """An inherited id expired here before it was looked up; its record confirms nothing."""
+        # The mark tells peers too: one that inherits the id from here would find only the record.
         self._keep_marked(task_id, False)
 
     def inherited_came(self) -> None:
-        """An id came in from elsewhere."""
-        # What the result backend says of an id counts from when it is first asked. A fleet that
-        # gets the same ids at once is still spread.
+        """An inherited id came in."""
+        # Soon, since the result backend's first answer counts. At a random moment, so that a fleet
+        # that inherits the same ids doesn't ask at once.
         self.context.scheduler.run_soon(self._sweeper.name, within_s=_ASK_WITHIN_S)
 
     def peer_came(self, operators: Collection[str]) -> None:
-        """A peer that starts took our ids over; these of them are an operator's."""
+        """A peer that starts took over this worker's ids; these of them are an operator's."""
         if self._marker is None:
             return
-        # It will look for their marks, which the result backend may have lost meanwhile, or which
-        # could not be written so far. Many peers start at once: one time serves all of them.
+        # The peer will look for their marks. The result backend may have lost them, or was down
+        # when they were due. Writing them once serves many peers that start together.
         now = self.context.monotonic()
         if now - self._handed_on_mono < _HAND_ON_S:
             return
@@ -329,7 +331,7 @@ class RevokedPart(Part):
             self.context.scheduler.run_soon(self._marker.name, anyway=True)
 
     def watch_failed(self, error: Exception) -> None:
-        """The guard's own code raised in a hook; Celery was not touched by it."""
+        """The guard's own code raised in a hook; Celery is not affected."""
         self._watching.noticed(error, self.context.monotonic())
 
     def _keep_marked(self, task_id: str, operators: bool) -> None:

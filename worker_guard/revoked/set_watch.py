@@ -1,4 +1,4 @@
-"""Keeps the ledger true: hears of each id that enters Celery's revoked set, and why."""
+"""Sees each id that enters Celery's revoked set, and tells the ledger why."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from worker_guard.values.source import Source
 
 
 class Listener(Protocol):
-    """Who is told what the watch sees. None of these may raise."""
+    """Called with what the watch sees. No method may raise."""
 
     def operator_revoked(self, task_id: str) -> None:
-        """An operator revoked this id, here and now or before a restart."""
+        """An operator revoked this id, now or before a restart."""
 
     def confirmation_lost(self, task_id: str) -> None:
-        """An id from elsewhere expired here before it was asked for; its record proves nothing."""
+        """An inherited id expired here before it was looked up; its record confirms nothing."""
 
     def inherited_came(self) -> None:
-        """An id came in from elsewhere."""
+        """An inherited id came in."""
 
     def peer_came(self, operators: Collection[str]) -> None:
-        """A peer that starts took our ids over; these of them are an operator's."""
+        """A peer that starts took over this worker's ids; these of them are an operator's."""
 
     def watch_failed(self, error: Exception) -> None:
-        """The guard's own code raised in a hook; Celery was not touched by it."""
+        """The guard's own code raised in a hook; Celery is not affected."""
 
 
 class Queues(Protocol):
     """The queues that this worker takes messages from."""
 
     def empty_for_s(self) -> float | None:
-        """The time since each of them was empty; None: not known."""
+        """Seconds within which each of them was empty; None: not known."""
 
 
 class RevokedWatch:
-    """Hooks into the ways by which ids enter the set; :meth:`unhook` undoes every hook."""
+    """Hooks into each place where ids enter the set; :meth:`unhook` undoes every hook."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class RevokedWatch:
     def start(self, worker: Any, *, before_statedb: Collection[str]) -> None:
         """Begin to watch.
 
-        What is in the set by now came from the statedb, or is an operator's: the application put
-        it there. ``before_statedb`` is what was in it before the statedb was read.
+        The ids that are in the set by now came from the statedb or from the application; the latter
+        count as an operator's. ``before_statedb`` are those from before the statedb was read.
 
         Raises:
             MissingInternalError: this release, or this application's set, can't be watched; no
@@ -77,7 +77,7 @@ class RevokedWatch:
         )
         self._revoked = revoked
         signals.task_revoked.connect(self._task_revoked, weak=False)
-        # What a full set has dropped meanwhile was revoked all the same.
+        # An id that a full set has dropped meanwhile is revoked all the same.
         dropped = noted.operators.union(before_statedb) - celery_internals.held_ids(revoked)
         for task_id in [*celery_internals.held_ids(revoked), *dropped]:
             self._added(task_id, Source.INHERITED if task_id in inherited else Source.OPERATOR)
@@ -87,7 +87,7 @@ class RevokedWatch:
             )
 
     def compare(self) -> None:
-        """Bring the ledger in line with the set; what nobody told of is an operator's.
+        """Bring the ledger in line with the set; an id that no hook saw is an operator's.
 
         Raises:
             ReplacedSetError: the application has put another set in its place.
@@ -108,9 +108,9 @@ class RevokedWatch:
         self._hooks = []
 
     def note_in_statedb(self, worker: Any, *, unmarked: Collection[str]) -> None:
-        """Note which ids are not to be cleared in the statedb, if there is one.
+        """Write the ids that must not be cleared into the statedb, if there is one.
 
-        Of those that Celery has dropped only the ``unmarked``, of whom nothing else tells.
+        Of the ids that Celery has dropped, only the ``unmarked``: nothing else records them.
         """
         shelf = celery_internals.statedb(worker)
         if shelf is not None and self._revoked is not None:

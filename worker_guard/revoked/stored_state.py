@@ -8,7 +8,7 @@ from typing import Any
 from worker_guard.revoked.ledger import Confirmation
 
 
-def judge(record: Any) -> Confirmation:
+def read_record(record: Any) -> Confirmation:
     """Read a decoded result record (``celery-task-meta-…``).
 
     Celery stores ``TaskRevokedError('expired')`` for an expired message and, from 5.6 on,

@@ -14,31 +14,31 @@ from worker_guard.revoked.batches import LOOKUP_BATCH, batch_size, batches
 from worker_guard.revoked.ledger import Confirmation, Ledger, Origin
 from worker_guard.scheduler import SLICE_S
 
-#: Ids decided on between two looks at the clock.
+#: Ids to decide on between two looks at the clock.
 _CHUNK = 100
 
-#: Ids whose marks alone are looked at in one round trip.
+#: Ids whose marks are read in one round trip, without their records.
 MARKS_BATCH = 250
 
 
-#: The origins that the figure "unproven" counts.
+#: The origins that the field ``unproven`` counts.
 UNCONFIRMED = (Origin.INHERITED, Origin.UNCONFIRMED, Origin.EXPIRING)
 
 
 class HeldIds(Protocol):
-    """The revoked set, to look at."""
+    """The revoked set, read-only."""
 
     def __contains__(self, task_id: object) -> bool: ...
 
 
 class RevokedActor(Protocol):
-    """What takes ids out of the set, or only says so."""
+    """Takes ids out of the set, or in a dry run does not."""
 
     def clear(self, task_ids: Iterable[str]) -> None:
         """Take these ids out."""
 
     def finish(self) -> None:
-        """The last clear of this round is over."""
+        """This sweep takes no more ids out."""
 
 
 class RevokedDryRun:
@@ -48,11 +48,11 @@ class RevokedDryRun:
         """Leave these ids where they are."""
 
     def finish(self) -> None:
-        """Nothing was taken out, so nothing is to be finished."""
+        """Nothing was taken out, so there is nothing to finish."""
 
 
 class RecordLookup(Protocol):
-    """Where ids are looked up: many at once where that is ``one_trip`` to the server and back."""
+    """Where ids are looked up. ``one_trip``: many cost one round trip; else each costs one."""
 
     one_trip: bool
 
@@ -60,19 +60,18 @@ class RecordLookup(Protocol):
         """Which of these bear an operator's mark."""
 
     def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
-        """One round trip for all."""
+        """What the records and marks say of each id."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweeper:
-    """Takes out of the revoked set what only expiry put there.
+    """Takes the ids out of the revoked set that only expiry put there.
 
-    ``grace_s`` is for what expired here, ``confirmed_grace_s`` for what came from elsewhere: a peer
-    that brings an id needs that time to mark it. ``compare`` brings the ledger in line with the
-    set, and raises where that can't be done.
-    ``marks`` is None where there are none to be had: what expired here is cleared without a look.
-    ``records`` is None where ids from elsewhere can't be looked up: they are left as they are.
-    ``on_kept(task_id, operators)`` is called for each id that the result backend does not prove,
+    ``grace_s`` is for ids that expired here, ``confirmed_grace_s`` for inherited ones: a peer that
+    brings an id needs that time to mark it. ``compare`` brings the ledger in line with the set, or
+    raises. If ``marks`` is None, no marks can be read, and ids that expired here are cleared
+    without a look. If ``records`` is None, inherited ids can't be looked up, and stay.
+    ``on_kept(task_id, operators)`` is called for each id that the result backend does not confirm,
     with whether it is an operator's.
     """
 
@@ -107,13 +106,13 @@ class Sweeper:
             ended = True
         finally:
             self.actor.finish()
-            # Also if it is cut short or fails: what was done until then was done.
+            # Also if the sweep is cut short or fails, since what it did until then is done.
             if ended or cleared:
                 self._report(trigger, cleared, self.monotonic() - started)
 
     def preview(self, report: Callable[[Event], None]) -> Sweeper:
-        """A sweeper that does the same without leaving a trace, and says so by ``report``."""
-        self.compare()  # the one of the copy would not reach it
+        """A sweeper that changes nothing, and reports what this one would do to ``report``."""
+        self.compare()  # the copy's ``compare`` would not reach the copied ledger
         return replace(
             self,
             ledger=self.ledger.copy(),
@@ -127,19 +126,19 @@ class Sweeper:
     def _sweep(self) -> Iterator[int]:
         """Clear what may leave; yields how many, after each slice."""
         expired: list[str] = []
-        foreign: list[str] = []
-        yield from self._select(expired, foreign)
+        inherited: list[str] = []
+        yield from self._select(expired, inherited)
         for batch in batches(expired, batch_size(self.marks, MARKS_BATCH)):
             if not self._may_ask(self.marks):
                 break
             yield self._clear_expired(batch)
-        for batch in batches(foreign, batch_size(self.records, LOOKUP_BATCH)):
+        for batch in batches(inherited, batch_size(self.records, LOOKUP_BATCH)):
             if self.records is None or not self._may_ask(self.records):
                 break
             yield self._look_up(self.records, batch)
 
-    def _select(self, expired: list[str], foreign: list[str]) -> Iterator[int]:
-        """Collect what is due; yields after at most a slice's time each."""
+    def _select(self, expired: list[str], inherited: list[str]) -> Iterator[int]:
+        """Collect the ids that are due; yields after each slice."""
         slice_started = self.monotonic()
         for chunk in batches(self.ledger.ids(), _CHUNK):
             now = self.monotonic()
@@ -154,11 +153,11 @@ class Sweeper:
                 confirmed_grace_s=self.confirmed_grace_s,
             )
             expired.extend(selection.clear)
-            foreign.extend(selection.look_up)
+            inherited.extend(selection.look_up)
         yield 0
 
     def _may_ask(self, records: RecordLookup | None) -> bool:
-        """Whether the result backend may be asked now, if it is to be."""
+        """Whether the result backend may be asked now; True if there is no need to."""
         return records is None or self.lookups.ready(self.monotonic())
 
     def _clear_expired(self, task_ids: Sequence[str]) -> int:
@@ -167,24 +166,24 @@ class Sweeper:
         if self.marks is not None:
             try:
                 marked = self.marks.marked(task_ids)
-            except Exception as exc:  # noqa: BLE001 - contained: reported, and tried again later
+            except Exception as exc:  # noqa: BLE001 - reported, and tried again later
                 self.lookups.failed(exc, self.monotonic())
                 return 0
             self.lookups.succeeded()
         record = self.ledger.record_mark
-        # Asked again one by one: an operator can have revoked one during the look-up.
+        # The ledger decides again: an operator can have revoked one during the look-up.
         return self._clear([i for i in task_ids if record(i, operators=i in marked)])
 
     def _look_up(self, records: RecordLookup, task_ids: Sequence[str]) -> int:
-        """Clear those that the result backend proves; a backend that fails is left alone."""
+        """Clear the ids that the result backend confirms as expired."""
         try:
             confirmations = records.confirmations(task_ids)
-        except Exception as exc:  # noqa: BLE001 - contained: reported, and tried again later
+        except Exception as exc:  # noqa: BLE001 - reported, and tried again later
             self.lookups.failed(exc, self.monotonic())
             return 0
         self.lookups.succeeded()
         now = self.monotonic()
-        proven = [
+        confirmed = [
             task_id
             for task_id in task_ids
             if self.ledger.record_confirmation(
@@ -198,7 +197,7 @@ class Sweeper:
             origin = self.ledger.origin(task_id)
             if origin in (Origin.OPERATOR, Origin.UNCONFIRMED):
                 self.on_kept(task_id, origin is Origin.OPERATOR)
-        return self._clear(proven)
+        return self._clear(confirmed)
 
     def _clear(self, task_ids: Sequence[str]) -> int:
         if task_ids:
@@ -227,6 +226,6 @@ class Sweeper:
 
 
 def clear_in_s(ready_in_s: float, *, due_in_s: float, interval_s: float) -> float:
-    """In how many seconds an id is cleared whose grace is over in ``ready_in_s``: by a sweep."""
+    """Seconds until a sweep clears an id whose grace is over in ``ready_in_s``."""
     sweeps_before = max(0, ceil((ready_in_s - due_in_s) / interval_s))
     return max(0.0, due_in_s) + sweeps_before * interval_s

@@ -11,7 +11,7 @@ class Source(Enum):
     OPERATOR = "operator"
     """A revoke or a terminate, or any way that did not say otherwise."""
 
-    INHERITED = "foreign"
+    INHERITED = "inherited"
     """From a peer (mingle, hello) or from the statedb: nobody here knows why."""
 
     EXPIRY = "expiry"
