@@ -1,7 +1,7 @@
 """What worker_guard adds to the ``celery`` command.
 
-Every celery command imports this module, also for an app that has no guard: nothing that registers
-anything with Celery is imported at its top.
+Every celery command imports this module, also if its app has no guard. So the top of this module
+imports nothing that registers anything with Celery.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ _extend_worker()
 
 
 class _Answering(click.Group):
-    """Commands whose answer stands on stdout; where it can't be written they say so, and fail."""
+    """Commands that answer on stdout; if they can't write the answer, they say so and fail."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except OSError as exc:
-            # Click ends a command in order whose reader went away.
+            # If only the reader of a pipe went away, click ends the command by itself.
             if exc.errno not in _NOT_WRITTEN:
                 raise
-            # What is left in the buffer would fail again when Python ends.
+            # Python would try to write the rest of the buffer when it ends, and fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             click.echo(f"The answer can't be written: {exc.strerror}", err=True)
             ctx.exit(1)
@@ -78,7 +78,7 @@ def guard(ctx: click.Context) -> None:
 
 
 def _asks_workers(command: Any) -> Any:
-    """The options of a command that asks the workers, as those of ``celery inspect`` are called."""
+    """Add the options of a command that asks the workers, named as those of ``celery inspect``."""
     timeout = click.option(
         *("-t", "--timeout"),
         type=float,
@@ -92,14 +92,14 @@ def _asks_workers(command: Any) -> Any:
         *("-d", "--destination"),
         type=COMMA_SEPARATED_LIST,
         callback=lambda _ctx, _param, names: [name for name in names or () if name],
-        help="Comma separated names of the workers to ask; else all.",
+        help="Comma separated names of the workers to ask; all by default.",
     )
     return timeout(destination(command))
 
 
 def _seconds(low: float, high: float) -> Callable[..., float]:
     def bounded(_ctx: click.Context, _param: click.Parameter, seconds: float) -> float:
-        # Written so that it is false for a NaN too.
+        # The comparison is also false for a NaN.
         if not low <= seconds <= high:
             raise click.BadParameter(f"{seconds:g}; allowed: seconds from {low:g} to {high:g}")
         return seconds
@@ -115,7 +115,7 @@ def _seconds(low: float, high: float) -> Callable[..., float]:
     "--expect",
     type=click.IntRange(min=1),
     metavar="N",
-    help="So many workers are to answer: fewer are trouble.",
+    help="How many workers must answer; fewer are trouble.",
 )
 @click.pass_context
 def status(
@@ -170,7 +170,7 @@ def watch(ctx: click.Context, timeout: float, destination: list[str], interval: 
 
 
 def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | None) -> float | None:
-    # Written so that it is false for a NaN too; a TTL beyond a thousand years overflows.
+    # The comparison is also false for a NaN. A TTL of over a thousand years overflows.
     if hours is not None and not 0 < hours < 8.8e6:
         raise click.BadParameter("hours, above 0")
     return hours
@@ -182,9 +182,9 @@ def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | Non
     "--only",
     multiple=True,
     type=click.Choice(["revoked", "results"]),
-    help="Clean this alone: the revoked sets, or the result backend; can be given more than once.",
+    help="Clean only the revoked sets, or only the result backend; can be given more than once.",
 )
-@click.option("--dry-run", is_flag=True, help="Count what would be done, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Count what a cleanup would do, and change nothing.")
 @click.option(
     "--max-age",
     type=float,
@@ -199,10 +199,10 @@ def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | Non
 )
 @click.option("--json", "as_json", is_flag=True, help="The statistics as one JSON object.")
 @click.option("--purge-queues", is_flag=True, help="Also drop the messages that wait for workers.")
-@click.option("--yes", is_flag=True, help="Answer the question of --purge-queues.")
+@click.option("--yes", is_flag=True, help="Don't ask before --purge-queues.")
 @click.pass_context
 def cleanup(ctx: click.Context, /, **given: Any) -> None:
-    """Have the workers sweep their revoked sets, and clean the result backend."""
+    """Make the workers sweep their revoked sets, and clean the result backend."""
     from worker_guard.commands.cleanup import Wanted, run_cleanup
 
     wanted = Wanted(**given)
@@ -232,7 +232,7 @@ def history(ctx: click.Context, as_json: bool) -> None:
     type=click.Choice(["error", "warning", "note"]),
     default="warning",
     show_default=True,
-    help="Exit with 1 where a finding has this level or a worse one.",
+    help="Exit with 1 if a finding has this level or a worse one.",
 )
 @click.pass_context
 def audit(ctx: click.Context, as_json: bool, fail_on: Level) -> None:

@@ -493,7 +493,7 @@ def test_workers_that_can_not_sweep_are_named(make_fleet: MakeFleet) -> None:
     said = guard(fleet.app.conf["harness"], "cleanup", *named, "--json")
     assert said.returncode == 1
     bare, off = said.stderr.splitlines()
-    assert bare.startswith("bare@test: worker_guard is not loaded there: app.steps")
+    assert bare.startswith("bare@test: worker_guard is not loaded there: add app.steps")
     assert off == "off@test: worker_guard_enabled is False"
     answer = valid(json.loads(said.stdout))
     assert statistics(answer) == (12, 0, 0)

@@ -31,8 +31,8 @@ FIGURES = {"target": "revoked", "revoked_tasks_cleared": 12, "trigger": "control
         ),
         (
             ["what"],
-            Sweep(error="an answer that is no guard's: ['what']"),
-            {"error": "an answer that is no guard's: ['what']"},
+            Sweep(error="not the answer of a guard: ['what']"),
+            {"error": "not the answer of a guard: ['what']"},
         ),
     ],
     ids=["figures", "sweeping", "error", "no guard's"],

@@ -24,14 +24,14 @@ def run_history(app: Any, *, as_json: bool) -> int:
         backend = open_result_backend(app, read_settings(app.conf), timeout_s=TIMEOUT_S)
         backend.check()
         entries = History(backend.client, backend.own_prefix).entries()
-    except Exception as exc:  # noqa: BLE001 - one line, and what kind of trouble it was
+    except Exception as exc:  # noqa: BLE001 - one line, and the exit code for its kind
         return failed(exc, naming(app, "history"), server=result_backend(app))
     if as_json:
         click.echo(json.dumps(entries))
     elif not entries:
         click.echo("No cleanup has been recorded in this result backend.")
     else:
-        # In a pipe nothing is left out.
+        # A pipe gets all columns.
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         click.echo("\n".join(_table(entries, columns)))
     return EX_OK
@@ -54,12 +54,12 @@ _COLUMNS = (
 )
 
 
-#: What a narrow terminal has no room for.
+#: Columns that a narrow terminal has no room for.
 _WIDE_ONLY = ("by", "scanned", "unreadable", "longer TTL", "strategy")
 
 
 def _table(entries: list[dict[str, Any]], columns: int | None) -> list[str]:
-    """The table's lines; on a terminal of fewer ``columns`` than it needs, without some of them."""
+    """The lines of the table, without some columns if the terminal has too few ``columns``."""
     rows = [[title for title, _ in _COLUMNS]]
     rows += [[of(entry) for _, of in _COLUMNS] for entry in entries]
     lines = _aligned(rows, "  ")

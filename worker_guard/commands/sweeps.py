@@ -14,27 +14,27 @@ from worker_guard.commands.status.asking import BROKER_S, Asked, Workers
 from worker_guard.commands.status.terminal import ending_in_order
 from worker_guard.commands.status.view import Answers, is_unknown_command
 
-#: Seconds for the sweep of a worker that has just answered a ping: its result backend may hang.
+#: Seconds for the sweep of a worker that just answered a ping: its result backend may hang.
 SWEEP_S = 5.0
 
-#: Seconds for a sweep that takes a worker more than one slice.
+#: Seconds to wait for a sweep that takes more than one slice.
 LONGEST_SWEEP_S = 30.0
 
 #: Seconds between two looks at such a sweep.
 LOOK_S = 0.5
 
 _NOT_LOADED = (
-    'worker_guard is not loaded there: app.steps["worker"].add(WorkerGuard) in the module of its '
-    "app, then restart it"
+    'worker_guard is not loaded there: add app.steps["worker"].add(WorkerGuard) to the module of '
+    "its app, then restart it"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What one worker said.
+    """What one worker answered.
 
-    ``done`` holds the fields of ``cleanup_completed``; it is None while the worker still sweeps,
-    and if there is an ``error``.
+    ``done`` holds the fields of ``cleanup_completed``. It is None while the worker still sweeps, or
+    if there is an ``error``.
     """
 
     done: Mapping[str, Any] | None = None
@@ -43,7 +43,7 @@ class Sweep:
 
     @property
     def cleared(self) -> int:
-        """The ids that left the set, as far as it is known."""
+        """How many ids left the set, as far as is known."""
         return int((self.done or {}).get("revoked_tasks_cleared", 0))
 
     def document(self) -> dict[str, Any]:
@@ -54,14 +54,27 @@ class Sweep:
             return {"sweeping": True, "dry_run": self.dry_run}
         return {**self.done, "dry_run": self.dry_run}
 
+    def text(self) -> str:
+        """For people."""
+        if self.error is not None:
+            return "not swept"
+        if self.done is None:
+            return "sweeping; its log will say what was done"
+        would = "would be " if self.dry_run else ""
+        kept = self.done.get("revoked_tasks_kept") or {}
+        return (
+            f"{self.cleared} ids {would}cleared; left: {kept.get('operator', 0)} revoked by "
+            f"operators, {kept.get('unproven', 0)} unproven, {kept.get('grace', 0)} in grace"
+        )
+
 
 def ask_for_sweeps(
     app: Any, *, destination: Sequence[str], timeout_s: float, dry_run: bool
 ) -> dict[str, Sweep]:
-    """What each worker says that answers, or that was asked by name.
+    """Ask the workers to sweep; returns those that answer, and those that were asked by name.
 
     Raises:
-        Exception: the broker is away, or nobody can be asked over it.
+        Exception: the broker is away, or does not support remote control.
     """
     sweepers = _Sweepers(app, destination=destination, timeout_s=timeout_s, dry_run=dry_run)
     answers = _ask(sweepers, limit_s=3 * BROKER_S + 4 * timeout_s + SWEEP_S)
@@ -70,7 +83,7 @@ def ask_for_sweeps(
         return {}
     for name in (*answers.present, *answers.asked):
         waited_s = sweepers.sweep_s if name in answers.present else timeout_s
-        late = f"no answer within {waited_s:g} s; its log will say what came of it"
+        late = f"no answer within {waited_s:g} s; its log will say what was done"
         found.setdefault(name, Sweep(error=late))
     return dict(sorted(found.items()))
 
@@ -78,9 +91,9 @@ def ask_for_sweeps(
 def wait_for_sweeps(
     app: Any, sweeps: Mapping[str, Sweep], *, timeout_s: float, asked_mono: float
 ) -> dict[str, Sweep]:
-    """The same, with the figures of those that still swept, as soon as they have ended.
+    """Wait until the sweeps that still run have ended, and add their figures.
 
-    Waits for :data:`LONGEST_SWEEP_S` at the most. Not for a dry run: it leaves no figures behind.
+    Waits for at most :data:`LONGEST_SWEEP_S`. Don't call it for a dry run, which leaves no figures.
 
     Raises:
         Exception: the broker is away.
@@ -115,7 +128,7 @@ class _Sweepers(Workers):
             self._connection,
             "guard_sweep",
             arguments={"dry_run": self._dry_run},
-            # Also those that answered no ping: a solo worker sweeps when its task ends.
+            # Also workers that answered no ping: a solo worker sweeps when its task ends.
             to=self._destination,
             limit=len(present) or None,
             timeout_s=self.sweep_s if present else self._timeout_s,
@@ -125,7 +138,7 @@ class _Sweepers(Workers):
 
 
 def _ask(workers: Workers, *, limit_s: float) -> Answers:
-    """Ask once; whatever ends it, what was asked leaves nothing behind."""
+    """Ask once, and leave nothing in the broker, however it ends."""
     with ending_in_order():
         asked = Asked(workers)
         try:
@@ -134,7 +147,7 @@ def _ask(workers: Workers, *, limit_s: float) -> Answers:
         finally:
             try:
                 asked.end(BROKER_S + 1.0)
-            except Exception as exc:  # noqa: BLE001 - said, and what was asked is as it is
+            except Exception as exc:  # noqa: BLE001 - said; the answers count all the same
                 say(f"The broker is away, so a reply queue may be left in it: {reason(exc)}")
     if answers is None:
         raise OperationalError(f"the broker did not answer within {limit_s:g} s")
@@ -142,9 +155,9 @@ def _ask(workers: Workers, *, limit_s: float) -> Answers:
 
 
 def read_answer(answer: object) -> Sweep:
-    """What a worker answered to ``guard_sweep``; it may be no guard, or one of another release."""
+    """Read an answer to ``guard_sweep``; it may come from no guard, or from another release."""
     if not isinstance(answer, Mapping):
-        return Sweep(error=f"an answer that is no guard's: {answer!r:.100}")
+        return Sweep(error=f"not the answer of a guard: {answer!r:.100}")
     if is_unknown_command(answer):
         return Sweep(error=_NOT_LOADED)
     if (error := answer.get("error")) is not None:
@@ -157,7 +170,7 @@ def read_answer(answer: object) -> Sweep:
 
 
 def past_sweep(state: object, since_s: float) -> dict[str, Any] | None:
-    """The sweep on request that ended within so many seconds, by what ``inspect guard`` says."""
+    """The sweep on request that ended within ``since_s``, in an answer to ``inspect guard``."""
     if not isinstance(state, Mapping):
         return None
     for name in ("last_cleanup", "last_clearing"):

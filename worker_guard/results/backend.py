@@ -1,4 +1,4 @@
-"""The result backend that is cleaned: its client, its keys' names, and its age limit."""
+"""The result backend to clean: its client, the names of its keys, and its age limit."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from worker_guard.results.strategy import Pace, ResultsActor
 from worker_guard.settings import Settings
 from worker_guard.values.key_patterns import Glob
 
-#: A TTL that differs from the backend's by no more was given by a host with another clock.
+#: A TTL that differs from the backend's by less comes from a host with another clock.
 _CLOCKS_APART_S = 300.0
 
-#: The shortest TTL that an age given by hand can come to where none is configured.
+#: If no age is configured, an age given by hand leads to no shorter TTL than this.
 _DAY_S = 86_400.0
 
-#: Seconds for a connect, and for an answer, in a process that has nothing else to do.
+#: Seconds for a connect, and for an answer, in a process that does nothing but clean.
 TIMEOUT_S = 10.0
 
 
 class NoRedisResultsError(WorkerGuardError):
-    """Results are not kept in Redis, so that there is nothing to clean; the message says where.
+    """The app does not keep its results in Redis; the message says where.
 
     Celery's own ``celery.backend_cleanup`` serves the backends that don't expire by themselves.
     """
 
 
 class BackendUnreadableError(WorkerGuardError):
-    """The result backend's URL can't be read; the message says what it has to look like."""
+    """The URL of the result backend is invalid; the message says what it has to look like."""
 
 
 class NoPrefixError(WorkerGuardError):
-    """Results can't be told from other keys by their names, so that nothing may be deleted.
+    """The names of results are not distinct from those of other keys, so nothing may be deleted.
 
     Give the backend's class a ``task_keyprefix``, ``group_keyprefix`` and ``chord_keyprefix``.
     """
@@ -49,7 +49,7 @@ class NoPrefixError(WorkerGuardError):
 
 @dataclass(frozen=True, kw_only=True)
 class ResultBackend:
-    """One result backend. ``configured_max_age_s`` is None where results are meant to stay."""
+    """One result backend. ``configured_max_age_s`` is None if results are meant to stay."""
 
     client: Any
     changer: Any
@@ -63,24 +63,24 @@ class ResultBackend:
     backend_ttls_s: tuple[float, ...]
 
     def check(self) -> None:
-        """Make sure that this server can be cleaned at all, before anything is written to it.
+        """Make sure that a cleanup of this server is possible, before anything is written to it.
 
         Raises:
-            CleanupImpossibleError: it is a node of a cluster.
-            redis.exceptions.RedisError: it is away.
+            CleanupImpossibleError: the server is a node of a cluster.
+            redis.exceptions.RedisError: the server is away.
         """
         refuse_cluster(self.client, self.own_prefix)
 
     def begin(
         self, *, max_age_s: float, actor: ResultsActor, pace: Pace, ignore_ttl: bool = False
     ) -> CleanupRun:
-        """A cleanup that goes by this age, of a server that was checked. Changes nothing yet.
+        """Start a cleanup with this age, after :meth:`check`. Changes nothing yet.
 
         Raises:
             redis.exceptions.RedisError: the server is away.
         """
         now = int(server_time(self.client, time.time))
-        # A connection of the last cleanup can be stale, and nothing is sent twice over this one.
+        # A connection of the last cleanup can be stale, and this client retries nothing.
         self.changer.connection_pool.disconnect()
         return CleanupRun(
             self.client,
@@ -91,7 +91,7 @@ class ResultBackend:
         )
 
     def _policy(self, now: int, max_age_s: float, *, ignore_ttl: bool = False) -> Policy:
-        # An age for one cleanup says which results are old, not how soon a state may be lost.
+        # The age of one cleanup says which results are old, not how soon a state may be lost.
         ttl_s = max(max_age_s, self.configured_max_age_s or _DAY_S)
         return Policy(
             task_prefix=self.task_prefix,
@@ -110,7 +110,7 @@ class ResultBackend:
         )
 
     def _about(self, ttl_s: float) -> tuple[int, int]:
-        """Between what a TTL of the backend's can seem to have been, by a date and what is left."""
+        """The range in which a TTL of the backend lies if the clocks of two hosts differ."""
         apart_s = min(_CLOCKS_APART_S, ttl_s / 10)
         return int(ttl_s - apart_s - self.naive_ahead_s) - 2, ceil(ttl_s + apart_s) + 2
 
@@ -120,8 +120,8 @@ def open_result_backend(app: Any, settings: Settings, *, timeout_s: float) -> Re
 
     Raises:
         NoRedisResultsError: it is not Redis.
-        BackendUnreadableError: its URL is none.
-        NoPrefixError: its keys have no names of their own.
+        BackendUnreadableError: its URL is invalid.
+        NoPrefixError: its keys have no prefix.
     """
     backend = _backend(app)
     if not celery_internals.is_redis(backend):
@@ -131,7 +131,7 @@ def open_result_backend(app: Any, settings: Settings, *, timeout_s: float) -> Re
     if any(own_prefix.encode().startswith(prefix) for prefix in prefixes):
         raise NoPrefixError(
             "task_keyprefix, group_keyprefix or chord_keyprefix of the result backend is empty, "
-            "so that any key could be a result; give each a value"
+            "so any key could be a result; give each a value"
         )
     task_prefix, *state_prefixes = prefixes
     return ResultBackend(
@@ -142,7 +142,7 @@ def open_result_backend(app: Any, settings: Settings, *, timeout_s: float) -> Re
         state_prefixes=tuple(state_prefixes),
         state_patterns=tuple(map(Glob, settings.state_patterns)),
         protected=protected(
-            # Each costs a little for each call, and only a pattern can reach one.
+            # Each name makes each call a little slower, and only a pattern can reach a queue.
             queues=[app.conf.task_default_queue, *app.amqp.queues]
             if settings.state_patterns
             else [],
@@ -159,21 +159,21 @@ def _backend(app: Any) -> Any:
     try:
         return app.backend
     except ValueError:
-        # Without what it was raised from: that may quote a piece of a password.
+        # Without the original error, which may quote a piece of a password.
         raise BackendUnreadableError(
             "result_backend is not a URL that can be read; it has to look like redis://host:6379/0 "
             "(rediss:// also needs ?ssl_cert_reqs=required, or another of its values), with "
-            "user:password@ before the host where there is one, and /, #, ? and @ in a password "
-            "as %2F, %23, %3F, %40"
+            "user:password@ before the host if there is one, and /, #, ? and @ in a password as "
+            "%2F, %23, %3F, %40"
         ) from None
 
 
 def _max_age_s(setting: float | None, backend: Any) -> float | None:
-    """The age that is configured; 0 means for ever, as it does in ``result_expires``."""
+    """The configured age; 0 means for ever, as in ``result_expires``."""
     max_age_s = celery_internals.result_ttl_s(backend) if setting is None else setting
     return max_age_s or None
 
 
 def this_process() -> str:
-    """Who cleans, if it is no worker: for the history."""
+    """How the history names this process, which is no worker."""
     return f"cli@{socket.gethostname()}"

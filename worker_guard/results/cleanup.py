@@ -1,4 +1,4 @@
-"""A cleanup at full speed, for the task and the command line; and what all cleanups open."""
+"""A cleanup at full speed, for the task and the command line; and what every cleanup opens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from worker_guard.results.strategy import DRY_RUN, FULL_SPEED, REAL, CleanupCoun
 
 
 class NoAgeError(WorkerGuardError):
-    """Nothing says how old a result may get, so that nothing may be deleted.
+    """No setting says how old a result may get, so nothing may be deleted.
 
     Give an age (``--max-age``), or set ``worker_guard_results_max_age`` or ``result_expires``.
     """
 
 
 def actor_for(*, dry_run: bool) -> ResultsActor:
-    """What a cleanup changes with."""
+    """The actor that changes keys, or in a dry run only counts."""
     return DRY_RUN if dry_run else REAL
 
 
@@ -41,7 +41,7 @@ def open_history(backend: ResultBackend, *, dry_run: bool) -> History | PrivateH
 
 
 class FullSpeedCleanup:
-    """One cleanup at full speed, in a process that has nothing else to do."""
+    """One cleanup at full speed, in a process that does nothing else."""
 
     def __init__(
         self,
@@ -59,27 +59,26 @@ class FullSpeedCleanup:
                 "nothing says how old a result may get: worker_guard_results_max_age and "
                 "result_expires are both unset or 0"
             )
-        self._backend, self._max_age_s, self._dry_run = backend, age, dry_run
+        self.backend, self._max_age_s, self._dry_run = backend, age, dry_run
         self._by, self._trigger, self._ignore_ttl = by, trigger, ignore_ttl
         self._at = time.time()
         self._duration_s = 0.0
-        #: Whether somebody ended it.
+        #: Whether :meth:`stop` was called.
         self.stopped = False
         self._run: CleanupRun | None = None
 
     def run(self, progress: Callable[[int], None] = lambda _scanned: None) -> None:
         """Clean to the end, or until :meth:`stop`.
 
-        ``progress`` is told of the keys that were scanned since it was last.
-
-        What was done until an error stands in :meth:`outcome`.
+        Calls ``progress`` with the number of keys that were scanned since its last call. After an
+        error :meth:`outcome` says what was done before it.
         """
-        # Not from when it was put together: a question may have been asked in between.
+        # Not in __init__: the command may ask a question in between.
         self._at, started = time.time(), time.monotonic()
         try:
-            self._backend.check()
+            self.backend.check()
             actor = actor_for(dry_run=self._dry_run)
-            self._run = run = self._backend.begin(
+            self._run = run = self.backend.begin(
                 max_age_s=self._max_age_s,
                 actor=actor,
                 pace=FULL_SPEED,
@@ -93,21 +92,21 @@ class FullSpeedCleanup:
             self._duration_s = round(time.monotonic() - started, 6)
 
     def stop(self) -> None:
-        """End the cleanup after the call that is under way, so that what it does is counted."""
+        """End the cleanup after the current call, so that its counts are kept."""
         self.stopped = True
 
     @property
     def refused(self) -> Exception | None:
-        """The first change that the server's user may not make; all others were made."""
+        """The first change that the server refused to this user; it made all that it allowed."""
         return None if self._run is None else self._run.refused
 
     @property
     def counts(self) -> CleanupCounts:
-        """What was done by now."""
+        """What was done so far."""
         return CleanupCounts() if self._run is None else self._run.counts
 
     def outcome(self) -> Outcome | None:
-        """What it came to by now; None where it never began."""
+        """The outcome so far; None if the cleanup did not begin."""
         run = self._run
         if run is None:
             return None

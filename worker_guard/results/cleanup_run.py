@@ -1,12 +1,12 @@
 """A cleanup of the result backend in Redis, page by page.
 
-Each key is checked and changed in one atomic step on the server. A cleanup takes the fastest of
-three strategies that the server allows:
+The server checks and changes each key in one atomic step. A cleanup uses the fastest of three
+strategies that the server allows:
 
 ``scan-script``
-    a script that scans by itself; no key travels.
+    a script that scans by itself; no key goes over the network.
 ``page-script``
-    a script that is given the keys of a page, for servers that refuse undeclared keys.
+    a script that gets the keys of a page, for servers that refuse undeclared keys.
 ``watch``
     WATCH, check here, MULTI and EXEC, for servers that refuse scripts.
 """
@@ -23,7 +23,7 @@ from worker_guard.results.selection import Policy
 from worker_guard.results.strategy import CleanupCounts, Cursor, Pace, ResultsActor, Strategy
 from worker_guard.results.watch_strategy import WatchStrategy
 
-#: What a server's refusal says when a slower strategy would be refused just the same.
+#: Words of an error that every other strategy would meet too.
 _TROUBLE = (
     "READONLY",
     "OOM",
@@ -39,7 +39,7 @@ _TROUBLE = (
 
 
 class CleanupImpossibleError(WorkerGuardError):
-    """The result backend can't be cleaned as it is; the message says why and what would help.
+    """A cleanup of this result backend is not possible; the message says why and what would help.
 
     Nothing was changed.
     """
@@ -56,13 +56,12 @@ STRATEGIES = tuple(strategy.name for strategy in _STRATEGIES)
 
 
 class CleanupRun:
-    """One cleanup of one database. :meth:`step` until :attr:`finished`; :attr:`counts` so far.
+    """One cleanup of one database. Call :meth:`step` until it is :attr:`finished`.
 
-    Each step is one round trip.
+    Each step is one round trip. :attr:`counts` says what was done so far.
 
-    ``changer`` is the client for what changes keys: one that sends nothing twice, or the count of
-    a call whose answer was lost would be that of the second. ``first_strategy`` leaves out the
-    strategies before it.
+    ``changer`` is the client that changes keys. It must not retry: after a lost answer, the counts
+    would be those of the second call. ``first_strategy`` leaves out the strategies before it.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class CleanupRun:
 
     @property
     def strategy(self) -> str:
-        """The strategy that this server allows, as far as it is known by now."""
+        """The strategy that this server allows, as far as is known."""
         return self._strategies[0].name
 
     @property
@@ -96,15 +95,15 @@ class CleanupRun:
 
     @property
     def refused(self) -> Exception | None:
-        """The first change that this user may not make, where there was one. All else was done."""
+        """The first change that the server refused to this user, if any. All others were made."""
         return self._cursor.refused
 
     def step(self) -> None:
-        """Do what takes one more round trip.
+        """Make one more round trip.
 
         Raises:
             redis.exceptions.RedisError: the server is away, or refuses what every strategy needs.
-            CleanupImpossibleError: it turned out to be a node of a cluster.
+            CleanupImpossibleError: the server is a node of a cluster after all.
         """
         from redis.exceptions import ReadOnlyError, ResponseError
 
@@ -118,7 +117,7 @@ class CleanupRun:
                 raise CleanupImpossibleError(_CLUSTER) from exc
             if len(self._strategies) == 1 or any(word in text for word in _TROUBLE):
                 raise
-            # The cursor is the same whoever scans: the next strategy goes on where this one stood.
+            # All strategies share the cursor: the next one goes on from here.
             del self._strategies[0]
             self._turn = None
             return
@@ -142,18 +141,18 @@ _CLUSTER = (
 
 
 _PERHAPS_A_CLUSTER = (
-    "it can't be told whether the result backend is a node of a Redis Cluster, which worker_guard "
+    "worker_guard can't find out whether the result backend is a node of a Redis Cluster, which it "
     "does not clean; allow its user the command INFO"
 )
 
 
 def refuse_cluster(client: Any, own_prefix: str) -> None:
-    """Make sure, before anything is changed, that the server holds all of the keys.
+    """Make sure that the server holds all keys, before anything is changed.
 
-    ``own_prefix`` is that of the guard's keys, which this user may read.
+    ``own_prefix`` is the prefix of the guard's keys, which this user may read.
 
     Raises:
-        CleanupImpossibleError: it is a node of a cluster.
+        CleanupImpossibleError: the server is a node of a cluster.
     """
     from redis.exceptions import NoPermissionError, ResponseError
 
@@ -162,7 +161,7 @@ def refuse_cluster(client: Any, own_prefix: str) -> None:
     except ResponseError as exc:
         if not isinstance(exc, NoPermissionError) and "unknown command" not in str(exc):
             raise
-        # A node of a cluster answers for no two keys of two slots.
+        # A node of a cluster refuses a command with keys of two slots.
         try:
             client.exists(*(f"{own_prefix}{{slot-{number}}}" for number in (1, 2)))
         except ResponseError as refused:
@@ -175,7 +174,7 @@ def refuse_cluster(client: Any, own_prefix: str) -> None:
 def server_time(client: Any, own: Callable[[], float] = time.time) -> float:
     """Now (epoch, s), by the server's clock or this machine's, whichever is behind.
 
-    So a clock that is fast makes no result look older than it is.
+    Then a fast clock does not make a result look older than it is.
     """
     from redis.exceptions import ResponseError
 

@@ -1,4 +1,4 @@
-"""What sweeps and cleanups came to, and when the last cleanup by schedule was, in Redis."""
+"""The history of sweeps and cleanups, and the time of the last scheduled cleanup, in Redis."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from worker_guard.events import CleanupCompleted
 
-#: The sweeps and cleanups that are kept.
+#: How many sweeps and cleanups the history keeps.
 KEPT = 100
 
-#: The clocks of two hosts may be so far apart.
+#: By how much the clocks of two hosts may differ.
 CLOCKS_APART_S = 300.0
 
 
@@ -46,14 +46,14 @@ class History:
         self._last_run = f"{own_prefix}results-last-run"
 
     def add(self, outcome: Outcome) -> None:
-        """Put one on top; the oldest beyond :data:`KEPT` goes."""
+        """Add one, and drop what is beyond :data:`KEPT`."""
         with self._client.pipeline() as pipe:
             pipe.lpush(self._list, json.dumps(outcome.statistics()))
             pipe.ltrim(self._list, 0, KEPT - 1)
             pipe.execute()
 
     def entries(self) -> list[dict[str, Any]]:
-        """The statistics of each, the newest first; what is no such entry is left out."""
+        """The statistics of each, the newest first; skips what it can't read."""
         found = []
         for line in self._client.lrange(self._list, 0, KEPT - 1):
             try:
@@ -65,37 +65,36 @@ class History:
         return found
 
     def last_run(self, now: float) -> float | None:
-        """When the last scheduled cleanup began (epoch, s); None where that is not known."""
+        """When the last scheduled cleanup began (epoch, s); None if that is not known."""
         return _moment(self._client.get(self._last_run), now)
 
     def ran(self, at: float) -> None:
-        """Count from here: a scheduled cleanup began at this moment, or nobody knows of one."""
+        """Record this moment as the last run. It begins the count if there was no run yet."""
         self._client.set(self._last_run, repr(at))
 
 
 class PrivateHistory:
-    """In a dry run, which writes nothing: this process's own memory."""
+    """The history of a dry run: it keeps the last run in memory, and writes nothing."""
 
     def __init__(self) -> None:
         self._last_run: float | None = None
 
     def add(self, outcome: Outcome) -> None:
-        """Keep nothing: nothing was done."""
+        """Do nothing: a dry run changed nothing."""
 
     def last_run(self, now: float) -> float | None:
-        """When this process last looked."""
+        """The last run of this process."""
         return None if self._last_run is None else _moment(repr(self._last_run).encode(), now)
 
     def ran(self, at: float) -> None:
-        """This process looked at this moment."""
+        """Record this moment as the last run."""
         self._last_run = at
 
 
 def _moment(held: bytes | None, now: float) -> float | None:
-    """The moment that the key says, not after ``now``; None where it can't be true.
+    """The stored moment, not after ``now``; None if it can't be true.
 
-    A moment of the far future comes from a clock that was wrong: believed, it would stop the
-    cleanups until then.
+    A moment in the far future comes from a wrong clock, and would stop all cleanups until then.
     """
     try:
         at = float(held or "nan")

@@ -1,4 +1,4 @@
-"""The job that writes the worker's sweeps into the history."""
+"""The job that adds the worker's sweeps to the history."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from worker_guard.results.history import KEPT, History, Outcome, PrivateHistory
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryWriter:
-    """Writes each sweep that cleared ids of this worker's revoked set into the history.
+    """Adds each sweep that cleared ids of this worker's revoked set to the history.
 
-    It has to be told of real sweeps only. In a dry run the history is a
-    :class:`~worker_guard.results.history.PrivateHistory`, which writes nothing.
+    The caller tells it only of real sweeps, not of dry runs.
     """
 
     name: ClassVar[str] = "history"
@@ -26,17 +25,17 @@ class HistoryWriter:
     by: str
     now: Callable[[], float]
 
-    #: Not written yet, the oldest first. The history would drop what is beyond its length.
+    #: Not written yet, the oldest first. The history would drop more than it can keep.
     _pending: deque[Outcome] = field(default_factory=lambda: deque(maxlen=KEPT), init=False)
 
     def note(self, event: CleanupCompleted) -> None:
-        """A sweep or cleanup has just ended. Asks no server."""
+        """Note a sweep or cleanup that just ended. Asks no server."""
         if event.target == "revoked" and event.revoked_tasks_cleared:
             at = self.now() - event.duration_s
             self._pending.append(Outcome(at=at, by=self.by, event=event))
 
     def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
-        """Write what is pending, one entry in each slice; what can't be written stays pending."""
+        """Write the pending entries, one in each slice. After an error the rest stays pending."""
         while self._pending:
             self.history.add(self._pending[0])
             self._pending.popleft()

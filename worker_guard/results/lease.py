@@ -1,4 +1,4 @@
-"""The lease under which one of many workers cleans the results."""
+"""The lease that lets one of many workers clean the results."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Any
 
 from worker_guard.errors import WorkerGuardError
 
-#: A worker that died holds it for no longer.
+#: Seconds for which a dead worker still holds the lease.
 LEASE_S = 60.0
 
 
 class LeaseLostError(WorkerGuardError):
     """Another process took the lease while this one cleaned.
 
-    The cleanup stops where it stands, and whoever holds the lease starts over; nothing is lost by
-    it. Where it happens again and again, the process or Redis stands still for longer than the
-    lease's 60 s: look for the reason there.
+    The cleanup stops, and the new holder starts over; nothing is lost. If it happens again and
+    again, this process or Redis hangs for more than the lease's 60 s: look for the reason there.
     """
 
 
 class Lease:
     """A key that one process holds at a time. Errors are redis-py's.
 
-    Each method makes one call to Redis between two yields. None is a script, so that it works
-    where scripts are refused.
+    Each method makes one call to Redis between two yields. It uses no script, since a server may
+    refuse scripts.
     """
 
     def __init__(
@@ -36,9 +35,10 @@ class Lease:
         self.held = False
 
     def take(self) -> Iterator[None]:
-        """Take it where nobody holds it, or this holder already does; :attr:`held` says whether.
+        """Take it if nobody else holds it; :attr:`held` says whether that worked.
 
-        It does after a cleanup that failed, and where the answer to an earlier try was lost.
+        This holder may have it already: from a cleanup that failed, or from a try whose answer was
+        lost.
         """
         lease_ms = int(LEASE_S * 1000)
         self.held = bool(self._client.set(self._key, self._holder, nx=True, px=lease_ms))
@@ -48,13 +48,13 @@ class Lease:
         self._renew_mono = self._monotonic() + LEASE_S / 3
 
     def renew(self) -> Iterator[None]:
-        """Keep it; asks Redis only when a third of its time is over.
+        """Renew it when a third of its time is over; until then it asks Redis nothing.
 
-        One that ran out is taken again where nobody else took it: a solo worker's task can outlast
-        it, and each key is checked and deleted in one step anyway.
+        If it ran out and nobody else took it, take it again: a solo worker's task can outlast the
+        lease, and the server checks and deletes each key in one step anyway.
 
         Raises:
-            LeaseLostError: somebody else holds it now.
+            LeaseLostError: another process holds it now.
         """
         if self._monotonic() < self._renew_mono:
             return
@@ -68,7 +68,7 @@ class Lease:
         yield
 
     def release(self) -> Iterator[None]:
-        """Give it back, where it is still held."""
+        """Give it back, if it is held."""
         if self.held:
             self.held = False
             yield from self._if_mine(lambda pipe: pipe.delete(self._key))
@@ -92,7 +92,7 @@ class Lease:
 
 
 class SeenLease:
-    """In a dry run, which writes nothing: goes ahead where nobody holds the lease just now."""
+    """The lease of a dry run, which writes nothing: it only looks for another holder."""
 
     def __init__(self, client: Any, key: str) -> None:
         self._client, self._key = client, key

@@ -17,7 +17,7 @@ from worker_guard.settings import PREFIX
 
 
 class ResultsPart(Part):
-    """Old results are deleted by schedule, in one worker at a time."""
+    """Deletes old results by schedule, in one worker at a time, and keeps the history."""
 
     name: ClassVar[str] = "results"
 
@@ -45,7 +45,7 @@ class ResultsPart(Part):
             context.activity.listeners.append(self._heard)
 
     def stop(self, *, cold: bool) -> None:
-        """Write what is pending, and let another worker clean."""
+        """Write what is pending, and give the lease back."""
         if cold:
             return
         if (writer := self._writer) is not None:
@@ -59,7 +59,7 @@ class ResultsPart(Part):
 
 
 def _scheduled_cleanup(context: Context, backend: ResultBackend) -> ScheduledCleanup:
-    """The job. Connects to nothing yet.
+    """Make the job. Connects to nothing yet.
 
     Raises:
         PartOff: a setting says that results stay.

@@ -1,7 +1,6 @@
-"""Whose keys no state pattern reaches: those of the broker, of RedBeat, and of the guard itself.
+"""The keys that no state pattern reaches: those of the broker, of RedBeat, and of the guard.
 
-Broker and results often share a database. A TTL on a queue's list would be the loss of its
-messages.
+Broker and results often share a database. A queue whose list gets a TTL loses its messages.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from typing import Any
 
 from worker_guard.values.key_patterns import Glob, literal
 
-#: Under it, behind ``global_keyprefix``, stand all keys of the guard.
+#: All keys of the guard begin with it, behind ``global_keyprefix``.
 OWN_PREFIX = "worker-guard-"
 
-#: In another app's prefix, too: bindings, unacknowledged messages, replies to remote commands.
+#: Bindings, unacknowledged messages and replies to remote commands, whatever the app's prefix.
 _ANYWHERE = (
     f"*{OWN_PREFIX}*",
     "*_kombu.*",
@@ -27,7 +26,7 @@ _ANYWHERE = (
     "redbeat:*",
 )
 
-#: The broker's options that name a key; see ``kombu.transport.redis.Channel``.
+#: Transport options that name a key; see ``kombu.transport.redis.Channel``.
 _KEY_OPTIONS = ("unacked_key", "unacked_index_key", "unacked_mutex_key")
 
 #: What kombu puts between a queue's name and a priority.
@@ -37,7 +36,7 @@ _SEPARATOR = "\x06\x16"
 def protected(
     *, queues: Iterable[str], broker_options: Mapping[str, Any], redbeat_prefix: object
 ) -> tuple[Glob, ...]:
-    """The patterns of what belongs to others; ``queues`` are the names that the app knows."""
+    """The patterns of these keys; ``queues`` are the names that the app knows."""
     return tuple(map(Glob, dict.fromkeys(_patterns(queues, broker_options, redbeat_prefix))))
 
 

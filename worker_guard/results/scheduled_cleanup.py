@@ -13,36 +13,37 @@ from worker_guard.results.lease import Lease, SeenLease
 from worker_guard.results.strategy import IN_WORKER, CleanupCounts, Pace, ResultsActor
 from worker_guard.scheduler import run_to_end
 
-#: For each second that a slice took, the event loop has so many to itself.
+#: For each second that a slice takes, the event loop gets this many for other work.
 _FREE_FOR_ONE = 4.0
 
-#: A slice that took this long begins no further call.
+#: A slice that has taken this long makes no further call.
 _ENOUGH_S = 0.001
 
-#: A dry run is put off by no more.
+#: The longest time by which a dry run is put off.
 _LONGEST_PUT_OFF_S = 600.0
 
-#: No schedule is looked at more often.
+#: The shortest time between two looks at the schedule.
 _SHORTEST_WAIT_S = 1.0
 
 
 class Schedule(Protocol):
-    """What is needed of Celery's schedule classes."""
+    """What the job needs of a Celery schedule."""
 
     def __call__(self, last_run_at: float) -> tuple[bool, float]:
-        """Whether a run is due, and how many seconds it is until the next look."""
+        """Whether a run is due, and the seconds until the next look."""
 
 
 @dataclass(kw_only=True)
 class ScheduledCleanup:
-    """Cleans the results when the schedule says so and nobody else does.
+    """Cleans the results when the schedule says so, unless another process does.
 
-    Each slice is one call to Redis, or a few quick ones: a server that hangs is waited for once.
+    Each slice is one call to Redis, or a few quick ones. So the loop waits only once for a server
+    that hangs.
     """
 
     name: ClassVar[str] = "results"
 
-    #: Seconds between two looks at the schedule, at the most.
+    #: The longest time between two looks at the schedule.
     longest_wait_s: float
     max_age_s: float
     schedule: Schedule
@@ -61,12 +62,12 @@ class ScheduledCleanup:
 
     @property
     def interval_s(self) -> float:
-        """Seconds until the schedule is looked at again."""
+        """Seconds until the next look at the schedule."""
         return self.longest_wait_s if self._wait_s is None else self._wait_s
 
     def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
-        """Clean if it is time."""
-        # Until it is known better, and when anything fails: look as rarely as may be.
+        """Clean if a run is due."""
+        # Until the schedule says otherwise, and if anything fails: look as rarely as allowed.
         self._wait_s = self.longest_wait_s
         if not self._checked:
             self.backend.check()
@@ -80,28 +81,28 @@ class ScheduledCleanup:
             return
         yield
         refused: Exception | None = None
-        # Again, now that nobody else can be cleaning: another may just have been.
+        # Look again, now that nobody else can clean: another worker may just have finished.
         if (yield from self._due()):
             yield
             refused = yield from self._clean()
             yield
             yield from self._due()
         yield
-        # Where something failed the lease ages out: a Redis that hangs shall not be asked twice.
+        # After a failure the lease runs out by itself: don't ask a Redis that hangs twice.
         yield from self.lease.release()
         if refused is not None:
-            # Not before: it is no reason to clean again before the schedule says so.
+            # Only now: a refusal is no reason to clean again before the schedule says so.
             raise refused
 
     def give_back(self) -> None:
-        """The worker stops: let another clean."""
+        """Give the lease back when the worker stops, so that another worker can clean."""
         run_to_end(self.lease.release())
 
     def _due(self) -> Generator[None, None, bool]:
         now = self.now()
         last_run = self.history.last_run(now)
         if last_run is None:
-            # The first to ask starts the count.
+            # The first worker that asks begins the count.
             yield
             self.history.ran(now)
             last_run = now
@@ -110,7 +111,7 @@ class ScheduledCleanup:
         return due
 
     def _clean(self) -> Generator[None, None, Exception | None]:
-        """Clean to the end; the first change that was refused meanwhile, if there was one."""
+        """Clean to the end; returns the first change that the server refused, if any."""
         at, started = self.now(), self.monotonic()
         cleanup = self.backend.begin(max_age_s=self.max_age_s, actor=self.actor, pace=self.pace)
         yield
@@ -124,7 +125,7 @@ class ScheduledCleanup:
                         break
                 yield from self._rest(slice_started)
         finally:
-            # Also when it is cut short: what was done was done.
+            # Also if the cleanup is cut short: report what it did.
             counts = cleanup.counts
             duration_s = round(self.monotonic() - started, 6)
             outcome = Outcome(
@@ -144,7 +145,7 @@ class ScheduledCleanup:
         return cleanup.refused
 
     def _rest(self, slice_started: float) -> Iterator[None]:
-        """Give the event loop its share for the slice that began at this moment."""
+        """Give the event loop its share of time after a slice."""
         now = self.monotonic()
         until = now + (now - slice_started) * _FREE_FOR_ONE
         yield
@@ -153,7 +154,7 @@ class ScheduledCleanup:
 
 
 def celery_schedule(value: Any, app: Any) -> Schedule:
-    """One of Celery's schedules, or a number of seconds, as :class:`ScheduledCleanup` asks it."""
+    """A schedule of Celery's, or a number of seconds, as a :class:`Schedule`."""
     from datetime import datetime, timezone
 
     from celery.schedules import maybe_schedule
@@ -168,9 +169,9 @@ def celery_schedule(value: Any, app: Any) -> Schedule:
 
 
 def spread(schedule: Schedule, *, monotonic: Callable[[], float], share: float) -> Schedule:
-    """This schedule, with each run put off by a share (0 to 1) of the time that there is for it.
+    """The schedule, with each run put off by a share (0 to 1) of the time until the next one.
 
-    For dry runs, which hold no lease: a fleet of them would all read at once.
+    For dry runs, which hold no lease: without it, a whole fleet reads at once.
     """
     put_off_until: float | None = None
 

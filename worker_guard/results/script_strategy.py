@@ -1,4 +1,4 @@
-"""The strategies of a cleanup that decide and change within a script, on the server."""
+"""The strategies of a cleanup that decide and change in a script, on the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker_guard.results.strategy import (
 
 
 class _Script:
-    """A script that is sent once, and known by its digest from then on."""
+    """A script that is sent once, and from then on called by its digest."""
 
     def __init__(self, client: Any, actor: ResultsActor, arguments: Sequence[bytes | int]) -> None:
         self._client, self._actor, self._source = client, actor, actor.script
@@ -31,7 +31,7 @@ class _Script:
     def call(
         self, *own: bytes | int, undeclared: Sequence[bytes] = ()
     ) -> Generator[CleanupCounts, None, Any]:
-        """Call it without keys of its own; a server that forgot it is sent it again."""
+        """Call it without declared keys; send it again if the server does not know it."""
         from redis.exceptions import NoScriptError
 
         given = (*own, *self._arguments, len(undeclared), *undeclared)
@@ -44,13 +44,13 @@ class _Script:
                 return self._client.eval(self._source, 0, *given)
 
     def send(self, keys: Sequence[bytes], *own: bytes | int) -> Generator[CleanupCounts, None, Any]:
-        """Call it for a server that has just said that it does not know it."""
+        """Send it and call it, after the server said that it does not know it."""
         yield CleanupCounts()
         with changing(self._actor):
             return self._client.eval(self._source, len(keys), *keys, *own, *self._arguments)
 
     def queue(self, pipe: Any, keys: Sequence[bytes], *own: bytes | int) -> None:
-        """Have a pipeline call it."""
+        """Add a call to a pipeline."""
         pipe.evalsha(self._digest, len(keys), *keys, *own, *self._arguments)
 
 
@@ -63,12 +63,12 @@ class _ByScript:
         self._begun_at, self._begun_mono = policy.now, time.monotonic()
 
     def _limits(self) -> tuple[int, int]:
-        """What a call goes by: the time that it may take (µs), and the moment (epoch, s)."""
+        """The limits of a call: the time that it may take (µs), and the time now (epoch, s)."""
         elapsed_s = int(time.monotonic() - self._begun_mono)
         return int(self._pace.budget_s * 1e6), self._begun_at + elapsed_s
 
     def _taken(self, reply: Any, cursor: Cursor) -> CleanupCounts:
-        """What a script's call came to, also where the server refused a part of it."""
+        """The counts of a call, also if the server refused some of its changes."""
         from redis.exceptions import NoPermissionError, ResponseError
 
         _cursor, *counts, rest, refused = reply
@@ -90,7 +90,7 @@ class ScanScript(_ByScript):
     def turn(self, cursor: Cursor) -> Iterator[CleanupCounts]:
         at, count = (cursor.at, self._pace.page_keys) if not cursor.pending else (b"", 0)
         assert at is not None
-        # Not declared: an ACL that leaves others' keys out would refuse the whole call for one.
+        # No declared keys: for one key that its ACL excludes, Redis would refuse the whole call.
         reply = yield from self._script.call(at, count, *self._limits(), undeclared=cursor.pending)
         if at:
             cursor.moved(reply[0])
@@ -101,7 +101,7 @@ class PageScript(_ByScript):
     name = "page-script"
 
     def turn(self, cursor: Cursor) -> Iterator[CleanupCounts]:
-        """One page's script, with the SCAN for the next page on its heels."""
+        """Send the script for one page, and with it the SCAN for the next page."""
         from redis.exceptions import NoScriptError
 
         page_keys = self._pace.page_keys

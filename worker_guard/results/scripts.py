@@ -1,11 +1,11 @@
 """The cleanup's scripts: the rules of :mod:`worker_guard.results.selection`, in Lua, on the server.
 
-A script runs alone on the server, so that nobody writes between its check and its delete. Each
-is put together from what decides, what acts (or, in a dry run, only counts), and what names the
-keys: the script itself, by a SCAN of its own, or its caller.
+The server runs nothing else during a script, so nobody writes between its check and its delete. A
+script has three parts: one decides, one acts (or, in a dry run, only counts), and one goes through
+the keys, which it gets from its caller or from its own SCAN.
 
-Works on Lua 5.1 as Redis 6.2 and later and Valkey have it. A call ends when its time is used up,
-and gives the keys that it didn't get to back to its caller.
+The scripts need Lua 5.1, as in Redis 6.2 and later and in Valkey. A call ends when its time is used
+up, and returns the keys that it did not get to.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ local task_prefix, task_prefix_length = ARGV[10], #ARGV[10]
 local call, pcall_redis = redis.call, redis.pcall
 local sub, find, match, byte = string.sub, string.find, string.match, string.byte
 local floor = math.floor
--- An instance of its own: cjson as scripts share it takes numbers that are none in JSON.
+-- A new instance: the one that all scripts share takes numbers that JSON does not allow.
 local has_own, own = pcall(function() return cjson.new() end)
 if has_own then own.decode_invalid_numbers(false) else own = cjson end
 local decode = own.decode
--- Replicates what the script did, not the script; a server that knows no other mode says true.
+-- Replicates what the script did, not the script; the only mode of newer servers.
 if redis.replicate_commands then redis.replicate_commands() end
 
 local at = 11
@@ -52,7 +52,7 @@ for _, state in ipairs(list()) do ready[state] = true end
 local backend_ttls_s = list()
 for i = 1, #backend_ttls_s do backend_ttls_s[i] = tonumber(backend_ttls_s[i]) end
 
--- The processor's time where the server has it (there, TIME stands still within a script).
+-- The processor's time, if the server has os.clock: there, TIME stands still within a script.
 local has_clock, clock = pcall(function() return os.clock end)
 local function now_us()
     if has_clock and clock then return clock() * 1e6 end
@@ -84,21 +84,21 @@ local function fits(key, globs)
     return false
 end
 
--- A command's answer, or nil where the key is of another type than the command is for.
+-- A command's answer, or nil if the key has the wrong type for it.
 local function of_type(...)
     local answer = pcall_redis(...)
     if type(answer) ~= 'table' or not answer.err then return answer end
     if not find(answer.err, 'WRONGTYPE', 1, true) then error(answer.err) end
 end
 
--- Whether it is a list of what the broker queues.
+-- Whether the key is a list of the broker's messages.
 local function holds_messages(key)
     local item = of_type('LINDEX', key, 0)
     return item and sub(item, 1, 1) == '{'
         and find(item, '"delivery_tag"', 1, true) and find(item, '"body"', 1, true)
 end
 
--- Seconds from 1970 to a date's first day, by its text: a page has few of them.
+-- Seconds from 1970 to a date, by its text. Cached, as the results of a page share few dates.
 local days = {}
 local function day(date)
     local text = sub(date, 1, 10)
@@ -141,8 +141,8 @@ local function moment(date)
     return sign == '+' and t - offset or t + offset
 end
 
--- 'delete' with its date, 'fresh', 'forgotten' (a TTL where it has none), or 'unreadable' (the
--- same).
+-- 'delete' with its date, 'fresh', or 'forgotten' or 'unreadable', which both get a TTL if they
+-- have none.
 local function judge(value)
     if find(value, '\0', 1, true) then return 'unreadable' end
     local ok, record = pcall(decode, value)
@@ -156,7 +156,7 @@ local function judge(value)
     return 'fresh'
 end
 
--- Whether a result that is old enough has a TTL, and another one than the backend gives.
+-- Whether a result that is old enough has a TTL that the backend does not give by itself.
 local function has_its_own_ttl(key, done_at)
     if ignore_ttl then return false end
     local pttl = call('PTTL', key)
@@ -202,8 +202,8 @@ end
 """
 
 _ACT = r"""
--- How many keys a command changed, and what the server said where it refused to. An error that is
--- raised would take the counts of what was done before it along.
+-- How many keys a command changed, and the server's error if it refused. It does not raise the
+-- error, since then the counts of the changes before it would be lost.
 local function change(command, ...)
     local answer = pcall_redis(command, ...)
     if type(answer) == 'table' and answer.err then
@@ -262,7 +262,7 @@ DRY_RUN = _DECIDE + _COUNT_ONLY + _CLEANUP
 
 
 def arguments(policy: Policy) -> list[bytes | int]:
-    """A policy as the scripts take it, from their fifth argument on."""
+    """The policy as arguments of the scripts, from the fifth on."""
     lists: list[list[bytes]] = [
         [glob.lua for glob in policy.protected],
         list(policy.state_prefixes),

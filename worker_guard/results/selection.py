@@ -1,6 +1,6 @@
-"""What a cleanup of the result backend does with a key: the rules, without any I/O.
+"""The rules of a cleanup: what it does with a key of the result backend. Without any I/O.
 
-The scripts of :mod:`worker_guard.results.scripts` say the same in Lua; a test compares the two.
+The scripts of :mod:`worker_guard.results.scripts` hold the same rules in Lua; a test compares both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from worker_guard.values.key_patterns import Glob
 
-#: A longer value is not read: to parse it would hold the server for more than its 5 ms.
+#: A cleanup reads no longer value: to parse one would hold the server for more than 5 ms.
 VALUE_LIMIT_BYTES = 64 * 1024
 
 #: How Redis's PTTL says "no TTL" and "no such key".
@@ -26,7 +26,7 @@ _DATE = re.compile(
     re.ASCII,
 )
 
-#: An escaped surrogate of a pair (1), one that stands alone (2), or any other escape.
+#: An escaped pair of surrogates (1), a lone one (2), or any other escape.
 _ESCAPE = re.compile(
     r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(u[dD][89a-fA-F])|.)",
     re.DOTALL,
@@ -34,10 +34,10 @@ _ESCAPE = re.compile(
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[^\s\[\]{},:"]+', re.DOTALL)
 
-#: An int of more digits than Python may read.
+#: An int with more digits than Python may be set to read.
 _LONG_INT = re.compile(r"(?<!\d)\d{640}", re.ASCII)
 
-#: A longer value with a loose number is unreadable: to read it would hold the event loop.
+#: A longer value with a loose number counts as unreadable: to read it would hold the event loop.
 _LENIENT_LIMIT = 2048
 
 _MAYBE_LOOSE = re.compile(r"\d\.(?!\d)|-\.\d", re.ASCII)
@@ -47,7 +47,7 @@ _LOOSE = re.compile(r"-?(?:0|[1-9]\d*)\.(?:[eE][+-]?\d+)?|-\.\d+(?:[eE][+-]?\d+)
 
 
 class Kind(enum.Enum):
-    """Whose key it is."""
+    """Whom a key belongs to."""
 
     RESULT = "result"
     STATE = "state"
@@ -56,7 +56,7 @@ class Kind(enum.Enum):
 
 
 class KeyVerdict(enum.Enum):
-    """What becomes of a key."""
+    """What a cleanup does with a key."""
 
     DELETE = "delete"
     EXPIRE = "expire"
@@ -66,7 +66,7 @@ class KeyVerdict(enum.Enum):
 
 @dataclass(frozen=True)
 class KeyDecision:
-    """A verdict; whether it fell on a result that can't be read, or whose own TTL kept it."""
+    """A verdict, and whether the result is unreadable, or kept for a TTL of its own."""
 
     verdict: KeyVerdict
     unreadable: bool = False
@@ -75,16 +75,15 @@ class KeyDecision:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What one cleanup goes by.
+    """The parameters of one cleanup.
 
-    ``now`` (epoch, s) is its begin, and ``done_before`` the age limit as a moment; ``ttl_ms`` is
+    ``now`` (epoch, s) is its start, and ``done_before`` the age limit as a moment; ``ttl_ms`` is
     the TTL for a key that has none. A ``date_done`` without a UTC offset may mean up to
-    ``naive_ahead_s`` later than it says. What fits ``protected`` is never touched, whatever else
-    it fits.
+    ``naive_ahead_s`` later than it says. A key that matches ``protected`` is never touched.
 
-    A result with a TTL is deleted only where the TTL that it was given lies in one of
+    A result with a TTL is deleted only if the TTL that it was given lies in one of
     ``backend_ttls_s`` (from, to): those that the backend gives to every result, and that are
-    longer than the age. ``ignore_ttl`` goes by the age alone.
+    longer than the age. With ``ignore_ttl`` only the age counts.
     """
 
     task_prefix: bytes
@@ -101,7 +100,7 @@ class Policy:
 
 
 def classify(key: bytes, policy: Policy) -> Kind:
-    """Whose key this is, by its name alone."""
+    """Whom the key belongs to, by its name alone."""
     if key.startswith(policy.task_prefix):
         return Kind.RESULT
     if key.startswith(policy.state_prefixes):
@@ -124,9 +123,9 @@ def judge(
 ) -> KeyDecision:
     """Decide on one key.
 
-    ``value`` is a result's content, None where that is longer than :data:`VALUE_LIMIT_BYTES` or
-    the key is no string; ``first_item`` is a list's, None where the key is no list. ``pttl_ms`` is
-    as Redis's PTTL returned it ``elapsed_s`` after the cleanup began.
+    ``value`` is the content of a result; None if it is longer than :data:`VALUE_LIMIT_BYTES`, or
+    the key is no string. ``first_item`` is that of a list; None if the key is no list. ``pttl_ms``
+    is what PTTL returned ``elapsed_s`` after the cleanup began.
     """
     if kind is Kind.OTHERS or (first_item is not None and is_message(first_item)):
         return KeyDecision(KeyVerdict.KEEP)
@@ -146,9 +145,9 @@ def judge(
 
 def _judge_done(done_at: int, pttl_ms: int, policy: Policy, elapsed_s: int) -> KeyDecision:
     if done_at >= policy.done_before:
-        # It stays as it is: its date will delete it, no TTL has to.
+        # It needs no TTL: a later cleanup deletes it by its date.
         return KeyDecision(KeyVerdict.KEEP)
-    # The TTL that it was given, which is longer than the age: it is older than that, and there.
+    # The TTL that the result was given. It is longer than the age: the result is older, and exists.
     given_s = policy.now + elapsed_s - done_at + pttl_ms / 1000
     by_age_alone = (
         pttl_ms < 0
@@ -163,19 +162,19 @@ def _judge_done(done_at: int, pttl_ms: int, policy: Policy, elapsed_s: int) -> K
 
 
 def is_message(item: bytes) -> bool:
-    """Whether a list's item is a message as kombu's Redis transport queues it.
+    """Whether an item of a list is a message of kombu's Redis transport.
 
-    Its payload (``kombu.transport.virtual.Channel.prepare_message``) is an object that has both of
-    these names. Celery's own lists, of a chord's results, hold arrays.
+    Such a payload (``kombu.transport.virtual.Channel.prepare_message``) is an object with both of
+    these names. Celery's own lists, with the results of a chord, hold arrays.
     """
     return item.startswith(b"{") and b'"delivery_tag"' in item and b'"body"' in item
 
 
 def read_record(value: bytes | None) -> dict[str, Any] | None:
-    """A result's record where the value is one in JSON; None for all else, and nothing raised."""
+    """The record of a result in JSON; None for any other value. Raises nothing."""
     if value is None or len(value) > VALUE_LIMIT_BYTES or b"\0" in value:
         return None
-    # Latin-1 because the ASCII that counts here reads the same, and no byte fails.
+    # Latin-1 fails on no byte, and reads the ASCII that counts here the same.
     text = value.decode("latin-1")
     if "\\u" in text and any(escape[2] for escape in _ESCAPE.finditer(text)):
         return None
@@ -196,7 +195,7 @@ def _parse(text: str) -> Any:
         if not loose and not _LONG_INT.search(text):
             raise
     if loose:
-        # The scripts' parser takes these for numbers, so that they are ones here as well.
+        # The parser of the scripts takes these for numbers, so this one has to as well.
         text = _TOKEN.sub(lambda token: "0" if _LOOSE.fullmatch(token[0]) else token[0], text)
     return json.loads(text, strict=False, parse_int=float, parse_constant=_refuse)
 
@@ -206,7 +205,7 @@ def _refuse(constant: str) -> float:
 
 
 def read_date(date: object, naive_ahead_s: int) -> int | None:
-    """The moment (epoch, s, rounded up) that a ``date_done`` can mean at the latest, or None.
+    """The latest moment (epoch, s, rounded up) that a ``date_done`` can mean, or None.
 
     Celery 5.3 writes naive UTC (``datetime.utcnow``), 5.4 UTC with its offset, 5.5 and later the
     app's time zone with its offset (``Backend._get_result_meta``).
@@ -218,7 +217,7 @@ def read_date(date: object, naive_ahead_s: int) -> int | None:
     fraction, zulu, sign = found.group(7, 8, 9)
     if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 62):
         return None
-    # Days since 1970-01-01 in the Gregorian calendar, with years that begin in March.
+    # Days since 1970-01-01 in the Gregorian calendar; years begin in March here.
     march_year = year - (month <= 2)
     leap_days = march_year // 4 - march_year // 100 + march_year // 400
     days = 365 * march_year + leap_days + (153 * ((month + 9) % 12) + 2) // 5 + day - 719469

@@ -1,4 +1,4 @@
-"""What the strategies of a cleanup share: how fast, how far, with what, and to what end."""
+"""What the strategies of a cleanup share: counts, actor, pace, cursor, and errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker_guard.results.selection import KeyDecision, KeyVerdict, Policy
 
 @dataclass(frozen=True)
 class CleanupCounts:
-    """What a cleanup, or some of its calls, came to. In a dry run: what it would have come to."""
+    """What a cleanup, or some of its calls, did; in a dry run, what it would have done."""
 
     keys_scanned: int = 0
     expired_results_deleted: int = 0
@@ -32,7 +32,7 @@ class CleanupCounts:
         )
 
     def event(self, *, trigger: Trigger, duration_s: float) -> CleanupCompleted:
-        """What is logged of the cleanup that came to this."""
+        """The event for a cleanup with these counts."""
         return CleanupCompleted(
             target="results", trigger=trigger, duration_s=duration_s, **asdict(self)
         )
@@ -40,7 +40,7 @@ class CleanupCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsActor:
-    """What a cleanup changes with: by a script, or by commands within a MULTI."""
+    """Changes keys for a cleanup: by a script, or by commands in a MULTI."""
 
     script: str
     queue: Callable[[Any, bytes, KeyDecision, Policy], None]
@@ -64,13 +64,13 @@ DRY_RUN = ResultsActor(script=scripts.DRY_RUN, queue=_queue_nothing, changes=Fal
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How much a cleanup asks of the server in one call: keys, and time after which it ends."""
+    """How much one call asks of the server: how many keys, and for how long."""
 
     page_keys: int
     budget_s: float
 
 
-#: For a process of its own.
+#: For a process that does nothing else.
 FULL_SPEED = Pace(page_keys=400, budget_s=0.002)
 
 #: For a worker's event loop, which waits for the answer.
@@ -78,10 +78,10 @@ IN_WORKER = Pace(page_keys=200, budget_s=0.001)
 
 
 class Cursor:
-    """Where the scan stands, and the keys of its last page that are still to be looked at.
+    """Where the scan is, and the keys of its last page that were not looked at yet.
 
     ``refused`` is the first change that the user may not make; the cleanup goes on without it.
-    ``failed`` ends the cleanup, once what the same call did is counted.
+    ``failed`` ends the cleanup, after the counts of the same call are added.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Cursor:
         return self.at is None and not self.pending and self.failed is None
 
     def moved(self, at: Any) -> None:
-        """Take over what SCAN returned; 0 is its end."""
+        """Note the cursor that SCAN returned; 0 is the end."""
         self.at = None if int(at) == 0 else str(int(at)).encode()
 
 
@@ -103,9 +103,9 @@ class Strategy(Protocol):
     name: str
 
     def turn(self, cursor: Cursor) -> Iterator[CleanupCounts]:
-        """Look at some more keys, with one round trip before each yield of what it came to.
+        """Look at some more keys, with one round trip before each yield of what was done.
 
-        Errors are redis-py's; the cursor then stands where it stood.
+        Errors are redis-py's, and leave the cursor where it was.
         """
 
 
@@ -119,13 +119,13 @@ def scan(client: Any, cursor: Cursor, page_keys: int) -> Iterator[CleanupCounts]
 
 @contextmanager
 def changing(actor: ResultsActor) -> Iterator[None]:
-    """Around a call that changes keys: have an error that lost its answer say so."""
+    """Wrap a call that changes keys: if its answer is lost, the error says so."""
     from redis import exceptions as redis
 
     try:
         yield
     except (redis.AuthenticationError, redis.BusyLoadingError):
-        raise  # an answer: nothing was done
+        raise  # the server answered, and did nothing
     except (redis.ConnectionError, redis.TimeoutError) as exc:
         if not actor.changes:
             raise
@@ -137,6 +137,6 @@ def changing(actor: ResultsActor) -> Iterator[None]:
 def is_refusal(text: str) -> bool:
     """Whether a server's error says that this user may not run the command on these keys.
 
-    Redis 7 and Valkey begin it with NOPERM; within a script Redis 6 says it in a sentence.
+    Redis 7 and Valkey begin it with NOPERM; Redis 6 says it in a sentence if it is in a script.
     """
     return "NOPERM" in text or "The user executing the script can't" in text

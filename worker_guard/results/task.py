@@ -1,6 +1,6 @@
 """The task ``worker_guard.cleanup``: the cleanup of the results, for a Beat schedule or a call.
 
-Importing this module registers it with every app, as :func:`~celery.shared_task` does.
+Importing this module registers the task with every app, as :func:`~celery.shared_task` does.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from celery import shared_task
 @shared_task(
     name="worker_guard.cleanup",
     bind=True,
-    # A cleanup that failed is tried again when it is next due, and not before.
+    # After a failure the next run of the schedule cleans, and no retry before it.
     autoretry_for=(),
     max_retries=0,
     acks_late=False,
 )
 def cleanup(self: Any, max_age_hours: float | None = 24, dry_run: bool = False) -> dict[str, Any]:
-    """Delete results that are older than ``max_age_hours``; None: the age that is configured.
+    """Delete results that are older than ``max_age_hours``; None: the configured age.
 
-    Returns the statistics, or ``{"skipped": why}`` where another cleanup runs.
+    Returns the statistics, or ``{"skipped": why}`` if another cleanup runs.
 
     Raises:
-        ValueError: ``max_age_hours`` is no number above 0.
-        WorkerGuardError: the result backend can't be cleaned, or there is no age to go by.
+        ValueError: ``max_age_hours`` is not a number above 0.
+        WorkerGuardError: a cleanup is not possible, or no age is configured.
     """
     from worker_guard.results.task_run import run_task
 

@@ -1,4 +1,4 @@
-"""What the task does, in whichever process of the pool it runs."""
+"""What the task does, in a process of the pool."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from worker_guard.settings import read_settings
 def run_task(
     app: Any, *, by: str | None, max_age_hours: float | None, dry_run: bool
 ) -> dict[str, Any]:
-    """One cleanup under the lease; logs ``cleanup_completed`` and returns the statistics.
+    """Clean under the lease, log ``cleanup_completed``, and return the statistics.
 
     Raises:
-        redis.exceptions.RedisError: the server is away, or refused a change. What was done is
-            logged all the same.
+        redis.exceptions.RedisError: the server is away, or refused a change. The log has what was
+            done before.
     """
     settings = read_settings(
         app.conf, dry_run=dry_run, structlog_configured=structlog_is_configured()
@@ -62,7 +62,7 @@ def seconds_of(hours: float | None) -> float | None:
     """An age in hours as seconds.
 
     Raises:
-        ValueError: it is no number above 0.
+        ValueError: it is not a number above 0.
     """
     if hours is None:
         return None

@@ -1,4 +1,4 @@
-"""The strategy of a cleanup for servers that refuse scripts: it decides here, under WATCH."""
+"""The strategy of a cleanup for servers that refuse scripts: it decides here, with WATCH."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worker_guard.results.selection import (
 )
 from worker_guard.results.strategy import CleanupCounts, Cursor, Pace, ResultsActor, changing, scan
 
-#: Values that are read and parsed between two pauses, together.
+#: The most bytes of values that are read and parsed between two pauses.
 READ_BYTES = VALUE_LIMIT_BYTES
 
 
@@ -27,7 +27,7 @@ READ_BYTES = VALUE_LIMIT_BYTES
 class _Seen:
     """What was read of a key: its PTTL, and what counts of its value.
 
-    Two readings are the same however much of a TTL is left; what that means is judged each time.
+    Two readings are equal whatever is left of the TTL; the key is judged anew each time anyway.
     """
 
     pttl_ms: int = field(compare=False)
@@ -36,7 +36,7 @@ class _Seen:
 
 
 class WatchStrategy:
-    """Reads here, and changes only what nobody wrote to since it was read."""
+    """Reads keys, and changes only those that nobody wrote to since then."""
 
     name = "watch"
 
@@ -46,7 +46,7 @@ class WatchStrategy:
         self._client, self._changer, self._policy = client, changer, policy
         self._actor, self._pace = actor, pace
         self._begun_mono = time.monotonic()
-        # What the scripts do within a page's time on the server takes longer here.
+        # It takes longer here than in a script on the server.
         self._read_keys = max(1, pace.page_keys // 4)
 
     def turn(self, cursor: Cursor) -> Iterator[CleanupCounts]:
@@ -58,11 +58,11 @@ class WatchStrategy:
         seen = yield from self._look(keys)
         decisions = {key: self._judge(key, it) for key, it in seen.items()}
         done = CleanupCounts()
-        # Each by itself: a user may be allowed the one and not the other.
+        # One after the other: the user may be allowed only one of them.
         for verdict in (KeyVerdict.DELETE, KeyVerdict.EXPIRE):
             due = {key: it for key, it in decisions.items() if it.verdict is verdict}
             if due:
-                # Counted before anything else can fail.
+                # Count it before anything else can fail.
                 if done != CleanupCounts():
                     yield done
                 done = yield from self._change_allowed(due, seen, cursor)
@@ -84,7 +84,7 @@ class WatchStrategy:
         )
 
     def _look(self, keys: Sequence[bytes]) -> Generator[CleanupCounts, None, dict[bytes, _Seen]]:
-        """What these keys hold now: of the first of them, as many as can be read at once."""
+        """Read the first of these keys, as many as can be read at once."""
         kinds = {key: classify(key, self._policy) for key in keys}
         with self._client.pipeline(transaction=False) as pipe:
             for key, kind in kinds.items():
@@ -94,7 +94,7 @@ class WatchStrategy:
                     pipe.strlen(key)
             answers = _answers(pipe)
         seen: dict[bytes, _Seen] = {}
-        # Those to read on, and whether as a string; else as what may be a list.
+        # The keys to read the content of: True for a string, False for what may be a list.
         reading: dict[bytes, bool] = {}
         total_bytes = 0
         for key, kind in kinds.items():
@@ -144,14 +144,14 @@ class WatchStrategy:
     def _change(
         self, due: dict[bytes, KeyDecision], seen: dict[bytes, _Seen], cursor: Cursor
     ) -> Generator[CleanupCounts, None, CleanupCounts]:
-        """Change these keys as one, but for those that were written to since they were read."""
+        """Change these keys in one transaction, except those that were written to since then."""
         from redis.exceptions import WatchError
 
         yield CleanupCounts()
         with self._changer.pipeline() as pipe:
             pipe.watch(*due)
             yield CleanupCounts()
-            # Read again, by another connection, now that every write would be noticed.
+            # Read again, over another connection, now that Redis watches for writes.
             now = yield from self._look(list(due))
             same = {
                 key: it
@@ -171,18 +171,18 @@ class WatchStrategy:
             errors = [answer for answer in answers if isinstance(answer, Exception)]
             cursor.failed = cursor.failed or next(iter(errors), None)
             return _counted(same, answers if self._actor.changes else [1] * len(same))
-        # Somebody wrote to one of them: each by itself.
+        # Somebody wrote to one of them: try each alone.
         for key in same if len(due) > 1 else ():
             yield (yield from self._change({key: due[key]}, seen, cursor))
         return CleanupCounts()
 
 
 def _executed(pipe: Any) -> list[Any]:
-    """What the commands of the transaction answer; an error for one that failed.
+    """The answers to the commands of the transaction; an error for one that failed.
 
     Raises:
         redis.exceptions.WatchError: a key was written to, and nothing was changed.
-        redis.exceptions.ConnectionError: the answer is lost. redis-py makes a WatchError of it.
+        redis.exceptions.ConnectionError: the answer is lost. redis-py raises a WatchError then.
     """
     from redis import exceptions as redis
 
@@ -195,7 +195,7 @@ def _executed(pipe: Any) -> list[Any]:
 
 
 def _counted(changed: dict[bytes, KeyDecision], answers: Sequence[Any]) -> CleanupCounts:
-    """How many of these were changed; one whose TTL was just over answers with 0."""
+    """How many of these were changed; a key that just expired answers with 0."""
     verdicts = [
         it.verdict
         for it, answer in zip(changed.values(), answers, strict=True)
@@ -208,7 +208,7 @@ def _counted(changed: dict[bytes, KeyDecision], answers: Sequence[Any]) -> Clean
 
 
 def _answers(pipe: Any) -> Iterator[Any]:
-    """What the pipeline's commands answer; None where a key is of another type."""
+    """The answers to the commands of the pipeline; None if a key has the wrong type."""
     from redis.exceptions import ResponseError
 
     answers = pipe.execute(raise_on_error=False)

@@ -11,7 +11,7 @@ def count(number: int | None, noun: str, plural: str = "") -> str:
 
 
 def some(texts: Iterable[str], most: int = 10) -> str:
-    """The first of them, and how many more there are."""
+    """The first ``most`` of them, and how many more there are."""
     found = list(texts)
     more = len(found) - most
     return ", ".join(found[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
-"""Redis's key patterns, as Python's and as Lua's, so that both sides of a sweep read them alike.
+"""Redis's key patterns in Python and in Lua, so both sides of a cleanup read them alike.
 
 The rules are those of ``stringmatchlen`` in Redis (``util.c``): ``*``, ``?``, ``[a-z]``,
-``[^a-z]``, and a backslash before what is meant as it stands.
+``[^a-z]``, and a backslash before a character that stands for itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ANY_ONE = b"?"
 
 
 class Glob:
-    """One pattern. ``matches`` says what Redis would say of a key.
+    """One pattern. ``matches`` gives the answer that Redis gives.
 
     Raises:
         ValueError: the pattern is empty, consists of wildcards alone, or has an open or empty
@@ -28,17 +28,17 @@ class Glob:
             raise ValueError(f"{pattern!r} names no key: it has nothing but wildcards")
         pieces = _pieces(tokens)
         self._regex = re.compile(_to_regex(pieces), re.DOTALL)
-        #: The same for the scripts: patterns of Lua 5.1, one for each piece, with a NUL between.
-        #: Each fits the first place behind that of the one before it.
+        #: The same for the scripts: one Lua 5.1 pattern for each piece, with a NUL between them.
+        #: Each piece has to match behind the one before it.
         self.lua = _to_lua(pieces)
 
     def matches(self, key: bytes) -> bool:
-        """Whether this key is meant."""
+        """Whether the pattern matches this key."""
         return self._regex.fullmatch(key) is not None
 
 
 def literal(text: str) -> str:
-    """The pattern that fits this text alone."""
+    """The pattern that matches only this text."""
     return re.sub(r"([*?\[\]\\])", r"\\\1", text)
 
 
@@ -46,7 +46,7 @@ Token = bytes | frozenset[int]
 
 
 def _tokens(pattern: bytes) -> Iterator[Token]:
-    """Wildcards as they are, everything else as the set of bytes that stand for one place."""
+    """The wildcards, and for any other place the set of bytes that it allows."""
     at = 0
     run = False
     while at < len(pattern):
@@ -90,12 +90,12 @@ def _class(pattern: bytes, at: int) -> tuple[frozenset[int], int]:
     if negated:
         chosen = set(range(256)) - chosen
     if not chosen:
-        raise ValueError(f"{pattern.decode()!r} has a '[]' that no character fits")
+        raise ValueError(f"{pattern.decode()!r} has a '[]' that no character matches")
     return frozenset(chosen), at + 1
 
 
 def _pieces(tokens: list[Token]) -> list[list[Token]]:
-    """What stands before, between and behind the runs of ``*``."""
+    """The parts of the pattern before, between and behind the runs of ``*``."""
     pieces: list[list[Token]] = [[]]
     for token in tokens:
         if token == _ANY_RUN:
@@ -108,8 +108,8 @@ def _pieces(tokens: list[Token]) -> list[list[Token]]:
 def _to_regex(pieces: list[list[Token]]) -> bytes:
     """A regular expression that looks for each piece once.
 
-    Where a piece fits, the first place will do, so that no other is tried when a later piece fails
-    (what Python 3.11 calls an atomic group). A pattern with many ``*`` would take minutes else.
+    The first match of a piece is always good enough, so the expression never tries another one
+    (what Python 3.11 calls an atomic group). Otherwise a pattern with many ``*`` takes minutes.
     """
     first, *others = (b"".join(map(_regex_of_one, piece)) for piece in pieces)
     if not others:
@@ -130,7 +130,7 @@ def _regex_of_one(token: Token) -> bytes:
 
 def _to_lua(pieces: list[list[Token]]) -> bytes:
     found = [b"".join(map(_lua_of_one, piece)) for piece in pieces]
-    # Only the first and the last can be empty: there the key may begin or end as it likes.
+    # Only the first and the last piece can be empty: then the key may begin or end with anything.
     if found[0] or len(found) == 1:
         found[0] = b"^" + found[0]
     if found[-1]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: The password in a URL, wherever an error's text quotes one: before the host, or as a parameter;
-#: and what is left of one where a piece of the URL is quoted, as for a slash in the password.
+#: Passwords of URLs that an error quotes: before the host, or as a parameter. ``_HOST`` finds
+#: the rest of one if the text quotes only a piece of the URL, as for a slash in the password.
 _PASSWORD = re.compile(r"(?<=://)([^\s:/@]*):\S+(?=@)")
 _HOST = re.compile(r"(?<![^\s'\"])(?![^\s'\"]*://)[^\s'\"]+@(?=[\w.\-\[\]]+:\d)")
 _PARAMETER = re.compile(r"(?<=[?&]password=)[^&\s]+")
@@ -25,5 +25,5 @@ def masked(value: Any) -> Any:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, without passwords; its ``repr`` if it says nothing."""
+    """The error's text without passwords; its ``repr`` if it has no text."""
     return str(masked(str(error) or repr(error)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-#: No worker's process is this small: a limit below it was meant in another unit.
+#: No worker's process is this small. A smaller limit was meant in another unit.
 LEAST_BYTES = 16 * 1024**2
 
 ALLOWED = (
@@ -24,7 +24,7 @@ _UNIT_BYTES = {"B": 1} | {
     unit: base**power for base, units in _SPELLINGS for power, unit in enumerate(units, 1)
 }
 
-#: Case counts in a single letter alone: Kubernetes reads "m" as a thousandth, Docker as MiB.
+#: Case counts only for a single letter: Kubernetes reads "m" as a thousandth, Docker as MiB.
 _UNITS = {unit.lower(): unit for unit in _UNIT_BYTES if len(unit) > 1 or unit == "B"}
 _UNITS |= {"B": "B", "k": "K", "K": "K", "M": "M", "G": "G", "T": "T"}
 
@@ -32,10 +32,10 @@ _SPELT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(%|[a-z]+)\s*", re.IGNORECA
 
 
 def parse_size(value: object) -> int | str | None:
-    """The limit as it was given, for :func:`size_bytes`: an int, or the text of a size or share.
+    """Check a limit, for :func:`size_bytes`; returns an int, or the text of a size or share.
 
     Raises:
-        ValueError: with what is allowed as its text, and what may have been meant.
+        ValueError: its text says what is allowed, and what may have been meant.
     """
     if value is None:
         return None
@@ -56,7 +56,7 @@ def parse_size(value: object) -> int | str | None:
 
 
 def size_bytes(limit: int | str | None, available_bytes: int) -> int | None:
-    """What :func:`parse_size` returned, in bytes, where so much memory may be used at all."""
+    """The limit from :func:`parse_size` in bytes, if this process may use ``available_bytes``."""
     if not isinstance(limit, str):
         return limit
     if limit.endswith("%"):
@@ -67,15 +67,15 @@ def size_bytes(limit: int | str | None, available_bytes: int) -> int | None:
 def size(amount_bytes: float, like: int | None = None) -> str:
     """An amount for people, in the unit of the limit ``like``: 412.3 MiB beside 400 MiB.
 
-    An amount below one of that unit is in a smaller one.
+    An amount of less than one such unit is shown in a smaller one.
     """
     limit = like or 0
     is_binary = limit % 1024**2 == 0 and limit % 1000**2 != 0
     base, names = _SPELLINGS[2] if is_binary else _SPELLINGS[0]
     units = [(base**power, name) for power, name in enumerate(("B", *names))]
     if limit % base**2 == 0:
-        # Up to the largest that the limit is a whole number of. A share of the machine's memory
-        # is a whole number of none.
+        # No unit larger than the largest that divides the limit. No unit divides a share of the
+        # machine's memory.
         units = [(unit, name) for unit, name in units if limit % unit == 0]
     unit, name = next((u for u in reversed(units) if amount_bytes >= u[0]), units[0])
     amount = amount_bytes / unit

@@ -1,4 +1,4 @@
-"""By which way an id came into the revoked set."""
+"""How an id came into the revoked set."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import Enum
 
 
 class Source(Enum):
-    """By which way an id came into the revoked set."""
+    """How an id came into the revoked set."""
 
     OPERATOR = "operator"
-    """A revoke or a terminate, or any way that did not say otherwise."""
+    """A revoke, a terminate, or anything else that is none of the below."""
 
     INHERITED = "inherited"
     """From a peer (mingle, hello) or from the statedb: nobody here knows why."""
