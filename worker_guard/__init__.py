@@ -26,16 +26,16 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "WorkerGuard":
-        return _registered()
+        from worker_guard import bootstep
+
+        return bootstep.WorkerGuard
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _registered() -> "type[WorkerGuard]":
-    """The step. To import these modules registers the remote commands and the task."""
-    from worker_guard import bootstep, remote  # noqa: F401
+def register() -> None:
+    """Register the remote commands and the task, as importing the step does."""
+    from worker_guard import remote  # noqa: F401
     from worker_guard.results import task  # noqa: F401
-
-    return bootstep.WorkerGuard
 
 
 def _is_loaded_as_a_plugin() -> bool:
@@ -45,4 +45,4 @@ def _is_loaded_as_a_plugin() -> bool:
 
 
 if not _is_loaded_as_a_plugin():
-    globals()["WorkerGuard"] = _registered()
+    from worker_guard.bootstep import WorkerGuard

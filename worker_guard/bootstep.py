@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from celery.utils.log import get_logger
 
+from worker_guard import register
 from worker_guard.settings import SettingError, check_shares, read_settings
 
 if TYPE_CHECKING:
@@ -150,3 +151,7 @@ def guard_of(worker: Any) -> Guard | None:
     """The guard that runs in this worker, or None."""
     step = step_of(worker)
     return None if step is None else step.guard
+
+
+# Also for an app that names this module: the step comes with its remote commands and its task.
+register()

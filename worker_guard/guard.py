@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, TypeVar
@@ -53,6 +53,7 @@ class Guard:
             scheduler=self._scheduler,
             activity=self._activity,
             status=partial(self.status, quick=True),
+            status_of=self._status_of,
             before_statedb=before_statedb,
         )
         self._parts: list[Part] = []
@@ -163,6 +164,10 @@ class Guard:
             **self._activity.status(),
             **shares,
         )
+
+    def _status_of(self, name: str) -> Mapping[str, Any]:
+        shares = (part.status(quick=True) for part in self._parts if part.name == name)
+        return next(shares, {})
 
     def _report(self, event: Event) -> None:
         self._activity.note(event)

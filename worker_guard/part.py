@@ -38,6 +38,7 @@ class Context:
     scheduler: Scheduler
     activity: Activity
     status: Callable[[], GuardStatus]
+    status_of: Callable[[str], Mapping[str, Any]]
     before_statedb: Collection[str] = ()
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time

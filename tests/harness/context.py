@@ -39,6 +39,7 @@ def make_context(
         scheduler=Scheduler(report=report, monotonic=monotonic),
         activity=activity,
         status=status,
+        status_of=lambda name: {name: getattr(status(), name)},
         before_statedb=before_statedb,
         monotonic=monotonic,
     )

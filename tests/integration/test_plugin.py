@@ -82,7 +82,11 @@ def test_installing_the_package_registers_nothing() -> None:
 
 @pytest.mark.parametrize(
     "use",
-    ["from worker_guard import WorkerGuard", "import worker_guard; worker_guard.WorkerGuard"],
+    [
+        "from worker_guard import WorkerGuard",
+        "import worker_guard; worker_guard.WorkerGuard",
+        "from worker_guard.bootstep import WorkerGuard",
+    ],
 )
 def test_an_app_that_uses_it_registers_the_remote_commands_and_the_task(use: str) -> None:
     """Also where the command line loaded the plugin, and on 5.3 fixed the names, before."""

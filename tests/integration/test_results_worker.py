@@ -29,6 +29,7 @@ from tests.harness.redis_server import RedisServer, free_port
 from tests.harness.results import DAY_S, check_filled, cluster_node, contents, encoded
 from tests.harness.results import fill as fill_at_now
 from tests.harness.workers import ROOT, Fleet, Worker, fleet, wait_for
+from worker_guard.events import CleanupCompleted
 from worker_guard.results.strategy import CleanupCounts
 
 #: Real cleanups go by the real time, at which everything in the harness is of the future but for
@@ -393,6 +394,13 @@ def test_the_history_keeps_the_last_hundred(server: RedisServer) -> None:
     server.client.lpush("worker-guard-history", "not JSON")
     assert [entry["at"] for entry in kept.entries()] == [float(i) for i in range(119, 20, -1)]
     assert len(guard(server, "history").stdout.splitlines()) == 100
+    # The sweeps of a fleet push no cleanup of the results out.
+    for i in range(200, 310):
+        event = CleanupCompleted(revoked_tasks_cleared=1)
+        kept.add(Outcome(at=float(i), by="w@test", event=event))
+    listed = [(entry["at"], entry["target"]) for entry in kept.entries()]
+    assert listed[:100] == [(float(i), "revoked") for i in range(309, 209, -1)]
+    assert listed[100:] == [(float(i), "results") for i in range(119, 20, -1)]
 
 
 def test_purge_queues_asks_first(server: RedisServer) -> None:

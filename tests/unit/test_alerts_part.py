@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.worker import state
 
 from tests.harness.context import make_context
 from tests.unit.test_activity import RECYCLED
@@ -98,10 +99,13 @@ def test_recycles_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("revoked", "value"), [(RevokedStatus(lingering=12), 12), (RevokedStatus(), 0), (None, 0)]
+    ("revoked", "value"), [(RevokedStatus(lingering=12), 12), (RevokedStatus(), 0), (None, 11)]
 )
-def test_ids_that_linger_are_counted(revoked: RevokedStatus | None, value: int) -> None:
-    """As the revoked part counts them; without that part there are none."""
+def test_ids_that_linger_are_counted(
+    revoked: RevokedStatus | None, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the revoked part counts them; without that part, all that are in the set."""
+    monkeypatch.setattr(state, "revoked", {f"{n}" for n in range(11)})
     context = make_context(
         SimpleNamespace(app=redis_app()),
         status=lambda: GuardStatus(version="0", revoked=revoked),

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 
 from worker_guard.events import CleanupCompleted, Event, PartFailed
-from worker_guard.results.history import KEPT, History, Outcome, PrivateHistory
+from worker_guard.results.history import KEPT, Outcome
 from worker_guard.results.history_writer import HistoryWriter
 from worker_guard.scheduler import Scheduler
 
 
-class Kept(PrivateHistory):
+class Kept:
     """A history that a test can read, and that can be away."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.outcomes: list[Outcome] = []
         self.is_away = False
 
@@ -27,7 +26,7 @@ class Kept(PrivateHistory):
         self.outcomes.append(outcome)
 
 
-def writer(history: History | PrivateHistory) -> HistoryWriter:
+def writer(history: Any) -> HistoryWriter:
     """The writer of a worker, at 1,000 seconds past 1970."""
     return HistoryWriter(interval_s=30.0, history=history, by="w@test", now=lambda: 1000.0)
 
@@ -120,11 +119,3 @@ def test_the_scheduler_runs_it_and_reports_its_failures() -> None:
     history.is_away = False
     ticks[-1]()
     assert len(history.outcomes) == 1
-
-
-def test_a_dry_run_writes_nothing() -> None:
-    """Its history keeps no entries."""
-    job = writer(PrivateHistory())
-    job.note(sweep())
-    list(job.run())
-    assert list(job.run()) == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from celery.worker import state
+
 from worker_guard import celery_internals
 from worker_guard.alerts.alert_watch import AlertWatch, WatchedValue
 from worker_guard.alerts.thresholds import Alert, used_share
@@ -61,8 +63,9 @@ class AlertsPart(Part):
         }
 
     def _revoked_tasks(self, _now: float) -> float:
-        revoked = self.context.status().revoked
-        return (revoked and revoked.lingering) or 0
+        revoked = self.context.status_of("revoked").get("revoked")
+        # Without that part nobody knows anything of the ids, and none is cleared.
+        return len(state.revoked) if revoked is None else revoked.lingering or 0
 
     def _watch_redis_memory(self) -> None:
         settings = self.context.settings

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker_guard.events import CleanupCompleted
 
-#: How many sweeps and cleanups the history keeps.
+#: How many sweeps the history keeps, and how many cleanups.
 KEPT = 100
 
 #: By how much the clocks of two hosts may differ.
@@ -38,31 +39,35 @@ class Outcome:
 
 
 class History:
-    """The list of sweeps and cleanups in Redis, the newest first. Errors are redis-py's."""
+    """The sweeps and cleanups in Redis, the newest first. Errors are redis-py's.
+
+    Sweeps have a list of their own: each worker of a fleet adds some, and the daily cleanups of the
+    results would soon be gone.
+    """
 
     def __init__(self, client: Any, own_prefix: str) -> None:
         self._client = client
         self._list = f"{own_prefix}history"
+        self._list_of_sweeps = f"{own_prefix}history-revoked"
         self._last_run = f"{own_prefix}results-last-run"
 
     def add(self, outcome: Outcome) -> None:
         """Add one, and drop what is beyond :data:`KEPT`."""
+        key = self._list_of_sweeps if outcome.event.target == "revoked" else self._list
         with self._client.pipeline() as pipe:
-            pipe.lpush(self._list, json.dumps(outcome.statistics()))
-            pipe.ltrim(self._list, 0, KEPT - 1)
+            pipe.lpush(key, json.dumps(outcome.statistics()))
+            pipe.ltrim(key, 0, KEPT - 1)
             pipe.execute()
 
     def entries(self) -> list[dict[str, Any]]:
         """The statistics of each, the newest first; skips what it can't read."""
         found = []
-        for line in self._client.lrange(self._list, 0, KEPT - 1):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                found.append(entry)
-        return found
+        for key in (self._list, self._list_of_sweeps):
+            for line in self._client.lrange(key, 0, KEPT - 1):
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        entries = [entry for entry in found if isinstance(entry, dict)]
+        return sorted(entries, key=_began_at, reverse=True)
 
     def last_run(self, now: float) -> float | None:
         """When the last scheduled cleanup began (epoch, s); None if that is not known."""
@@ -89,6 +94,11 @@ class PrivateHistory:
     def ran(self, at: float) -> None:
         """Record this moment as the last run."""
         self._last_run = at
+
+
+def _began_at(entry: dict[str, Any]) -> float:
+    at = entry.get("at")
+    return float(at) if isinstance(at, int | float) else 0.0
 
 
 def _moment(held: bytes | None, now: float) -> float | None:

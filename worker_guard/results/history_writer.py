@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from worker_guard.events import CleanupCompleted, Trigger
-from worker_guard.results.history import KEPT, History, Outcome, PrivateHistory
+from worker_guard.events import CleanupCompleted, Event, Trigger
+from worker_guard.results.history import KEPT, History, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +21,17 @@ class HistoryWriter:
     name: ClassVar[str] = "history"
 
     interval_s: float
-    history: History | PrivateHistory
+    history: History
     by: str
     now: Callable[[], float]
 
     #: Not written yet, the oldest first. The history would drop more than it can keep.
     _pending: deque[Outcome] = field(default_factory=lambda: deque(maxlen=KEPT), init=False)
 
-    def note(self, event: CleanupCompleted) -> None:
-        """Note a sweep or cleanup that just ended. Asks no server."""
+    def note(self, event: Event) -> None:
+        """Note a sweep that just ended. Asks no server."""
+        if not isinstance(event, CleanupCompleted):
+            return
         if event.target == "revoked" and event.revoked_tasks_cleared:
             at = self.now() - event.duration_s
             self._pending.append(Outcome(at=at, by=self.by, event=event))

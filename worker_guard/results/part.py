@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any, ClassVar
 
 from worker_guard import celery_internals
-from worker_guard.events import CleanupCompleted, Event
 from worker_guard.part import Context, Part, PartOff
 from worker_guard.results.backend import ResultBackend, open_result_backend
 from worker_guard.results.cleanup import actor_for, open_history, open_lease
+from worker_guard.results.history import History
 from worker_guard.results.history_writer import HistoryWriter
 from worker_guard.results.scheduled_cleanup import ScheduledCleanup, celery_schedule, spread
 from worker_guard.scheduler import run_to_end
 from worker_guard.settings import PREFIX
+
+#: Seconds that the history may take of a warm shutdown.
+_AT_STOP_S = 1.0
 
 
 class ResultsPart(Part):
@@ -37,25 +41,26 @@ class ResultsPart(Part):
         if not settings.dry_run:
             self._writer = HistoryWriter(
                 interval_s=settings.interval,
-                history=open_history(backend, dry_run=False),
+                history=History(backend.client, backend.own_prefix),
                 by=worker.hostname,
                 now=context.now,
             )
             self.jobs.append(self._writer)
-            context.activity.listeners.append(self._heard)
+            context.activity.listeners.append(self._writer.note)
 
     def stop(self, *, cold: bool) -> None:
         """Write what is pending, and give the lease back."""
         if cold:
             return
         if (writer := self._writer) is not None:
-            self.context.attempt(writer.name, lambda: run_to_end(writer.run()))
+            until = self.context.monotonic() + _AT_STOP_S
+            is_late = partial(self._is_over, until)
+            self.context.attempt(writer.name, lambda: run_to_end(writer.run(), until=is_late))
         if self._cleanup is not None:
             self._cleanup.give_back()
 
-    def _heard(self, event: Event) -> None:
-        if self._writer is not None and isinstance(event, CleanupCompleted):
-            self._writer.note(event)
+    def _is_over(self, until_mono: float) -> bool:
+        return self.context.monotonic() >= until_mono
 
 
 def _scheduled_cleanup(context: Context, backend: ResultBackend) -> ScheduledCleanup:
