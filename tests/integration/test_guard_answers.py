@@ -163,7 +163,7 @@ def test_status_shows_an_active_alert(make_fleet: MakeFleet) -> None:
         # The answer of one that is named ends the wait.
         patiently = ("--destination", worker.name, "--timeout", "60")
         done = guard(fleet.app.conf["harness"], "status", *patiently)
-    assert "15 ids will not be cleared by the guard, the threshold is 10" in done.stdout
+    assert "the guard will not clear 15 ids, the threshold is 10" in done.stdout
     assert done.returncode == 1
 
 

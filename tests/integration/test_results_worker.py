@@ -425,6 +425,20 @@ def test_purge_queues_asks_first(server: RedisServer) -> None:
     app.close()
 
 
+def test_nothing_is_purged_after_a_step_that_failed(server: RedisServer) -> None:
+    """The messages are dropped last, and only if all before that was done."""
+    app = Celery("client", set_as_current=False, broker=server.url(1))
+    app.conf.task_default_queue = "work"
+    app.send_task("harness.add", (1, 2))
+    away = {"result_backend": f"redis://127.0.0.1:{free_port()}/0"}
+    said = guard(server, "cleanup", *RESULTS, "--purge-queues", "--yes", **away)
+    assert said.returncode == 69
+    assert "The waiting messages were not dropped" in said.stderr
+    with app.connection_for_read() as connection:
+        assert connection.default_channel.queue_declare("work", passive=True)[1] == 1
+    app.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "values", "code", "line"),
     [

@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,10 +57,12 @@ class Mailbox:
         limit: int | None,
         timeout_s: float,
         arguments: Mapping[str, object] | None = None,
+        awaited: Collection[str] = (),
     ) -> list[Mapping[str, Any]]:
         """The replies of these workers (all, if none is named), once there are ``limit`` of them.
 
-        ``timeout_s`` is the time to wait for each further reply.
+        Those that are ``awaited`` have to be among them. ``timeout_s`` is the time to wait for each
+        further reply.
 
         Raises:
             QuestionEndedError: :meth:`end_question` was called.
@@ -70,7 +72,13 @@ class Mailbox:
         replies: list[Mapping[str, Any]] = []
         mailbox = self._mailbox
         mailbox.connection = _Sliced(
-            connection, self._ending, enough=lambda: limit is not None and len(replies) >= limit
+            connection,
+            self._ending,
+            enough=lambda: (
+                limit is not None
+                and len(replies) >= limit
+                and set(awaited) <= {name for reply in replies for name in reply}
+            ),
         )
         mailbox.unclaimed = defaultdict(deque)
         self._queues[mailbox.reply_queue.name] = mailbox.reply_queue

@@ -85,6 +85,7 @@ class _Command:
         self._sweeps: Mapping[str, Sweep] = {}
         self._outcome: Outcome | None = None
         self._messages_purged: int | None = None
+        self._a_step_failed = False
         self.codes = [EX_OK]
 
     def run(self, settings: Settings) -> None:
@@ -124,7 +125,9 @@ class _Command:
                     timeout_s=self._wanted.timeout,
                     asked_mono=asked_mono,
                 )
-        if self._wanted.purge_queues:
+        if self._wanted.purge_queues and self._a_step_failed:
+            say("The waiting messages were not dropped, because a step before that failed.")
+        elif self._wanted.purge_queues:
             with self._reported(broker):
                 self._messages_purged = (
                     celery_internals.waiting_messages(self._app)
@@ -142,6 +145,7 @@ class _Command:
         try:
             yield
         except Exception as exc:  # noqa: BLE001 - one line, and the exit code for its kind
+            self._a_step_failed = True
             self.codes.append(failed(exc, hint, server=server(self._app)))
 
     # -- the steps -----------------------------------------------------------------------------
@@ -224,7 +228,12 @@ class _Command:
     def _show(self, *, took_s: float) -> None:
         event = CleanupCompleted() if self._outcome is None else self._outcome.event
         totals = {
-            "revoked_tasks_cleared": sum(sweep.cleared for sweep in self._sweeps.values()),
+            "revoked_tasks_cleared": sum(
+                sweep.cleared
+                for sweep in self._sweeps.values()
+                # In a real cleanup, what a worker in a dry run would clear is not cleared.
+                if self._wanted.dry_run or not sweep.dry_run
+            ),
             "expired_results_deleted": event.expired_results_deleted,
             "task_states_cleaned": event.task_states_cleaned,
             "broker_keys_cleaned": event.broker_keys_cleaned,
@@ -259,8 +268,9 @@ class _Command:
         if self._messages_purged is not None:
             yield "Queues"
             yield f"  {self._messages_purged} waiting messages {would}dropped"
+        at_least = "at least " if any(each.goes_on for each in self._sweeps.values()) else ""
         yield (
-            f"Total: {totals['revoked_tasks_cleared']} revoked tasks {would}cleared, "
+            f"Total: {at_least}{totals['revoked_tasks_cleared']} revoked tasks {would}cleared, "
             f"{totals['expired_results_deleted']} expired results {would}deleted, "
             f"{totals['task_states_cleaned']} task states {would}cleaned"
         )

@@ -42,6 +42,11 @@ class Sweep:
     error: str | None = None
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the worker still sweeps, so that its figures are not known."""
+        return self.done is None and self.error is None
+
+    @property
     def cleared(self) -> int:
         """How many ids left the set, as far as is known."""
         return int((self.done or {}).get("revoked_tasks_cleared", 0))
@@ -100,7 +105,7 @@ def wait_for_sweeps(
     """
     found = dict(sweeps)
     until = time.monotonic() + LONGEST_SWEEP_S
-    while waiting := [n for n, s in found.items() if s.done is None and s.error is None]:
+    while waiting := [name for name, sweep in found.items() if sweep.goes_on]:
         workers = Workers(app, destination=waiting, timeout_s=timeout_s)
         answers = _ask(workers, limit_s=3 * BROKER_S + 4 * timeout_s)
         since_s = time.monotonic() - asked_mono
@@ -131,6 +136,7 @@ class _Sweepers(Workers):
             # Also workers that answered no ping: a solo worker sweeps when its task ends.
             to=self._destination,
             limit=len(present) or None,
+            awaited=present,
             timeout_s=self.sweep_s if present else self._timeout_s,
         )
         pairs = (reply.items() for reply in replies if isinstance(reply, Mapping))
