@@ -114,17 +114,13 @@ class ExpiredBackfillDetected(Event):
     """
 
     name: ClassVar[str] = "worker_guard.expired_backfill_detected"
+    level: ClassVar[Level] = "warning"
 
     expired_tasks: int
     tasks: Mapping[str, int]
     waited_s_p50: float | None
     waited_s_max: float | None
     causes: BackfillCauses
-
-    @property
-    def level(self) -> Level:
-        """Always ``warning``."""
-        return "warning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +137,10 @@ class MemorySampled(Event):
     """The memory of the worker's processes was read. ``parent`` is the main process."""
 
     name: ClassVar[str] = "worker_guard.memory_sampled"
+    level: ClassVar[Level] = "debug"
 
     parent: ProcessMemory
     children: Sequence[ProcessMemory]
-
-    @property
-    def level(self) -> Level:
-        """Always ``debug``."""
-        return "debug"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,17 +151,13 @@ class ChildOverLimit(Event):
     """
 
     name: ClassVar[str] = "worker_guard.child_over_limit"
+    level: ClassVar[Level] = "warning"
 
     child_pid: int
     metric: str
     used_bytes: int
     limit_bytes: int
     processes: int = 1
-
-    @property
-    def level(self) -> Level:
-        """Always ``warning``."""
-        return "warning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,17 +218,13 @@ class ChildRecycleWaiting(Event):
     """A child was asked to leave and still runs its task, or its replacement is not up yet."""
 
     name: ClassVar[str] = "worker_guard.child_recycle_waiting"
+    level: ClassVar[Level] = "warning"
 
     child_pid: int
     waited_s: float
     for_: Literal["task", "replacement"]
     task_id: str | None
     task_name: str | None
-
-    @property
-    def level(self) -> Level:
-        """Always ``warning``."""
-        return "warning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,16 +236,12 @@ class RecyclingSuspended(Event):
     """
 
     name: ClassVar[str] = "worker_guard.recycling_suspended"
+    level: ClassVar[Level] = "error"
 
     reason: SuspensionReason
     baseline_bytes: int | None
     limit_bytes: int
     setting: str | None
-
-    @property
-    def level(self) -> Level:
-        """Always ``error``."""
-        return "error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,16 +261,12 @@ class ParentOverLimit(Event):
     """
 
     name: ClassVar[str] = "worker_guard.parent_over_limit"
+    level: ClassVar[Level] = "warning"
 
     used_bytes: int
     limit_bytes: int
     action: str
     at_start_bytes: int
-
-    @property
-    def level(self) -> Level:
-        """Always ``warning``."""
-        return "warning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,15 +274,11 @@ class AlertRaised(Event):
     """A value went above its threshold. Reported again only after it was cleared."""
 
     name: ClassVar[str] = "worker_guard.alert_raised"
+    level: ClassVar[Level] = "warning"
 
     alert: AlertName
     value: float
     threshold: float
-
-    @property
-    def level(self) -> Level:
-        """Always ``warning``."""
-        return "warning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,16 +297,12 @@ class PartFailed(Event):
     """Code of the guard raised; ``part`` names the part, job or hook. The worker continues."""
 
     name: ClassVar[str] = "worker_guard.part_failed"
+    level: ClassVar[Level] = "error"
 
     part: str
     error: str
     consecutive_failures: int
     retry_in_s: float
-
-    @property
-    def level(self) -> Level:
-        """Always ``error``."""
-        return "error"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,9 +143,11 @@ def catalogue(base: type[Event] = Event) -> dict[str, type[Event]]:
 
 
 def levels(event: type[Event]) -> set[str]:
-    """The levels that stand in the code of an event's property ``level``."""
-    getter = vars(event).get("level", vars(Event)["level"]).fget
-    tree = ast.parse(textwrap.dedent(inspect.getsource(getter)))
+    """The one level of an event, or those in the code of its property ``level``."""
+    level = vars(event).get("level", vars(Event)["level"])
+    if isinstance(level, str):
+        return {level}
+    tree = ast.parse(textwrap.dedent(inspect.getsource(level.fget)))
     constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     return {str(value) for value in constants if value in get_args(Level)}
 
