@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from tests.harness.memory import (
     LEAK_MB,
@@ -27,18 +26,6 @@ from tests.harness.redis_server import RedisServer
 from tests.harness.workers import Worker, wait_for
 
 HELPER_MB = 150
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
-
-
-@pytest.fixture
-def site(server: RedisServer, tmp_path: Path) -> Iterator[Site]:
-    with memory_site(server, tmp_path) as made:
-        yield made
 
 
 @contextlib.contextmanager

@@ -21,12 +21,6 @@ from tests.harness.redis_server import RedisServer
 from tests.harness.workers import Worker, wait_for
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
-
-
 @pytest.fixture
 def site(server: RedisServer, tmp_path: Path) -> Iterator[Site]:
     with memory_site(server, tmp_path) as made:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,6 @@ LONGEST_S = 0.5
 
 #: Six times this many are the 10,000 tasks that prove it.
 ANCHORED = 1_700
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
 
 
 def send_load(site: Site, count: int) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,6 @@ BELOW_A_NEW_CHILD: dict[str, Any] = {
     "worker_guard_child_memory_limit": "20MB",
     "worker_guard_memory_metric": "rss",
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
-
-
-@pytest.fixture
-def site(server: RedisServer, tmp_path: Path) -> Iterator[Site]:
-    with memory_site(server, tmp_path) as made:
-        yield made
 
 
 def leaving(site: Site, worker: Worker) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from tests.harness.memory import (
 from tests.harness.memory_app import ALWAYS_GAINS, HASTE, MODEL_LOADS, SLOW_STARTS, START_S
 from tests.harness.redis_server import RedisServer
 from tests.harness.workers import Worker, wait_for
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
 
 
 def alive(worker: Worker) -> set[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +65,6 @@ CONTRACT: dict[str, tuple[str, set[str]]] = {
     "recycling_resumed": ("info", {"suspended_s"}),
     "parent_over_limit": ("warning", {"used_bytes", "limit_bytes", "action", "at_start_bytes"}),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
-
-
-@pytest.fixture
-def site(server: RedisServer, tmp_path: Path) -> Iterator[Site]:
-    with memory_site(server, tmp_path) as made:
-        yield made
 
 
 def assert_by_contract(events: list[dict[str, Any]], *names: str) -> None:

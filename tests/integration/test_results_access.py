@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -36,18 +35,6 @@ strategies = pytest.mark.parametrize(
     [(BY_SCRIPT, "scan-script"), (BY_WATCH, "watch")],
     ids=["script", "watch"],
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as one:
-        yield one
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Any:
-    server.client.flushall()
-    return server.client
 
 
 def result(task_id: str, age_s: float, **more: Any) -> bytes:

@@ -65,18 +65,6 @@ class Wire:
         return client
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as one:
-        yield one
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Any:
-    server.client.flushall()
-    return server.client
-
-
 def trips(wire: Wire, slices: Iterator[None]) -> list[int]:
     """How many round trips each slice of these took."""
     found = []

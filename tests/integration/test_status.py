@@ -49,12 +49,6 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def site(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Four workers: with two children of which one is busy, solo, switched off, and unguarded."""
     directory = tmp_path_factory.mktemp("status")

@@ -43,18 +43,6 @@ SMALL = Pace(page_keys=10, budget_s=0.0)
 WRITES = {"set", "unlink", "del", "pexpire", "expire", "lpush", "ltrim", "setex", "getdel"}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as one:
-        yield one
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Any:
-    server.client.flushall()
-    return server.client
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("pace", [FULL_SPEED, IN_WORKER, SMALL])
 def test_each_kind_of_key_meets_its_fate(client: Any, strategy: str, pace: Pace) -> None:

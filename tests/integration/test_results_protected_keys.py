@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,18 +19,6 @@ from worker_guard.settings import read_settings
 
 #: Together they fit every key: a pattern of wildcards alone is refused as a setting.
 EVERY = [f"*{character}*" for character in string.ascii_letters + string.digits + "_-:.{}"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as one:
-        yield one
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Any:
-    server.client.flushall()
-    return server.client
 
 
 def application(server: RedisServer, queue: str = "work", **values: Any) -> Celery:
