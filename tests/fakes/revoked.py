@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from worker_guard.backoff import Backoff
 from worker_guard.events import CleanupCompleted, Event
@@ -45,6 +45,7 @@ class FakeRecords:
     """The confirmations that it is given, and a count of the round trips."""
 
     one_trip = True
+    unreadable = ""
 
     def __init__(self, **confirmations: Confirmation) -> None:
         self.known = confirmations
@@ -66,11 +67,11 @@ class FakeRecords:
             raise self.error
         return {i for i in task_ids if self.known.get(i) is Confirmation.OPERATOR}
 
-    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
+    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
         if self.error:
             raise self.error
         self.operators += operators
-        self.unproven += unproven
+        self.unproven += unconfirmed
 
 
 class OneByOne(FakeRecords):
@@ -78,10 +79,10 @@ class OneByOne(FakeRecords):
 
     one_trip = False
 
-    def mark(self, operators: Sequence[str], unproven: Sequence[str]) -> None:
+    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
         if "no/key" in operators:
             raise FileNotFoundError("no/key")
-        super().mark(operators, unproven)
+        super().mark(operators, unconfirmed)
 
 
 class World:

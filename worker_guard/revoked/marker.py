@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from worker_guard.events import Trigger
 from worker_guard.revoked.batches import LOOKUP_BATCH, batch_size
+from worker_guard.revoked.confirmation import Records
 
 #: Seconds between two renewals of the marks of ids that are held.
 RENEW_S = 86_400.0
-
-
-class MarkStore(Protocol):
-    """Where the marks are written. ``one_trip``: many cost one round trip; else each costs one."""
-
-    one_trip: bool
-
-    def mark(self, operators: Sequence[str], unconfirmed: Sequence[str]) -> None:
-        """Mark operators' ids and unconfirmed ones."""
 
 
 @dataclass(kw_only=True)
@@ -39,7 +31,7 @@ class Marker:
     pending: dict[str, bool]
     held: Container[str]
     kept: Callable[[], Mapping[str, bool]]
-    store: MarkStore
+    store: Records
     monotonic: Callable[[], float]
 
     def __post_init__(self) -> None:
@@ -50,7 +42,7 @@ class Marker:
         if self.monotonic() - self._renewed_mono >= RENEW_S:
             self.pending.update(self.kept())
             self._renewed_mono = self.monotonic()
-        size = batch_size(self.store, LOOKUP_BATCH)
+        size = batch_size(LOOKUP_BATCH, one_trip=self.store.one_trip)
         while batch := list(islice(self.pending.items(), size)):
             try:
                 self.store.mark(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import ClassVar, Protocol
@@ -11,6 +11,7 @@ from worker_guard.backoff import Backoff
 from worker_guard.events import CleanupCompleted, Event, RevokedKept, Trigger
 from worker_guard.revoked.backfill import BackfillCounter
 from worker_guard.revoked.batches import LOOKUP_BATCH, batch_size, batches
+from worker_guard.revoked.confirmation import Records
 from worker_guard.revoked.ledger import Confirmation, Ledger, Origin
 from worker_guard.scheduler import SLICE_S
 
@@ -23,12 +24,6 @@ MARKS_BATCH = 250
 
 #: The origins that the field ``unproven`` counts.
 UNCONFIRMED = (Origin.INHERITED, Origin.UNCONFIRMED, Origin.EXPIRING)
-
-
-class HeldIds(Protocol):
-    """The revoked set, read-only."""
-
-    def __contains__(self, task_id: object) -> bool: ...
 
 
 class RevokedActor(Protocol):
@@ -51,18 +46,6 @@ class RevokedDryRun:
         """Nothing was taken out, so there is nothing to finish."""
 
 
-class RecordLookup(Protocol):
-    """Where ids are looked up. ``one_trip``: many cost one round trip; else each costs one."""
-
-    one_trip: bool
-
-    def marked(self, task_ids: Sequence[str]) -> set[str]:
-        """Which of these bear an operator's mark."""
-
-    def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
-        """What the records and marks say of each id."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sweeper:
     """Takes the ids out of the revoked set that only expiry put there.
@@ -82,10 +65,10 @@ class Sweeper:
     confirmed_grace_s: float
     compare: Callable[[], None]
     ledger: Ledger
-    revoked: HeldIds
+    revoked: Container[str]
     actor: RevokedActor
-    marks: RecordLookup | None
-    records: RecordLookup | None
+    marks: Records | None
+    records: Records | None
     lookups: Backoff
     backfill: BackfillCounter
     on_kept: Callable[[str, bool], None]
@@ -128,11 +111,11 @@ class Sweeper:
         expired: list[str] = []
         inherited: list[str] = []
         yield from self._select(expired, inherited)
-        for batch in batches(expired, batch_size(self.marks, MARKS_BATCH)):
+        for batch in batches(expired, _slice(self.marks, MARKS_BATCH)):
             if not self._may_ask(self.marks):
                 break
             yield self._clear_expired(batch)
-        for batch in batches(inherited, batch_size(self.records, LOOKUP_BATCH)):
+        for batch in batches(inherited, _slice(self.records, LOOKUP_BATCH)):
             if self.records is None or not self._may_ask(self.records):
                 break
             yield self._look_up(self.records, batch)
@@ -156,7 +139,7 @@ class Sweeper:
             inherited.extend(selection.look_up)
         yield 0
 
-    def _may_ask(self, records: RecordLookup | None) -> bool:
+    def _may_ask(self, records: Records | None) -> bool:
         """Whether the result backend may be asked now; True if there is no need to."""
         return records is None or self.lookups.ready(self.monotonic())
 
@@ -174,7 +157,7 @@ class Sweeper:
         # The ledger decides again: an operator can have revoked one during the look-up.
         return self._clear([i for i in task_ids if record(i, operators=i in marked)])
 
-    def _look_up(self, records: RecordLookup, task_ids: Sequence[str]) -> int:
+    def _look_up(self, records: Records, task_ids: Sequence[str]) -> int:
         """Clear the ids that the result backend confirms as expired."""
         try:
             confirmations = records.confirmations(task_ids)
@@ -229,3 +212,7 @@ def clear_in_s(ready_in_s: float, *, due_in_s: float, interval_s: float) -> floa
     """Seconds until a sweep clears an id whose grace is over in ``ready_in_s``."""
     sweeps_before = max(0, ceil((ready_in_s - due_in_s) / interval_s))
     return max(0.0, due_in_s) + sweeps_before * interval_s
+
+
+def _slice(records: Records | None, size: int) -> int:
+    return batch_size(size, one_trip=records is None or records.one_trip)
