@@ -5,9 +5,8 @@ The one line that a worker's configuration needs::
     from worker_guard import WorkerGuard
     app.steps["worker"].add(WorkerGuard)
 
-To import it registers the remote commands and the task. Only where Celery itself imports it, as the
-plugin of its command line, does that wait until :class:`WorkerGuard` is asked for: a plugin is
-loaded for every app, also for one that has no guard.
+Importing the package registers the remote commands and the task. Celery's command line also loads
+it as a plugin, for apps without a guard too: then it waits until :class:`WorkerGuard` is accessed.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Events to log lines: the one module that calls structlog and logging."""
+"""Events to log lines, by structlog."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Guard:
 
     def start(self) -> None:
         """Start each part, and report that the guard runs."""
-        self._parts = [part for part in self._parts if self._is_started(part)]
+        self._parts = [part for part in self._parts if self._start(part)]
         self._report(
             Started(
                 version=self._version,
@@ -126,7 +126,7 @@ class Guard:
             self._stop(part, cold=True)
         self._close_log()
 
-    def _is_started(self, part: Part) -> bool:
+    def _start(self, part: Part) -> bool:
         try:
             part.start()
         except Exception as exc:  # noqa: BLE001 - the start event gives the reason

@@ -26,9 +26,9 @@ class Context:
     """What each part gets.
 
     ``report`` sends an event to the log and to ``activity``; ``preview`` sends it to the log only,
-    marked as a dry run. ``status`` returns the state of the whole guard, without what takes
-    milliseconds. ``before_statedb`` are the ids that were in the revoked set before the statedb was
-    read: the application put them there.
+    marked as a dry run. ``status`` returns the state of the whole guard, ``status_of`` that of one
+    part by its name, both without what takes milliseconds. ``before_statedb`` are the ids that were
+    in the revoked set before the statedb was read: the application put them there.
     """
 
     worker: Any
@@ -79,7 +79,7 @@ class Part:
         self.states: dict[str, str] = dict.fromkeys((self.name, *self.also), ON)
 
     def start(self) -> None:
-        """Install hooks and open ports. The pool exists, the consumer doesn't yet."""
+        """Install hooks and open ports. The pool runs, the consumer is not started yet."""
 
     def stop(self, *, cold: bool) -> None:
         """Finish, and undo what :meth:`start` did, even if that failed midway.

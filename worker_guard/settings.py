@@ -59,14 +59,14 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-def _seconds(*, above: float = 0.0, least: float | None = None) -> Parse:
-    allowed = f"seconds, {least:g} or more" if least is not None else f"seconds, above {above:g}"
+def _seconds(*, least: float | None = None) -> Parse:
+    allowed = "seconds, above 0" if least is None else f"seconds, {least:g} or more"
 
     def parse(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(allowed)
         # The comparison is written so that it is false for a NaN too.
-        if not (value >= least if least is not None else value > above) or value == float("inf"):
+        if not (value > 0 if least is None else value >= least) or value == float("inf"):
             raise ValueError(allowed)
         return float(value)
 

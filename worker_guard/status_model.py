@@ -137,7 +137,7 @@ class PastCleanup:
 
 @dataclass(frozen=True, kw_only=True)
 class PastBackfill:
-    """Tasks that expired before they started, as it was reported ``age_s`` ago."""
+    """Tasks that the last sweeps in a row found expired; the last sweep was ``age_s`` ago."""
 
     at: float | None = None
     age_s: float | None = None

@@ -229,8 +229,8 @@ class Heard:
 
     def __init__(self) -> None:
         self.operators: list[str] = []
-        self.foreign = 0
-        self.proofs_lost: list[str] = []
+        self.inherited = 0
+        self.confirmations_lost: list[str] = []
         self.peers: list[list[str]] = []
         self.errors: list[Exception] = []
 
@@ -238,10 +238,10 @@ class Heard:
         self.operators.append(task_id)
 
     def confirmation_lost(self, task_id: str) -> None:
-        self.proofs_lost.append(task_id)
+        self.confirmations_lost.append(task_id)
 
     def inherited_came(self) -> None:
-        self.foreign += 1
+        self.inherited += 1
 
     def peer_came(self, operators: Collection[str]) -> None:
         self.peers.append(list(operators))
@@ -275,7 +275,7 @@ def test_a_peers_clock_is_not_ours(heard: tuple[RevokedWatch, Heard]) -> None:
     peers_ids: Any = {"young": time.monotonic() - 1.0, "old": 10_000_000.0}
     hello(SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=peers_ids)
     assert listener.errors == []
-    assert listener.foreign == 2
+    assert listener.inherited == 2
     found = watch.ledger.select(
         ["young", "old"], 60_000.0, held=state.revoked, grace_s=0.0, confirmed_grace_s=0.0
     )
@@ -302,7 +302,7 @@ def test_a_note_that_cannot_be_read_is_none(heard: tuple[RevokedWatch, Heard], n
     saved.add("inherited")
     state.revoked.add("inherited")
     watch.start(StubWorker(note, saved), before_statedb=())
-    assert (listener.operators, listener.foreign) == ([], 1)
+    assert (listener.operators, listener.inherited) == ([], 1)
 
 
 def test_what_the_guard_raises_in_a_hook_does_not_reach_celery(
@@ -390,7 +390,7 @@ def test_a_revoke_while_a_peers_ids_are_taken_in_is_an_operators(
     watch.start(StubWorker(), before_statedb=())
 
     def peers_ids() -> Iterator[str]:
-        yield "foreign"
+        yield "inherited"
         revoke = threading.Thread(target=state.revoked.update, args=({"operators"},))
         revoke.start()
         revoke.join()
@@ -399,7 +399,7 @@ def test_a_revoke_while_a_peers_ids_are_taken_in_is_an_operators(
         SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=peers_ids()
     )
     assert listener.errors == []
-    assert watch.ledger.origin("foreign") is Origin.INHERITED
+    assert watch.ledger.origin("inherited") is Origin.INHERITED
     assert watch.ledger.origin("operators") is Origin.OPERATOR
 
 

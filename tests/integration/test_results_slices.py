@@ -134,16 +134,18 @@ class ResultBackend:
     """A real server, cleaned by one strategy."""
 
     def __init__(self, client: Any, strategy: str) -> None:
-        self._client, self._way = client, strategy
+        self._client, self._strategy = client, strategy
 
     def check(self) -> None:
         refuse_cluster(self._client, "worker-guard-")
 
     def begin(self, *, max_age_s: float, actor: Any, pace: Any) -> CleanupRun:
-        return CleanupRun(self._client, policy(), actor=actor, pace=pace, first_strategy=self._way)
+        return CleanupRun(
+            self._client, policy(), actor=actor, pace=pace, first_strategy=self._strategy
+        )
 
 
-def janitor(
+def scheduled_cleanup(
     client: Any, strategy: str = STRATEGIES[0], *, dry_run: bool = False, **values: Any
 ) -> tuple[ScheduledCleanup, list[Event]]:
     """One that is due each day, as a worker has it."""
@@ -176,7 +178,7 @@ def test_a_slow_server_costs_each_slice_one_answer(
     slow = wire.client(server)
     expected = fill(client)
     lease = Lease(slow, "worker-guard-results-lease", "w", monotonic=lambda: 50.0 * wire.trips)
-    part, events = janitor(slow, strategy, lease=lease, monotonic=wire.monotonic)
+    part, events = scheduled_cleanup(slow, strategy, lease=lease, monotonic=wire.monotonic)
     # The free time after a slow slice is not waited for.
     part._rest = lambda _started: iter([None])  # type: ignore[method-assign, assignment]
     assert max(trips(wire, part.run())) == 1
@@ -197,7 +199,7 @@ def test_a_last_run_of_the_future_does_not_stop_the_cleanups(client: Any) -> Non
     """It is put right, for all workers, and they count from there."""
     far = time.time() + 30 * DAY_S
     client.set("worker-guard-results-last-run", repr(far))
-    part, events = janitor(client)
+    part, events = scheduled_cleanup(client)
     run_to_end(part.run())
     assert float(client.get("worker-guard-results-last-run")) == pytest.approx(time.time(), abs=60)
     assert events == []
@@ -207,7 +209,7 @@ def test_a_dry_run_cleans_only_where_nobody_does(client: Any) -> None:
     """It looks at the lease of the others, and takes none."""
     fill(client)
     client.set("worker-guard-results-lease", "another")
-    part, events = janitor(client, dry_run=True)
+    part, events = scheduled_cleanup(client, dry_run=True)
     part.history.ran(1.0)
     before = contents(client)
     run_to_end(part.run())
@@ -305,8 +307,8 @@ def test_the_lease_is_retaken_by_its_holder_after_a_cleanup_that_failed(client: 
             raise redis.ConnectionError("gone")
 
     backend = Failing(client, STRATEGIES[0])
-    part, events = janitor(client, backend=backend)
-    other, _ = janitor(
+    part, events = scheduled_cleanup(client, backend=backend)
+    other, _ = scheduled_cleanup(
         client,
         lease=Lease(client, "worker-guard-results-lease", "other", monotonic=lambda: 0.0),
     )
@@ -388,7 +390,7 @@ def test_of_two_hundred_workers_that_start_at_once_one_cleans(
         own = redis.Redis(port=server.port, socket_timeout=60, socket_connect_timeout=60)
         own.ping()
         lease = Patient(own, "worker-guard-results-lease", f"w{number}", monotonic=lambda: 0.0)
-        part, events = janitor(own, lease=lease)
+        part, events = scheduled_cleanup(own, lease=lease)
         run_to_end(part.run())
         found.extend(events)
         leases.append(number)

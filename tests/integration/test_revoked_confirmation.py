@@ -47,7 +47,7 @@ def backend(
     return lambda: opened(url, **conf[request.param])
 
 
-def test_verdicts_on_what_celery_wrote(backend: Callable[[], Opened]) -> None:
+def test_confirmations_on_what_celery_wrote(backend: Callable[[], Opened]) -> None:
     """REVOKED with "expired" is a proof, unless a guard left a mark; nothing else is."""
     app, records = backend()
     app.backend.mark_as_revoked("expired", "expired")
@@ -100,11 +100,11 @@ def test_what_is_not_a_record_proves_nothing(redis_server: RedisServer) -> None:
     for task_id, value in values.items():
         raw.set(app.backend.get_key_for_task(task_id), value)
     raw.rpush(app.backend.get_key_for_task("a-list"), "x")
-    app.backend.mark_as_revoked("proven", "expired")
-    confirmations = records.confirmations([*values, "a-list", "proven", "sur\udc80rogate"])
-    assert confirmations.pop("proven") is Confirmation.EXPIRED
+    app.backend.mark_as_revoked("confirmed", "expired")
+    confirmations = records.confirmations([*values, "a-list", "confirmed", "sur\udc80rogate"])
+    assert confirmations.pop("confirmed") is Confirmation.EXPIRED
     assert set(confirmations.values()) == {Confirmation.UNCONFIRMED}
-    assert records.confirmations([17, "proven"])["proven"] is Confirmation.EXPIRED  # type: ignore[list-item]
+    assert records.confirmations([17, "confirmed"])["confirmed"] is Confirmation.EXPIRED  # type: ignore[list-item]
     raw.close()
 
 

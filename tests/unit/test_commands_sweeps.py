@@ -65,12 +65,16 @@ def past(**changes: Any) -> dict[str, Any]:
         ({"last_cleanup": past(target="results"), "last_clearing": past()}, True),
         ({"last_cleanup": past(trigger="timer"), "last_clearing": None}, False),
         ({"last_cleanup": past(age_s=9.0)}, False),
+        ({"last_cleanup": past(age_s="1")}, False),
         ({"last_cleanup": None}, False),
         ({"error": "worker_guard_enabled is False"}, False),
         ("what", False),
     ],
-    ids=["last", "last that cleared", "timer", "before", "none yet", "off", "no guard's"],
+    ids=["last", "last that cleared", "timer", "before", "broken", "none yet", "off", "no guard's"],
 )
 def test_the_sweep_that_was_asked_for_is_found(state: object, found: bool) -> None:
     """It was on request, of the revoked set, and ended since it was asked for, 5 s ago."""
-    assert past_sweep(state, 5.0) == (FIGURES if found else None)
+    answer = {"version": "1.0", **state} if isinstance(state, dict) else state
+    done = past_sweep(answer, 5.0)
+    assert (done is not None) == found
+    assert done is None or {name: done[name] for name in FIGURES} == FIGURES

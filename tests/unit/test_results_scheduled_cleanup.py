@@ -1,4 +1,4 @@
-"""When the worker's part cleans, and how it shares the event loop."""
+"""When the worker's job cleans, and how it shares the event loop."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Kept(PrivateHistory):
         self.outcomes.append(outcome)
 
 
-def janitor(clock: Clock, **changes: Any) -> tuple[ScheduledCleanup, list[Event]]:
+def scheduled_cleanup(clock: Clock, **changes: Any) -> tuple[ScheduledCleanup, list[Event]]:
     """One whose schedule is due each 100 s."""
     events: list[Event] = []
 
@@ -126,10 +126,10 @@ def janitor(clock: Clock, **changes: Any) -> tuple[ScheduledCleanup, list[Event]
     return ScheduledCleanup(**{**values, **changes}), events
 
 
-def drive(part: ScheduledCleanup, clock: Clock) -> int:
+def drive(job: ScheduledCleanup, clock: Clock) -> int:
     """A round to its end, with the event loop's pauses; how many there were."""
     pauses = 0
-    for _ in part.run():
+    for _ in job.run():
         clock.at += 0.01
         pauses += 1
     return pauses
@@ -138,33 +138,33 @@ def drive(part: ScheduledCleanup, clock: Clock) -> int:
 def test_a_cleanup_that_is_due_is_done_reported_counted_and_remembered() -> None:
     """And the next one is due by the schedule, from its start."""
     clock = Clock()
-    part, events = janitor(clock)
-    drive(part, clock)
-    assert isinstance(part.backend, FakeBackend)
-    assert part.backend.begun == [(DAY_S, REAL)]
+    job, events = scheduled_cleanup(clock)
+    drive(job, clock)
+    assert isinstance(job.backend, FakeBackend)
+    assert job.backend.begun == [(DAY_S, REAL)]
     (event,) = events
     assert isinstance(event, CleanupCompleted)
     assert (event.trigger, event.level) == ("schedule", "info")
     assert (event.keys_scanned, event.keys_unreadable) == (30, 3)
     assert (event.expired_results_deleted, event.task_states_cleaned) == (6, 3)
-    assert isinstance(part.history, Kept)
-    (outcome,) = part.history.outcomes
+    assert isinstance(job.history, Kept)
+    (outcome,) = job.history.outcomes
     assert (outcome.complete, outcome.by, outcome.strategy) == (True, "w@test", "scan-script")
-    assert drive(part, clock) == 0
-    assert 0 < part.interval_s <= 30.0
+    assert drive(job, clock) == 0
+    assert 0 < job.interval_s <= 30.0
 
 
 def test_the_schedule_is_looked_at_in_time_and_not_too_often() -> None:
     """As soon as it is due, within the guard's interval and a second."""
     clock = Clock()
-    part, _ = janitor(clock, history=Kept(clock() - 90))
-    assert part.interval_s == 30.0
+    job, _ = scheduled_cleanup(clock, history=Kept(clock() - 90))
+    assert job.interval_s == 30.0
     # The first look makes sure that the server can be cleaned.
-    assert drive(part, clock) == 1
-    assert part.interval_s == pytest.approx(10.0, abs=0.1)
+    assert drive(job, clock) == 1
+    assert job.interval_s == pytest.approx(10.0, abs=0.1)
     clock.at += 9.9
-    assert drive(part, clock) == 0
-    assert part.interval_s == 1.0
+    assert drive(job, clock) == 0
+    assert job.interval_s == 1.0
 
 
 def test_where_no_run_is_known_the_count_begins() -> None:
@@ -172,12 +172,12 @@ def test_where_no_run_is_known_the_count_begins() -> None:
     clock = Clock()
     history = Kept(clock())
     history._last_run = None
-    part, events = janitor(clock, history=history)
-    drive(part, clock)
+    job, events = scheduled_cleanup(clock, history=history)
+    drive(job, clock)
     assert history.last_run(clock()) == pytest.approx(clock(), abs=1.0)
     assert events == []
     clock.at += 100
-    drive(part, clock)
+    drive(job, clock)
     assert len(events) == 1
 
 
@@ -243,33 +243,33 @@ def test_a_dry_run_is_put_off_by_a_share_of_its_time() -> None:
 def test_who_does_not_get_the_lease_does_not_clean() -> None:
     """And looks again later."""
     clock = Clock()
-    part, events = janitor(clock, lease=FakeLease(free=False))
-    drive(part, clock)
-    assert part.backend.begun == []  # type: ignore[attr-defined]
+    job, events = scheduled_cleanup(clock, lease=FakeLease(free=False))
+    drive(job, clock)
+    assert job.backend.begun == []  # type: ignore[attr-defined]
     assert events == []
 
 
 def test_a_cleanup_that_another_just_did_is_not_done_again() -> None:
     """The last run is read again under the lease."""
     clock = Clock()
-    part, events = janitor(clock)
-    slices = part.run()
-    while "take" not in part.lease.log:  # type: ignore[union-attr]
+    job, events = scheduled_cleanup(clock)
+    slices = job.run()
+    while "take" not in job.lease.log:  # type: ignore[union-attr]
         next(slices)
-    part.history.ran(clock())
+    job.history.ran(clock())
     for _ in slices:
         clock.at += 0.01
     assert events == []
-    assert part.lease.log[-1] == "release"  # type: ignore[union-attr]
+    assert job.lease.log[-1] == "release"  # type: ignore[union-attr]
 
 
 def test_the_event_loop_has_four_fifths_of_the_time_to_itself() -> None:
     """However long a slice takes."""
     clock = Clock()
     cleanup = FakeRun(clock, steps=50, step_s=0.02)
-    part, _ = janitor(clock, backend=FakeBackend(cleanup))
+    job, _ = scheduled_cleanup(clock, backend=FakeBackend(cleanup))
     started, free_s = clock(), 0.0
-    for _ in part.run():
+    for _ in job.run():
         clock.at += 0.01
         free_s += 0.01
     assert free_s / (clock() - started) >= 0.8
@@ -279,14 +279,14 @@ def test_the_event_loop_has_four_fifths_of_the_time_to_itself() -> None:
 def test_the_scheduler_leaves_the_loop_four_fifths_of_each_stretch(step_s: float) -> None:
     """By its ticks and the pauses that it asks for, with calls that are quick or slow."""
     clock = Clock()
-    part, _ = janitor(clock, backend=FakeBackend(FakeRun(clock, steps=300, step_s=step_s)))
+    job, _ = scheduled_cleanup(clock, backend=FakeBackend(FakeRun(clock, steps=300, step_s=step_s)))
     timers: list[tuple[float, Callable[[], None]]] = []
     scheduler = Scheduler(report=lambda _event: None, monotonic=clock)
-    scheduler.add(part)
+    scheduler.add(job)
     scheduler.arm(lambda delay_s, tick: timers.append((delay_s, tick)))
     busy: list[float] = []
     stretches: list[tuple[float, float]] = []
-    while part.backend.cleanup.steps:  # type: ignore[attr-defined]
+    while job.backend.cleanup.steps:  # type: ignore[attr-defined]
         delay_s, tick = timers.pop()
         clock.at += delay_s
         before = clock.at
@@ -307,31 +307,31 @@ def test_the_scheduler_leaves_the_loop_four_fifths_of_each_stretch(step_s: float
 def test_a_cleanup_that_fails_is_reported_with_what_it_did_and_done_again() -> None:
     """The lease is left to run out: a server that hangs is not asked twice."""
     clock = Clock()
-    part, events = janitor(clock, backend=FakeBackend(FakeRun(clock, fails_at=1)))
+    job, events = scheduled_cleanup(clock, backend=FakeBackend(FakeRun(clock, fails_at=1)))
     with pytest.raises(ConnectionError):
-        drive(part, clock)
+        drive(job, clock)
     assert [event.expired_results_deleted for event in events] == [4]  # type: ignore[attr-defined]
-    assert "release" not in part.lease.log  # type: ignore[union-attr]
-    assert part.history.last_run(clock()) == 900.0
-    assert part.interval_s == 30.0
+    assert "release" not in job.lease.log  # type: ignore[union-attr]
+    assert job.history.last_run(clock()) == 900.0
+    assert job.interval_s == 30.0
 
 
 def test_a_lost_lease_ends_the_cleanup() -> None:
     """Before the next step."""
     clock = Clock()
     cleanup = FakeRun(clock)
-    part, _ = janitor(clock, backend=FakeBackend(cleanup), lease=FakeLease(lost_at=1))
+    job, _ = scheduled_cleanup(clock, backend=FakeBackend(cleanup), lease=FakeLease(lost_at=1))
     with pytest.raises(LeaseLostError):
-        drive(part, clock)
+        drive(job, clock)
     assert cleanup.steps == 2
 
 
 def test_a_dry_run_is_another_actor() -> None:
-    """The part is the same."""
+    """The job is the same."""
     clock = Clock()
-    part, events = janitor(clock, actor=DRY_RUN, dry_run=True)
-    drive(part, clock)
-    assert part.backend.begun == [(DAY_S, DRY_RUN)]  # type: ignore[attr-defined]
+    job, events = scheduled_cleanup(clock, actor=DRY_RUN, dry_run=True)
+    drive(job, clock)
+    assert job.backend.begun == [(DAY_S, DRY_RUN)]  # type: ignore[attr-defined]
     assert len(events) == 1
     assert "PEXPIRE" not in DRY_RUN.script
     assert "UNLINK" not in DRY_RUN.script

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from queue import Empty
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -61,8 +62,10 @@ class EmptyQueues:
 
     def stop(self) -> None:
         """Undo every hook."""
-        while self._hooks:
-            self._hooks.pop().undo()
+        hooks, self._hooks = self._hooks, []
+        with ExitStack() as undoing:  # each, from the last one on, though another raises
+            for hook in hooks:
+                undoing.callback(hook.undo)
 
     def empty_for_s(self) -> float | None:
         """The longest time that a message received now can have waited; None: not known.

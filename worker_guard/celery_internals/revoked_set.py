@@ -9,7 +9,7 @@ import contextvars
 import pickle
 from collections.abc import Callable, Iterable, KeysView, MutableMapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from celery.utils.collections import LimitedSet
 from celery.worker import control, request, state
@@ -31,17 +31,6 @@ STATEDB_KEY = "worker_guard"
 
 #: With this overload no discard rebuilds the heap.
 _NEVER = float("inf")
-
-
-class RevokedSet(Protocol):
-    """The interface of ``celery.worker.state.revoked``, a ``LimitedSet``, that the guard uses."""
-
-    expires: float
-
-    def __contains__(self, task_id: object) -> bool: ...
-    def __len__(self) -> int: ...
-    def add(self, item: str, now: float | None = None) -> None: ...
-    def discard(self, item: str) -> None: ...
 
 
 def _coming_from(source: Source) -> Wrap:

@@ -126,7 +126,7 @@ class _Command:
                     asked_mono=asked_mono,
                 )
         if self._wanted.purge_queues and self._a_step_failed:
-            say("The waiting messages were not dropped, because a step before that failed.")
+            say("The waiting messages were not dropped: an earlier step failed.")
         elif self._wanted.purge_queues:
             with self._reported(broker):
                 self._messages_purged = (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kombu.exceptions import OperationalError
 
 from worker_guard.commands.console import reason, say
 from worker_guard.commands.status.asking import BROKER_S, Asked, Workers
+from worker_guard.commands.status.loading import BrokenReplyError, load_status
 from worker_guard.commands.status.terminal import ending_in_order
 from worker_guard.commands.status.view import Answers, is_unknown_command
 
@@ -175,15 +176,15 @@ def read_answer(answer: object) -> Sweep:
     return Sweep(dry_run=bool(answer.get("dry_run")))
 
 
-def past_sweep(state: object, since_s: float) -> dict[str, Any] | None:
+def past_sweep(answer: object, since_s: float) -> dict[str, Any] | None:
     """The sweep on request that ended within ``since_s``, in an answer to ``inspect guard``."""
-    if not isinstance(state, Mapping):
+    try:
+        status = load_status(answer)
+    except BrokenReplyError:
         return None
-    for name in ("last_cleanup", "last_clearing"):
-        past = state.get(name)
-        if not isinstance(past, Mapping):
+    for past in (status.last_cleanup, status.last_clearing):
+        if past is None or (past.trigger, past.target) != ("control", "revoked"):
             continue
-        asked = past.get("trigger") == "control" and past.get("target") == "revoked"
-        if asked and past.get("age_s", since_s) < since_s:
-            return {key: value for key, value in past.items() if key not in ("at", "age_s")}
+        if past.age_s is not None and past.age_s < since_s:
+            return {k: value for k, value in asdict(past).items() if k not in ("at", "age_s")}
     return None

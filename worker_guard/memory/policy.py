@@ -132,11 +132,6 @@ class ChildPolicy:
             self.gains.chose(now)
         return MemoryDecision(went_over=went_over, recycle=recycle)
 
-    def over(self, pid: int) -> bool:
-        """Whether this child was over its limit when it was last read."""
-        child = self._children.get(pid)
-        return child is not None and child.strikes.count > 0
-
     def leaving(self) -> set[int]:
         """The children that were chosen and are not gone yet."""
         return {pid for pid, child in self._children.items() if child.leaving}

@@ -134,7 +134,7 @@ def judge(
     forgotten = KeyVerdict.EXPIRE if pttl_ms == NO_TTL else KeyVerdict.KEEP
     if kind is not Kind.RESULT:
         return KeyDecision(forgotten)
-    record = read_record(value)
+    record = read_result(value)
     if record is not None and record["status"] not in policy.ready_states:
         return KeyDecision(forgotten)
     done_at = read_date(record.get("date_done"), policy.naive_ahead_s) if record else None
@@ -170,7 +170,7 @@ def is_message(item: bytes) -> bool:
     return item.startswith(b"{") and b'"delivery_tag"' in item and b'"body"' in item
 
 
-def read_record(value: bytes | None) -> dict[str, Any] | None:
+def read_result(value: bytes | None) -> dict[str, Any] | None:
     """The record of a result in JSON; None for any other value. Raises nothing."""
     if value is None or len(value) > VALUE_LIMIT_BYTES or b"\0" in value:
         return None

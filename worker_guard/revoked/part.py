@@ -11,7 +11,7 @@ from celery.worker import state
 
 from worker_guard import celery_internals
 from worker_guard.backoff import Backoff
-from worker_guard.events import CleanupCompleted, Event, Trigger
+from worker_guard.events import CleanupCompleted, Event
 from worker_guard.part import ON, Context, Part, PartOff
 from worker_guard.revoked.backfill import BackfillCounter
 from worker_guard.revoked.confirmation import Records, open_records
@@ -187,9 +187,7 @@ class RevokedPart(Part):
 
     # -- on request ------------------------------------------------------------------------
 
-    def sweep_now(
-        self, *, dry_run: bool, trigger: Trigger = "control"
-    ) -> tuple[CleanupCompleted | None, bool]:
+    def sweep_now(self, *, dry_run: bool) -> tuple[CleanupCompleted | None, bool]:
         """Sweep now; returns the result, and whether it was a dry run.
 
         A result of None: the sweep takes longer, and continues in slices; the log will have the
@@ -212,7 +210,7 @@ class RevokedPart(Part):
 
         sweeper = self._sweeper.preview(note) if preview else replace(self._sweeper, report=note)
         deadline = context.monotonic() + _ASKED_S
-        slices = sweeper.run(trigger)
+        slices = sweeper.run("control")
         run_to_end(slices, until=lambda: context.monotonic() >= deadline)
         if not done:
             context.scheduler.resume(Sweeper.name, slices)

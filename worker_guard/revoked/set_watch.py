@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, Protocol
 
@@ -103,9 +104,10 @@ class RevokedWatch:
     def unhook(self) -> None:
         """Undo every hook."""
         signals.task_revoked.disconnect(self._task_revoked)
-        for hook in reversed(self._hooks):
-            hook.undo()
-        self._hooks = []
+        hooks, self._hooks = self._hooks, []
+        with ExitStack() as undoing:  # each, from the last one on, though another raises
+            for hook in hooks:
+                undoing.callback(hook.undo)
 
     def note_in_statedb(self, worker: Any, *, unmarked: Collection[str]) -> None:
         """Write the ids that must not be cleared into the statedb, if there is one.

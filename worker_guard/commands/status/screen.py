@@ -219,7 +219,7 @@ def _facts(guard: GuardStatus, old_s: float, *, everything: bool) -> Iterator[tu
         yield "limits", Text(limits)
     for name, why in guard.off.items():
         # A part that no setting asks for is not worth a line.
-        if everything or not why.endswith(" is None"):
+        if everything or not why.endswith((" is None", " are None")):
             yield "off", plain(f"{name}: {why}")
 
 

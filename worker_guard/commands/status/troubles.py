@@ -18,7 +18,7 @@ from worker_guard.values.counts import count, some
 from worker_guard.values.durations import duration
 from worker_guard.values.sizes import size
 
-Kind = Literal[
+TroubleKind = Literal[
     "alert",
     "over_limit",
     "part_fails",
@@ -38,7 +38,7 @@ _NAMED = 3
 class Trouble:
     """Something that is wrong with a worker, and what to do about it."""
 
-    kind: Kind
+    kind: TroubleKind
     text: str
     to_do: str
 
