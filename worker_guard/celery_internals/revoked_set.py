@@ -123,8 +123,10 @@ def watch_revoked_set(
 
     def wrap_update(update: Callable[..., Any]) -> Callable[..., Any]:
         def watched_update(other: Any) -> Any:
+            if not isinstance(other, LimitedSet):
+                return update(other)  # by ``add``; nothing is held meanwhile: ``other`` may wait
             # Celery merges these without ``add``. The other set may change, so copy its ids first.
-            merged = list(held_ids(other)) if isinstance(other, LimitedSet) else ()
+            merged = list(held_ids(other))
             with changing():
                 updated = update(other)
                 for task_id in merged:

@@ -85,7 +85,7 @@ class MetricsPart(Part):
         try:
             endpoint.open()
         except OSError as exc:
-            self.states[Endpoint.name] = f"{exc.strerror}; retrying"
+            self.states[Endpoint.name] = f"{exc.strerror}; it is tried again"
 
     def _opened(self) -> None:
         self.states[Endpoint.name] = ON
