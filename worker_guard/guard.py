@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import celery
+from celery.utils.log import get_logger
 from celery.worker import state
 
 from worker_guard import celery_internals
@@ -26,6 +27,8 @@ from worker_guard.scheduler import Scheduler
 from worker_guard.settings import Settings
 from worker_guard.status_model import ON, GuardStatus
 from worker_guard.values.masking import reason_of
+
+logger = get_logger(__name__)
 
 #: In the order in which they start and stop.
 PARTS: tuple[type[Part], ...] = (RevokedPart, ResultsPart, MemoryPart, AlertsPart, MetricsPart)
@@ -170,5 +173,9 @@ class Guard:
         return next(shares, {})
 
     def _report(self, event: Event) -> None:
-        self._activity.note(event)
+        """Never raises: jobs report their failures with it, in timer callbacks."""
+        try:
+            self._activity.note(event)
+        except Exception:
+            logger.exception("%s was not counted", event.name)
         self._reporter(event)

@@ -25,11 +25,11 @@ from celery.utils.collections import LimitedSet
 from celery.worker import control, request, state
 
 from tests.harness.workers import ROOT, wait_for
-from worker_guard import WorkerGuard
+from worker_guard import WorkerGuard, celery_internals
 from worker_guard.bootstep import GuardTimer
 from worker_guard.celery_internals import Discarding, Hook, MissingInternalError
 from worker_guard.event_log import LOGGER, Reporter, open_log
-from worker_guard.events import Event, Stopped
+from worker_guard.events import CleanupCompleted, Event, Stopped
 from worker_guard.guard import Guard
 from worker_guard.part import Context, Part, PartOff
 from worker_guard.revoked.backfill import BackfillCounter
@@ -401,6 +401,46 @@ def test_a_revoke_while_a_peers_ids_are_taken_in_is_an_operators(
     assert listener.errors == []
     assert watch.ledger.origin("inherited") is Origin.INHERITED
     assert watch.ledger.origin("operators") is Origin.OPERATOR
+
+
+def test_a_start_that_failed_notes_nothing_in_the_statedb(
+    heard: tuple[RevokedWatch, Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the ids that it had not entered yet would be an operator's for ever."""
+    watch, _ = heard
+    shelf: dict[str, Any] = {}
+    monkeypatch.setattr(celery_internals, "statedb", lambda _worker: shelf)
+    monkeypatch.setattr(celery_internals, "ids_of_statedb", lambda _worker: {"inherited"})
+    state.revoked.add("inherited")
+
+    def fail(*_: Any) -> None:
+        raise OSError("no ledger")
+
+    monkeypatch.setattr(watch, "_added", fail)
+    with pytest.raises(OSError, match="no ledger"):
+        watch.start(StubWorker(), before_statedb=())
+    monkeypatch.undo()
+    monkeypatch.setattr(celery_internals, "statedb", lambda _worker: shelf)
+    watch.note_in_statedb(StubWorker(), unmarked=())
+    assert shelf == {}
+
+
+def test_a_listener_that_raises_keeps_no_event_from_the_log() -> None:
+    """Nor does it leave the timer callback in which a job reports its failure."""
+    told: list[Event] = []
+    worker = SimpleNamespace(hostname="w@test", app=Celery("test", set_as_current=False))
+    guard = Guard(worker, Settings(), version="0")
+
+    def fail(_event: Event) -> None:
+        raise OSError("no listener")
+
+    guard._activity.listeners.append(fail)
+    guard._reporter = told.append  # type: ignore[assignment]
+    try:
+        guard._context.report(CleanupCompleted())
+    finally:
+        guard.abandon()
+    assert told[0] == CleanupCompleted()
 
 
 class FakeConsumer:

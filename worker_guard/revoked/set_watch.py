@@ -76,7 +76,6 @@ class RevokedWatch:
         self._hooks = celery_internals.watch_revoked_set(
             worker, revoked, self._added, self._dropped, self._hello, self.ledger.changing
         )
-        self._revoked = revoked
         signals.task_revoked.connect(self._task_revoked, weak=False)
         # An id that a full set has dropped meanwhile is revoked all the same.
         dropped = noted.operators.union(before_statedb) - celery_internals.held_ids(revoked)
@@ -86,6 +85,8 @@ class RevokedWatch:
             self.ledger.record_confirmation(
                 task_id, Confirmation.UNCONFIRMED, self._monotonic(), 0.0
             )
+        # Last: what a start that failed knows of the ids is not to be compared, or noted.
+        self._revoked = revoked
 
     def compare(self) -> None:
         """Bring the ledger in line with the set; an id that no hook saw is an operator's.
