@@ -74,11 +74,21 @@ class _Answering(click.Group):
 @click.group(name="guard", cls=_Answering)
 @click.pass_context
 def guard(ctx: click.Context) -> None:
-    """See the guards of the workers, audit the configuration, clean up."""
+    """See the guards of the workers, revoke tasks, audit the configuration, clean up."""
 
 
 def _asks_workers(command: Any) -> Any:
     """Add the options of a command that asks the workers, named as those of ``celery inspect``."""
+    destination = click.option(
+        *("-d", "--destination"),
+        type=COMMA_SEPARATED_LIST,
+        callback=lambda _ctx, _param, names: [name for name in names or () if name],
+        help="Comma separated names of the workers to ask; all by default.",
+    )
+    return _waits(destination(command))
+
+
+def _waits(command: Any) -> Any:
     timeout = click.option(
         *("-t", "--timeout"),
         type=float,
@@ -88,13 +98,7 @@ def _asks_workers(command: Any) -> Any:
         callback=_seconds(0.1, 60.0),
         help="How long to wait for one more worker to answer.",
     )
-    destination = click.option(
-        *("-d", "--destination"),
-        type=COMMA_SEPARATED_LIST,
-        callback=lambda _ctx, _param, names: [name for name in names or () if name],
-        help="Comma separated names of the workers to ask; all by default.",
-    )
-    return timeout(destination(command))
+    return timeout(command)
 
 
 def _seconds(low: float, high: float) -> Callable[..., float]:
@@ -213,6 +217,53 @@ def cleanup(ctx: click.Context, /, **given: Any) -> None:
     if not wanted.wants("revoked") and wanted.destination:
         raise click.UsageError("--destination is about revoked sets", ctx=ctx)
     ctx.exit(run_cleanup(ctx.obj.app, wanted))
+
+
+def _about_tasks(command: Any) -> Any:
+    """Add the ids of a command that tells all workers about tasks."""
+    ids = click.argument(
+        "task_ids", metavar="ID...", nargs=-1, required=True, callback=_distinct_ids
+    )
+    return ids(_waits(command))
+
+
+def _distinct_ids(
+    _ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]
+) -> list[str]:
+    if not all(task_id.strip() for task_id in given):
+        raise click.BadParameter("an id is empty")
+    return list(dict.fromkeys(given))
+
+
+@guard.command()
+@_about_tasks
+@click.option("--terminate", is_flag=True, help="Also end the tasks if they run.")
+@click.pass_context
+def revoke(ctx: click.Context, task_ids: list[str], timeout: float, terminate: bool) -> None:
+    """Revoke tasks at all workers, also at those that are not there."""
+    from worker_guard.commands.revocations import run_revoke
+
+    ctx.exit(run_revoke(ctx.obj.app, task_ids, terminate=terminate, timeout_s=timeout))
+
+
+@guard.command()
+@_about_tasks
+@click.pass_context
+def unrevoke(ctx: click.Context, task_ids: list[str], timeout: float) -> None:
+    """Take the revocation of tasks back, on record and at every worker."""
+    from worker_guard.commands.revocations import run_unrevoke
+
+    ctx.exit(run_unrevoke(ctx.obj.app, task_ids, timeout_s=timeout))
+
+
+@guard.command()
+@click.option("--json", "as_json", is_flag=True, help="The revocations as a JSON array.")
+@click.pass_context
+def revocations(ctx: click.Context, as_json: bool) -> None:
+    """Show the operators' revocations on record."""
+    from worker_guard.commands.revocation_list import run_revocations
+
+    ctx.exit(run_revocations(ctx.obj.app, as_json=as_json))
 
 
 @guard.command()

@@ -14,6 +14,7 @@ Level = Literal["debug", "info", "warning", "error"]
 Trigger = Literal["timer", "schedule", "control", "task", "cli"]
 CleanupTarget = Literal["revoked", "results", "broker"]
 AlertName = Literal["revoked_tasks", "redis_memory", "recycles_per_hour"]
+PutBackReason = Literal["set_full", "aged_out", "replaced"]
 SuspensionReason = Literal["baseline_over_limit", "regrows_at_once", "replacement_not_up"]
 
 
@@ -121,6 +122,43 @@ class ExpiredBackfillDetected(Event):
     waited_s_p50: float | None
     waited_s_max: float | None
     causes: BackfillCauses
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevocationsRestored(Event):
+    """Operators' revocations were read from the result backend, and entered.
+
+    At the start that is all of them; after a reconnect it is those that this worker missed.
+    """
+
+    name: ClassVar[str] = "worker_guard.revocations_restored"
+
+    revocations: int
+    stamps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevocationsPutBack(Event):
+    """Celery or the application dropped operators' ids from the set, and the guard put them back.
+
+    ``set_full``: the set was full; ``aged_out``: they were older than ``REVOKE_EXPIRES``;
+    ``replaced``: the application emptied the set, or put another one in its place.
+    """
+
+    name: ClassVar[str] = "worker_guard.revocations_put_back"
+    level: ClassVar[Level] = "warning"
+
+    revocations: int
+    reason: PutBackReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevocationsEnded(Event):
+    """The lifetime of these revocations is over: they are left to Celery from now on."""
+
+    name: ClassVar[str] = "worker_guard.revocations_ended"
+
+    revocations: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,6 +108,8 @@ class Guard:
 
     def arm(self, consumer: Any) -> None:
         """The consumer is connected: tick on its timer."""
+        for part in self._parts:
+            self._context.attempt(part.name, part.connected)
         self._scheduler.arm_by(consumer)
 
     def disarm(self) -> None:

@@ -81,6 +81,9 @@ class Part:
     def start(self) -> None:
         """Install hooks and open ports. The pool runs, the consumer is not started yet."""
 
+    def connected(self) -> None:
+        """The consumer has a new connection, and takes no message before this returns."""
+
     def stop(self, *, cold: bool) -> None:
         """Finish, and undo what :meth:`start` did, even if that failed midway.
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from celery.utils.functional import maybe_list
 from celery.utils.serialization import strtobool
 from celery.worker.control import control_command, inspect_command
 
@@ -51,6 +52,26 @@ def guard_sweep(state: Any, dry_run: Any = False, **_: Any) -> dict[str, Any]:
     return {"ok": {**asdict(done), "dry_run": dry}}
 
 
+@control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
+def guard_unrevoke(state: Any, task_id: Any, **_: Any) -> dict[str, Any]:
+    """Take back the revocations of these ids at this worker.
+
+    Use ``celery guard unrevoke``, which also takes them off the record.
+    """
+    running, reason = _guard(state)
+    if running is None:
+        return {"error": reason}
+    from worker_guard.revoked.part import RevokedPart
+
+    try:
+        found = running.part(RevokedPart).unrevoke(
+            [str(each) for each in maybe_list(task_id) or ()]
+        )
+    except WorkerGuardError as exc:
+        return {"error": str(exc)}
+    return {"ok": f"taken back: {found}"}
+
+
 def _guard(state: Any) -> tuple[Any, str]:
     """The worker's guard, or None and the reason."""
     step = step_of(state.consumer.controller)
@@ -70,7 +91,12 @@ def _extend_choices() -> None:
     command_line = sys.modules.get("celery.bin.control")
     if command_line is None:
         return
-    for command, name in ((command_line.inspect, "guard"), (command_line.control, "guard_sweep")):
+    accepted = (
+        (command_line.inspect, "guard"),
+        (command_line.control, "guard_sweep"),
+        (command_line.control, "guard_unrevoke"),
+    )
+    for command, name in accepted:
         for param in command.params:
             choices = getattr(param.type, "choices", None)
             if param.name == "action" and choices is not None and name not in choices:

@@ -32,7 +32,8 @@ Later = Callable[[float, Callable[[], None]], object]
 class Job(Protocol):
     """Something that the guard repeats.
 
-    A job may also have ``longest_pause_s``, the longest pause in seconds after failures.
+    A job may also have ``first_pause_s`` and ``longest_pause_s``, the first and the longest pause
+    in seconds after failures.
     """
 
     @property
@@ -89,7 +90,7 @@ class Scheduler:
         """Repeat this job, from the next connection on."""
         backoff = self.backoff(
             job.name,
-            first_pause_s=job.interval_s,
+            first_pause_s=min(job.interval_s, getattr(job, "first_pause_s", job.interval_s)),
             longest_pause_s=getattr(job, "longest_pause_s", LONGEST_PAUSE_S),
         )
         # Jitter, so that workers started together don't sweep together. At least half an interval,
@@ -168,6 +169,35 @@ class Scheduler:
         if scheduled.due_mono > now + within_s and (anyway or scheduled.backoff.ready(now)):
             scheduled.due_mono, scheduled.first_s = now + self._uniform(0.0, within_s), None
             self._call(scheduled, scheduled.due_mono - now)
+
+    def begin(self, name: str, *, until: Callable[[], bool]) -> None:
+        """Begin a run of this job now, and go on until ``until`` is true; the rest is in slices.
+
+        A run that is under way is given up. A failure counts as one of the job, and is not raised.
+        """
+        scheduled = self._jobs.get(name)
+        if scheduled is None:
+            return
+        if isinstance(scheduled.slices, Generator):
+            scheduled.slices.close()
+        scheduled.slices = slices = scheduled.job.run()
+        scheduled.first_s = None
+        try:
+            ended = run_to_end(slices, until=until)
+        except Exception as exc:  # noqa: BLE001 - reported, and tried again later
+            scheduled.slices = None
+            self._due_after(scheduled, scheduled.backoff.failed(exc, self._monotonic()))
+        else:
+            if ended:
+                scheduled.slices = None
+                scheduled.backoff.succeeded()
+                self._due_after(scheduled, scheduled.job.interval_s * self._uniform(0.9, 1.1))
+            else:
+                self._call(scheduled, PAUSE_S)
+
+    def _due_after(self, scheduled: _Scheduled, pause_s: float) -> None:
+        scheduled.due_mono = self._monotonic() + pause_s
+        self._call(scheduled, pause_s)
 
     def resume(self, name: str, slices: Iterator[None]) -> None:
         """Finish a run of this job that began outside the schedule."""

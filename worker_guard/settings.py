@@ -73,6 +73,10 @@ def _seconds(*, least: float | None = None) -> Parse:
     return parse
 
 
+def _lifetime(value: Any) -> float | None:
+    return None if value is None else _above_zero(value, "None (for ever), or seconds, above 0")
+
+
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError("an int, 1 or more")
@@ -202,6 +206,7 @@ class Settings:
     interval: float = _setting(30.0, _seconds())
     revoked_grace: float = _setting(60.0, _seconds(least=0.0))
     revoked_verify: bool = _setting(True, _boolean)
+    revocation_lifetime: float | None = _setting(604_800.0, _lifetime)
     memory_interval: float = _setting(5.0, _seconds())
     memory_metric: str = _setting("uss", _one_of(*MEMORY_METRICS))
     child_memory_limit: int | str | None = _setting(None, parse_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from tests.bench import leaving, memory, results, start, sweep, throughput
+from tests.bench import leaving, memory, results, revocations, start, sweep, throughput
 from tests.bench.figure import Figure
 
 
@@ -28,6 +28,7 @@ BENCHES: dict[str, Callable[[], None]] = {
     "memory": _memory,
     "leaving": leaving.main,
     "results": results.main,
+    "revocations": _printing(revocations.run),
 }
 
 

@@ -113,6 +113,6 @@ def _sweep(*, expired: int, operators: int) -> tuple[float, float]:
 
 
 def _compare(ledger: Ledger, revoked: Any) -> None:
-    unknown = ledger.compare(held_ids(revoked))
-    if unknown:
-        raise RuntimeError(f"{len(unknown)} ids are unknown")
+    unknown, missing = ledger.compare(held_ids(revoked))
+    if unknown or missing:
+        raise RuntimeError(f"{len(unknown)} ids are unknown, {len(missing)} are missing")

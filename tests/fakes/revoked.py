@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from worker_guard.backoff import Backoff
 from worker_guard.events import CleanupCompleted, Event
 from worker_guard.revoked.backfill import BackfillCounter
 from worker_guard.revoked.ledger import Confirmation, Ledger
+from worker_guard.revoked.record import Made
 from worker_guard.revoked.sweeper import (
     RevokedActor,
     RevokedDryRun,
     Sweeper,
 )
 from worker_guard.scheduler import run_to_end
-from worker_guard.values.source import Source
+from worker_guard.values.source import Source, Target
 
 
 class FakeSet(set[str]):
@@ -51,8 +52,11 @@ class FakeRecords:
         self.known = confirmations
         self.asked: list[int] = []
         self.error: Exception | None = None
-        self.operators: list[str] = []
+        self.operators: dict[Target, Made] = {}
         self.unproven: list[str] = []
+        self.removed: list[str] = []
+        #: The revocations that someone took back since they were made.
+        self.taken_back: set[Target] = set()
         self.asked_for_marks: list[int] = []
 
     def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
@@ -67,11 +71,19 @@ class FakeRecords:
             raise self.error
         return {i for i in task_ids if self.known.get(i) is Confirmation.OPERATOR}
 
-    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
+    def mark(
+        self, operators: Mapping[Target, Made], unconfirmed: Collection[str]
+    ) -> Collection[Target]:
         if self.error:
             raise self.error
-        self.operators += operators
+        self.operators |= {t: made for t, made in operators.items() if t not in self.taken_back}
         self.unproven += unconfirmed
+        return [target for target in operators if target in self.taken_back]
+
+    def unmark(self, task_ids: Collection[str]) -> None:
+        if self.error:
+            raise self.error
+        self.removed += task_ids
 
 
 class OneByOne(FakeRecords):
@@ -79,10 +91,12 @@ class OneByOne(FakeRecords):
 
     one_trip = False
 
-    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
+    def mark(
+        self, operators: Mapping[Target, Made], unconfirmed: Collection[str]
+    ) -> Collection[Target]:
         if "no/key" in operators:
             raise FileNotFoundError("no/key")
-        super().mark(operators, unconfirmed)
+        return super().mark(operators, unconfirmed)
 
 
 class World:
@@ -116,7 +130,7 @@ class World:
         return self.now
 
     def compare(self) -> None:
-        for task_id in self.ledger.compare(dict.fromkeys(self.revoked).keys()):
+        for task_id in self.ledger.compare(dict.fromkeys(self.revoked).keys()).unknown:
             self.ledger.added(task_id, Source.OPERATOR, self.now)
 
     def add(self, source: Source, *task_ids: str, confirm: bool = True) -> None:

@@ -20,12 +20,13 @@ def make_context(
     *,
     heard: Callable[[Event], None] = lambda _event: None,
     monotonic: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] = time.time,
     status: Callable[[], GuardStatus] = lambda: GuardStatus(version="0"),
     before_statedb: Collection[str] = (),
 ) -> Context:
     """A context whose scheduler never ticks; ``heard`` is told each event."""
     settings = settings or Settings()
-    activity = Activity(dry_run=settings.dry_run, monotonic=monotonic, now=time.time)
+    activity = Activity(dry_run=settings.dry_run, monotonic=monotonic, now=now)
 
     def report(event: Event) -> None:
         activity.note(event)
@@ -42,4 +43,5 @@ def make_context(
         status_of=lambda name: {name: getattr(status(), name)},
         before_statedb=before_statedb,
         monotonic=monotonic,
+        now=now,
     )

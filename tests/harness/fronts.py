@@ -67,6 +67,66 @@ class Front:
         self._listener.close()
 
 
+class Cable:
+    """Passes bytes on in both directions, and can be cut: then it also refuses to connect."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._is_cut = False
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url(self, database: int = 0) -> str:
+        """The server's URL by this cable."""
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def cut(self) -> None:
+        """End all connections, and refuse new ones."""
+        self._is_cut = True
+        for end in self._ends:
+            _shut(end)
+
+    def mend(self) -> None:
+        """Let them connect again."""
+        self._is_cut = False
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                if self._is_cut:
+                    client.close()
+                    continue
+                server = socket.create_connection(("127.0.0.1", self._target))
+                self._ends += [client, server]
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while passed := source.recv(65536):
+                sink.sendall(passed)
+        _shut(sink)
+
+    def __enter__(self) -> Cable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _shut(self._listener)
+        self._listener.close()
+        for end in self._ends:
+            _shut(end)
+            end.close()
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+
+
 class UndeclaredKeysRefused(Front):
     """Refuses a script that is called without keys.
 

@@ -11,19 +11,25 @@ import contextlib
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import celery.utils.collections
 from celery import Celery, signals
+from celery.app.control import Inspect
 from celery.backends.base import KeyValueStoreBackend
 from celery.utils.collections import LimitedSet
 from celery.worker import control, request, state
 from celery.worker.consumer.mingle import Mingle
 from celery.worker.state import Persistent
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tests.fakes.redis import FakeRedis
 from tests.harness.context import make_context
+from worker_guard.celery_internals import revoked_hooks, revoked_set
+from worker_guard.celery_internals.hooks import Namespace
 from worker_guard.events import Event
 from worker_guard.revoked.part import RevokedPart
+from worker_guard.revoked.record import Record, open_record
 from worker_guard.scheduler import run_to_end
 from worker_guard.settings import Settings
 from worker_guard.status_model import RevokedStatus
@@ -32,6 +38,8 @@ from worker_guard.status_model import RevokedStatus
 REVOKES_MAX = 6
 REVOKE_EXPIRES_S = 10_800.0
 GRACE_S = 60.0
+
+LIFETIME_S = 30_000.0
 
 MARK = "worker-guard-operator-"
 TASK = "model.task"
@@ -50,7 +58,7 @@ class Clock:
 
 
 class DictBackend(KeyValueStoreBackend):
-    """A result backend in memory, that can be away."""
+    """A result backend in memory, that can be away, and whose keys can't be listed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,9 +81,9 @@ class DictBackend(KeyValueStoreBackend):
         self._check()
         self.kept.pop(self._text(key), None)
 
-    def marked(self, task_id: str) -> bool:
-        """Whether the operator's mark of this id stands."""
-        return self.kept.get(MARK + task_id) in (b"operator", "operator")
+    def revoked_at(self, task_id: str) -> float | None:
+        """When the revocation that stands on record was made; None if none stands."""
+        return 0.0 if self.kept.get(MARK + task_id) in (b"operator", "operator") else None
 
     def _check(self) -> None:
         if self.down:
@@ -84,6 +92,31 @@ class DictBackend(KeyValueStoreBackend):
     @staticmethod
     def _text(key: Any) -> str:
         return key.decode() if isinstance(key, bytes) else str(key)
+
+
+class RecordingBackend(DictBackend):
+    """It passes for Redis, and so it has the record."""
+
+    connparams: ClassVar[dict[str, Any]] = {}
+    clock: Clock
+
+    def _create_client(self, **_: Any) -> FakeRedis:
+        client = FakeRedis(self.kept, self.clock.monotonic)
+        client.down = lambda: self.down
+        return client
+
+    def record(self) -> Record:
+        """The record, as a command reads it."""
+        return open_record(self, lifetime_s=LIFETIME_S, timeout_s=1.0)
+
+    def revoked_at(self, task_id: str) -> float | None:
+        """When the revocation that stands on record was made; None if none stands."""
+        down, self.down = self.down, False
+        try:
+            found = {each.target: each.since for page in self.record().pages() for each in page}
+        finally:
+            self.down = down
+        return found.get(task_id)
 
 
 def _task() -> None:
@@ -116,13 +149,37 @@ class ModelMingle(Mingle):
 
     def send_hello(self, c: Any) -> Any:
         """Say hello to each peer, with the ids as this release sends them."""
-        ours = state.revoked
-        sent = _over_the_wire(list(ours) if hasattr(state, "merge_revoked") else ours._data)
-        return {peer.name: peer.answer_hello(c.hostname, sent) for peer in self._peers}
+
+        def ask(_command: str, *, from_node: str, revoked: Any) -> Any:
+            sent = _over_the_wire(revoked)
+            return {peer.name: peer.answer_hello(from_node, sent) for peer in self._peers}
+
+        ours = list(state.revoked) if hasattr(state, "merge_revoked") else state.revoked._data
+        return Inspect.hello(SimpleNamespace(_request=ask), c.hostname, ours)
 
 
 def _over_the_wire(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+#: Where the guard hooks in, besides the set of the process.
+_HOOKED: tuple[tuple[Any, str], ...] = (
+    (Namespace(request.Request), "maybe_expire"),
+    (Namespace(request.Request), "revoked"),
+    (Namespace(Inspect), "hello"),
+    (control.Panel.data, "hello"),
+    (control.Panel.data, "revoke"),
+    (control.Panel.data, "terminate"),
+    (control.Panel.data, "revoke_by_stamped_headers"),
+)
+
+#: The modules that stamp ids with the time.
+_TIMED: tuple[Any, ...] = (celery.utils.collections, revoked_hooks, revoked_set)
+
+
+def _put(hooked: list[Any]) -> None:
+    for (place, name), function in zip(_HOOKED, hooked, strict=True):
+        place[name] = function
 
 
 class Process:
@@ -140,8 +197,8 @@ class Process:
     ) -> None:
         self.name, self.app, self.clock, self.shelf = name, app, clock, shelf
         self.revoked = LimitedSet(maxlen=REVOKES_MAX, expires=REVOKE_EXPIRES_S)
-        self._maybe_expire = request.Request.__dict__["maybe_expire"]
-        self._hello = control.Panel.data["hello"]
+        self.stamps: dict[str, Any] = {}
+        self._hooked = [place[name] for place, name in _HOOKED]
         self._receivers: list[Any] = []
         self.events: list[Event] = []
         self.guard: RevokedPart | None = None
@@ -168,45 +225,40 @@ class Process:
             self.guard = RevokedPart(
                 make_context(
                     self._worker,
-                    Settings(revoked_grace=GRACE_S),
+                    Settings(revoked_grace=GRACE_S, revocation_lifetime=LIFETIME_S),
                     heard=self.events.append,
                     monotonic=self.clock.monotonic,
+                    now=self.clock.monotonic,
                     before_statedb=before_statedb,
                 )
             )
+            for job in self.guard.jobs:
+                self.guard.context.scheduler.add(job)
             self.guard.start()
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
         """Be this process: its module state is in place."""
         task_revoked = signals.task_revoked
-        outer = (
-            state.revoked,
-            request.revoked_tasks,
-            request.Request.__dict__["maybe_expire"],
-            control.Panel.data["hello"],
-            task_revoked.receivers,
-            celery.utils.collections.time,
-        )
+        outer = state.revoked, state.revoked_stamps, task_revoked.receivers
+        outer_hooked = [place[name] for place, name in _HOOKED]
+        outer_times = [module.time for module in _TIMED]
         state.revoked = request.revoked_tasks = self.revoked
-        request.Request.maybe_expire = self._maybe_expire
-        control.Panel.data["hello"] = self._hello
+        state.revoked_stamps = request.revoked_stamps = self.stamps
         task_revoked.receivers = self._receivers
-        celery.utils.collections.time = self.clock
+        _put(self._hooked)
+        for module in _TIMED:
+            module.time = self.clock
         try:
             yield
         finally:
-            self._maybe_expire = request.Request.__dict__["maybe_expire"]
-            self._hello = control.Panel.data["hello"]
+            self._hooked = [place[name] for place, name in _HOOKED]
             self._receivers = task_revoked.receivers
-            (
-                state.revoked,
-                request.revoked_tasks,
-                request.Request.maybe_expire,
-                control.Panel.data["hello"],
-                task_revoked.receivers,
-                celery.utils.collections.time,
-            ) = outer
+            _put(outer_hooked)
+            state.revoked, state.revoked_stamps, task_revoked.receivers = outer
+            request.revoked_tasks, request.revoked_stamps = outer[:2]
+            for module, time in zip(_TIMED, outer_times, strict=True):
+                module.time = time
 
     # -- what a worker does ----------------------------------------------------------------
 
@@ -240,7 +292,7 @@ class Process:
         """The remote command ``revoke``."""
         panel = SimpleNamespace(app=self.app, hostname=self.name, consumer=self._stand_in)
         with self.acting():
-            control.revoke(panel, [task_id], terminate=terminate)
+            control.Panel.data["revoke"](panel, [task_id], terminate=terminate)
         self.write_marks()
 
     def answer_hello(self, hostname: str, revoked: Any) -> Any:
@@ -258,6 +310,26 @@ class Process:
             self._mingle.sync(self._stand_in)
         self.write_marks()
 
+    def connect(self) -> None:
+        """The consumer takes messages from now on."""
+        if self.guard is not None:
+            with self.acting():
+                self.guard.connected()
+        self.write_marks()
+
+    @property
+    def has_read(self) -> bool:
+        """Whether the guard has read the record."""
+        restorer = self.guard._restorer if self.guard is not None else None
+        return restorer is not None and restorer.has_read
+
+    def unrevoke(self, task_id: str) -> None:
+        """The remote command ``guard_unrevoke``."""
+        if self.guard is not None:
+            with self.acting():
+                self.guard.unrevoke([task_id])
+        self.write_marks()
+
     def change_set(self, change: Any) -> None:
         """What the application's own code does to the set."""
         with self.acting():
@@ -267,15 +339,15 @@ class Process:
     def write_marks(self) -> None:
         """The guard writes a mark as soon as it can."""
         if self.guard is not None and self.guard._marker is not None:
-            with self.acting(), contextlib.suppress(ConnectionError):
+            with self.acting(), contextlib.suppress(ConnectionError, RedisConnectionError):
                 run_to_end(self.guard._marker.run())
 
     def sweep(self) -> None:
         """The guard's timer fires."""
         if self.guard is not None:
-            with self.acting():
-                run_to_end(self.guard._sweeper.run())
-            self.write_marks()
+            for job in self.guard.jobs:
+                with self.acting(), contextlib.suppress(ConnectionError, RedisConnectionError):
+                    run_to_end(job.run())
 
     def stop(self, *, cold: bool = False) -> None:
         """The worker shuts down in order, and writes its statedb."""
@@ -295,7 +367,8 @@ class Process:
     @property
     def unwritten(self) -> bool:
         """Whether the guard has marks that it could not write yet."""
-        return self.guard is not None and bool(self.guard._pending_marks)
+        marker = self.guard._marker if self.guard is not None else None
+        return marker is not None and bool(marker.pending)
 
 
 class _Persistent(Persistent):
@@ -309,15 +382,21 @@ class _Persistent(Persistent):
         return self._shelf
 
 
-_KEPT = f"{__name__}:{DictBackend.__name__}"
-_APPS = {backend: (_make_app(backend), _make_app(backend)) for backend in (_KEPT, "disabled")}
+#: No result backend, a key-value one, and one that has the record.
+BACKENDS = ("none", "key-value", "record")
+_URLS = (
+    "disabled",
+    f"{__name__}:{DictBackend.__name__}",
+    f"{__name__}:{RecordingBackend.__name__}",
+)
+_APPS = {n: (_make_app(url), _make_app(url)) for n, url in zip(BACKENDS, _URLS, strict=True)}
 
 
-def fresh_apps(*, backend: bool) -> tuple[Any, Any]:
+def fresh_apps(backend: str, clock: Clock) -> tuple[Any, Any]:
     """Two apps, for the workers without the guard and with it, whose result backends are empty."""
-    apps = _APPS[_KEPT if backend else "disabled"]
+    apps = _APPS[backend]
     for app in apps:
-        if backend:
+        if backend != "none":
             app.backend.kept.clear()
-            app.backend.down = False
+            app.backend.down, app.backend.clock = False, clock
     return apps

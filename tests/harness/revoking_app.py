@@ -61,3 +61,17 @@ def replace_revoked_set(panel: Any) -> dict[str, str]:
     """Put a set of its own in the place of Celery's, while the worker runs."""
     state.revoked = LimitedSet(maxlen=100, expires=100)
     return {"ok": "replaced"}
+
+
+@control_command()
+def clear_revoked_set(panel: Any) -> dict[str, str]:
+    """Empty the set."""
+    state.revoked.clear()
+    return {"ok": "cleared"}
+
+
+@control_command(args=[("task_id", str)])
+def discard_revoked(panel: Any, task_id: str) -> dict[str, str]:
+    """Take an id out of the set."""
+    state.revoked.discard(task_id)
+    return {"ok": "discarded"}

@@ -19,6 +19,7 @@ from tests.harness.guard_command import RESULTS, guard, guard_process
 from tests.harness.redis_server import RedisServer
 from tests.harness.results import contents, encoded
 from tests.harness.workers import ROOT, Fleet, Worker, wait_for
+from worker_guard.revoked.record import open_record
 
 #: As it stands in a URL, and as it is; neither may be shown, nor a piece between its special ones.
 QUOTED, PASSWORD = "zeb%2Fra%40%23ok%C3%A9", "zeb/ra@#oké"
@@ -266,9 +267,13 @@ def poisoned(fleet: Fleet, name: str, *options: str) -> Worker:
         fleet.send("add", 1, 2, task_id=f"{name}-{n}", expires=0.05, queue=name)
     time.sleep(0.1)  # until they have expired
     worker = fleet.start(name, "--without-mingle", "-Q", name, *options)
-    # A worker that starts later does not hear of it.
-    fleet.app.control.revoke(f"operators-{name}", destination=[worker.name])
+    # A worker that starts later is not to know of it, by mingle or from the record.
+    operators = f"operators-{name}"
+    fleet.app.control.revoke(operators, destination=[worker.name])
     wait_for(lambda: len(worker.revoked()) == 13, "the set to be poisoned")
+    record = open_record(fleet.results.backend, lifetime_s=None, timeout_s=1.0)
+    wait_for(lambda: not record.lost([operators]), "the revocation to be recorded")
+    record.remove([operators])
     return worker
 
 
@@ -378,7 +383,7 @@ class Slow(Front):
 
     def loses(self, command: bytes) -> bool:
         """Never, but late."""
-        if command == b"MGET":
+        if command == b"ZMSCORE":
             time.sleep(0.1)
         return False
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import celery
 import pytest
+import redis
 
 from tests.conftest import MakeFleet
 from tests.harness.redis_server import RedisServer
@@ -120,6 +122,19 @@ def discarded(worker: Worker, task_id: str) -> None:
     worker.logged(f"Discarding revoked task: harness.add[{task_id}]")
 
 
+def on_record(results: redis.Redis, task_id: str) -> bool:
+    """Whether this Redis has the operator's revocation of this id."""
+    return results.zscore("worker-guard-revocations", f"id:{task_id}") is not None
+
+
+@pytest.fixture
+def results(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """The result backend of the fleets that have no other."""
+    client = redis.Redis.from_url(redis_server.url(1))
+    yield client
+    client.close()
+
+
 @pytest.fixture
 def worker(make_fleet: MakeFleet, request: pytest.FixtureRequest) -> Worker:
     """One guarded worker, with an expired id to tell that its sweeps work."""
@@ -198,7 +213,10 @@ def test_revoked_by_stamped_headers_is_only_reported(worker: Worker) -> None:
 
 @pytest.mark.parametrize("guarded", [True, False], ids=["guarded-peer", "unguarded-peer"])
 def test_ids_from_a_peer_by_mingle(make_fleet: MakeFleet, guarded: bool) -> None:
-    """A worker that starts later clears what expired, and keeps what an operator revoked."""
+    """A worker that starts later clears what expired, and keeps what an operator revoked.
+
+    A guarded peer does not hand on what it knows to have expired.
+    """
     fleet = make_fleet()
     fleet.expire(*EXPIRED)
     slow = {"worker_guard_interval": 3600.0, "worker_guard_revoked_grace": 3600.0}
@@ -212,7 +230,7 @@ def test_ids_from_a_peer_by_mingle(make_fleet: MakeFleet, guarded: bool) -> None
     healed(second, "operators")
     swept(second)
     assert second.revoked() == {"operators"}
-    assert second.cleared() == len(EXPIRED)
+    assert second.cleared() == (0 if guarded else len(EXPIRED))
 
 
 def test_ids_from_a_peer_by_hello(make_fleet: MakeFleet, tmp_path: Path) -> None:
@@ -235,7 +253,7 @@ def test_ids_from_a_peer_by_hello(make_fleet: MakeFleet, tmp_path: Path) -> None
 
 
 def test_an_operators_revocation_that_expired_at_a_peer(make_fleet: MakeFleet) -> None:
-    """The peer's expiry overwrites the record of the revoke: the guard's mark still holds.
+    """The peer's expiry overwrites the result of the revoke: the revocation is still on record.
 
     The peer that discards the message has no guard, so that only the guarded worker, which has
     left by the time the message expires, could say that an operator revoked it.
@@ -320,19 +338,17 @@ def test_statedb_that_a_guarded_worker_leaves_is_clean(
 
 
 def test_statedb_remembers_operators_without_the_result_backend(
-    make_fleet: MakeFleet, tmp_path: Path, redis_server: RedisServer
+    make_fleet: MakeFleet, tmp_path: Path, results: redis.Redis
 ) -> None:
-    """Over a restart the note in the statedb holds where no mark could be written."""
+    """Over a restart the note in the statedb holds where nothing could be recorded."""
     fleet = make_fleet()
     statedb = f"--statedb={tmp_path / 'state'}"
     first = fleet.start("w", "--without-mingle", statedb)
     fleet.app.control.revoke("both")
     wait_for(lambda: "both" in first.revoked(), "the revoke to arrive")
     first.stop()
-    redis_server.client.execute_command("SELECT", 1)
-    marks = redis_server.client.keys("*worker-guard-operator-*")
-    assert marks
-    redis_server.client.delete(*marks)
+    assert on_record(results, "both")
+    results.flushdb()
 
     second = fleet.start("w", "--without-mingle", statedb)
     assert second.ask("guard")["revoked"]["operator"] == 1
@@ -372,6 +388,41 @@ def test_nothing_ages_out(make_fleet: MakeFleet, guarded: bool) -> None:
     discarded(worker, "due-later")
 
 
+def test_a_revocation_ends_unless_its_message_is_held(make_fleet: MakeFleet) -> None:
+    """One that waits for its ETA here stays revoked, however late it is due."""
+    fleet = make_fleet(worker_guard_revocation_lifetime=0.5)
+    worker = fleet.start("w", "--without-mingle")
+    fleet.send("add", 1, 2, task_id="due-later", countdown=3600)
+    worker.logged("Task harness.add[due-later] received")
+    fleet.app.control.revoke("due-later")
+    for number in range(1, 4):
+        fleet.app.control.revoke(f"gone-{number}")
+        wait_for(
+            lambda number=number: len(worker.events("revocations_ended")) == number,  # type: ignore[misc]
+            "the end of the one whose message is not held",
+        )
+    assert [event["revocations"] for event in worker.events("revocations_ended")] == [1, 1, 1]
+    # What has ended is left to Celery, which keeps it for a while.
+    assert worker.revoked() == {"due-later", "gone-1", "gone-2", "gone-3"}
+
+
+def test_what_is_taken_back_at_a_worker_runs_there(make_fleet: MakeFleet) -> None:
+    """The other ids stay revoked; a dry run takes nothing back."""
+    fleet = make_fleet()
+    worker = fleet.start("w", "--without-mingle")
+    dry = fleet.start("dry", "--without-mingle", "--guard-dry-run", "-Q", "other")
+    fleet.app.control.revoke(["x", "y"])
+    for each in (worker, dry):
+        wait_for(lambda each=each: each.revoked() == {"x", "y"}, "the revoke to arrive")  # type: ignore[misc]
+    assert worker.ask("guard_unrevoke", task_id=["x", "unknown"]) == {"ok": "taken back: 1"}
+    assert "dry run" in dry.ask("guard_unrevoke", task_id=["x"])["error"]
+    assert (worker.revoked(), dry.revoked()) == ({"y"}, {"x", "y"})
+    fleet.send("add", 1, 2, task_id="x")
+    worker.logged("Task harness.add[x] succeeded")
+    fleet.send("add", 1, 2, task_id="y")
+    discarded(worker, "y")
+
+
 def test_an_id_that_expires_again_and_again_gets_free(make_fleet: MakeFleet) -> None:
     """Such as that of a Beat entry with an id of its own, at a worker that is behind."""
     fleet = make_fleet(worker_guard_revoked_grace=2.0)
@@ -387,16 +438,18 @@ def test_an_id_that_expires_again_and_again_gets_free(make_fleet: MakeFleet) -> 
 # -- revoked by another worker, or by the application ---------------------------------------
 
 
-def test_an_id_that_expired_here_and_was_revoked_elsewhere(make_fleet: MakeFleet) -> None:
-    """The worker that heard the revoke is gone; its mark is not."""
+def test_an_id_that_expired_here_and_was_revoked_elsewhere(
+    make_fleet: MakeFleet, results: redis.Redis
+) -> None:
+    """The worker that heard the revoke is gone; the record is not."""
     fleet = make_fleet()
     witness = fleet.start("witness", "--without-mingle", "-Q", "other")
     fleet.app.control.revoke("both")
-    mark = "worker-guard-operator-both"
-    wait_for(lambda: fleet.results.backend.get(mark), "the mark")
+    wait_for(lambda: on_record(results, "both"), "the record")
     witness.stop()
 
     worker = fleet.start("w", "--without-mingle")
+    assert worker.events("revocations_restored")[0]["revocations"] == 1
     send_expired(fleet, "both", "plain")
     wait_for(lambda: worker.cleared() == 1, "the plain id to be cleared")
     swept(worker)
@@ -480,7 +533,7 @@ def test_a_set_that_the_application_replaced_before_the_start(make_fleet: MakeFl
         "w", "--without-mingle", app_module="tests.harness.revoking_app", environ={REPLACED: "1"}
     )
     parts = worker.events("started")[0]["parts"]
-    for part in ("revoked", "revoked_verify", "operator_marks"):
+    for part in ("revoked", "revoked_verify", "operator_marks", "revocations"):
         assert "replaced celery.worker.state.revoked" in parts[part]
     counts = worker.ask("guard")["revoked"]
     assert (counts["total"], counts["operator"]) == (0, None)
@@ -503,7 +556,9 @@ def test_a_set_that_the_application_replaces_later(make_fleet: MakeFleet) -> Non
     assert worker.ask("guard")["revoked"]["operator"] is None
 
 
-def test_an_id_that_a_full_set_drops_as_it_is_added_is_marked(make_fleet: MakeFleet) -> None:
+def test_an_id_that_a_full_set_drops_as_it_is_added_is_put_back(
+    make_fleet: MakeFleet, results: redis.Redis
+) -> None:
     """Its stamp is the oldest: so it is in 5.6 after a ``hello`` of a host up for longer."""
     fleet = make_fleet()
     worker = fleet.start(
@@ -515,54 +570,58 @@ def test_an_id_that_a_full_set_drops_as_it_is_added_is_marked(make_fleet: MakeFl
     worker.ask("fill_with_later_stamps")
     fleet.app.control.revoke("dropped")
     worker.logged("Tasks flagged as revoked: dropped")
-    assert "dropped" not in worker.revoked()
-    mark = "worker-guard-operator-dropped"
-    wait_for(lambda: fleet.results.backend.get(mark), "the mark")
+    assert "dropped" in worker.revoked()
+    wait_for(lambda: worker.events("revocations_put_back"), "the event")
+    assert {e["reason"] for e in worker.events("revocations_put_back")} == {"set_full"}
+    wait_for(lambda: on_record(results, "dropped"), "the record")
+    fleet.send("add", 1, 2, task_id="dropped")
+    discarded(worker, "dropped")
 
 
 # -- a result backend that forgets ---------------------------------------------------------
 
 
-def test_marks_that_the_result_backend_lost_are_written_anew(make_fleet: MakeFleet) -> None:
-    """It restarted without persistence; the guard that knows tells each peer that starts."""
+def test_revocations_that_the_result_backend_lost_are_recorded_again(
+    make_fleet: MakeFleet,
+) -> None:
+    """It restarted without persistence; the guard that knows records them when a peer starts."""
     with RedisServer() as results:
         fleet = make_fleet(result_backend=results.url())
         witness = fleet.start("witness", "--without-mingle")
         fleet.app.control.revoke("both")
         wait_for(lambda: witness.revoked() == {"both"}, "the revoke to arrive")
-        wait_for(lambda: results.client.exists("worker-guard-operator-both"), "the mark")
+        wait_for(lambda: on_record(results.client, "both"), "the record")
         results.kill()
         results.start()
         fleet.send("add", 1, 2, task_id="both", expires=-1)
         discarded(witness, "both")
-        assert not results.client.exists("worker-guard-operator-both")
 
         late = fleet.start("late", "-Q", "other")
+        wait_for(lambda: on_record(results.client, "both"), "the record to be whole again")
         swept(late, 5)
         assert late.revoked() == {"both"}
-        assert results.client.exists("worker-guard-operator-both")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT], ids=["warm", "cold"])
-def test_a_guard_that_stops_leaves_its_marks(make_fleet: MakeFleet, signum: int) -> None:
+def test_a_guard_that_stops_leaves_its_record(make_fleet: MakeFleet, signum: int) -> None:
     """It may be the last that knows; a cold shutdown asks the result backend nothing at all."""
     with RedisServer() as results:
         fleet = make_fleet(result_backend=results.url(), worker_guard_interval=3600.0)
         worker = fleet.start("w", "--without-mingle")
         fleet.app.control.revoke("both")
-        wait_for(lambda: results.client.exists("worker-guard-operator-both"), "the mark")
+        wait_for(lambda: on_record(results.client, "both"), "the record")
         results.client.flushall()
         results.client.config_resetstat()
         worker.stop(signum)
         assert worker.events("stopped")
         asked = {name.split("_", 1)[1] for name in results.client.info("commandstats")}
-        marked = bool(results.client.exists("worker-guard-operator-both"))
-        assert marked == (signum == signal.SIGTERM)
-        assert marked or asked <= {"info", "config|resetstat", "config"}
+        recorded = on_record(results.client, "both")
+        assert recorded == (signum == signal.SIGTERM)
+        assert recorded or asked <= {"info", "config|resetstat", "config"}
 
 
 def test_an_id_that_expires_before_it_is_asked_for_is_marked(
-    make_fleet: MakeFleet, redis_server: RedisServer
+    make_fleet: MakeFleet, results: redis.Redis
 ) -> None:
     """Its record proves nothing then, to a peer neither that gets the id from here."""
     fleet = make_fleet(worker_guard_revoked_verify=False)
@@ -572,26 +631,18 @@ def test_an_id_that_expires_before_it_is_asked_for_is_marked(
     worker = fleet.start("w")
     assert worker.ask("guard")["revoked"]["unproven"] == 1
     fleet.send("add", 1, 2, task_id="both", expires=-1)
-    redis_server.client.execute_command("SELECT", 1)
-    wait_for(lambda: redis_server.client.get("worker-guard-operator-both"), "the mark")
-    assert redis_server.client.get("worker-guard-operator-both") == b"unproven"
+    wait_for(lambda: results.get("worker-guard-operator-both"), "the mark")
+    assert results.get("worker-guard-operator-both") == b"unproven"
 
 
-def test_a_mark_that_could_not_be_written_is_there_when_a_peer_starts(
-    make_fleet: MakeFleet,
-) -> None:
-    """The result backend was down; the pause after that failure is not waited for."""
+def test_a_revocation_that_could_not_be_recorded_is_recorded_later(make_fleet: MakeFleet) -> None:
+    """The result backend was down; the pause after that failure does not grow for long."""
     with RedisServer() as results:
-        fleet = make_fleet(
-            result_backend=results.url(),
-            worker_guard_interval=3600.0,
-            worker_guard_revoked_grace=7200.0,
-        )
+        fleet = make_fleet(result_backend=results.url(), worker_guard_revoked_grace=7200.0)
         witness = fleet.start("witness", "--without-mingle")
         results.kill()
         fleet.app.control.revoke("both")
-        wait_for(lambda: witness.events("part_failed"), "the mark to fail")
-        assert witness.events("part_failed")[0]["part"] == "operator_marks"
+        wait_for(lambda: witness.events("part_failed"), "the record to fail")
+        assert "operator_marks" in {e["part"] for e in witness.events("part_failed")}
         results.start()
-        fleet.start("late", "-Q", "other")
-        wait_for(lambda: results.client.exists("worker-guard-operator-both"), "the mark")
+        wait_for(lambda: on_record(results.client, "both"), "the record")

@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery, current_app, signals
+from celery.app.control import Inspect
 from celery.concurrency.solo import TaskPool
 from celery.contrib.testing.worker import start_worker
 from celery.utils.collections import LimitedSet
@@ -33,19 +34,25 @@ from worker_guard.events import CleanupCompleted, Event, Stopped
 from worker_guard.guard import Guard
 from worker_guard.part import Context, Part, PartOff
 from worker_guard.revoked.backfill import BackfillCounter
+from worker_guard.revoked.holder import Holder
 from worker_guard.revoked.ledger import Ledger, Origin
 from worker_guard.revoked.set_watch import RevokedWatch
 from worker_guard.settings import Settings
-from worker_guard.values.source import Source
+from worker_guard.values.source import Source, Stamp, Target, Way
 
 
 def hooks_in_place() -> dict[str, Any]:
     """Whatever the guard hooks into, as it is now."""
     return {
-        "add": vars(state.revoked).get("add"),
+        **{
+            name: vars(state.revoked).get(name)
+            for name in ("add", "update", "pop", "discard", "clear", "purge", "maxlen")
+        },
         "overload": vars(state.revoked).get("max_heap_percent_overload"),
         "maybe_expire": vars(request.Request)["maybe_expire"],
-        "hello": control.Panel.data["hello"],
+        "revoked": vars(request.Request)["revoked"],
+        "asks": vars(Inspect)["hello"],
+        "commands": dict(control.Panel.data),
         "receivers": len(signals.task_revoked.receivers or ()),
         "handlers": list(logging.getLogger(LOGGER).handlers),
         "propagate": logging.getLogger(LOGGER).propagate,
@@ -228,14 +235,20 @@ class Heard:
     """Hears what the watch says."""
 
     def __init__(self) -> None:
-        self.operators: list[str] = []
+        self.operators: list[Target] = []
+        self.removed_ids: list[str] = []
         self.inherited = 0
         self.confirmations_lost: list[str] = []
-        self.peers: list[list[str]] = []
+        self.put_back = 0
+        self.peers = 0
+        self.has_read = True
         self.errors: list[Exception] = []
 
-    def operator_revoked(self, task_id: str) -> None:
-        self.operators.append(task_id)
+    def operator_revoked(self, target: Target) -> None:
+        self.operators.append(target)
+
+    def removed(self, task_id: str) -> None:
+        self.removed_ids.append(task_id)
 
     def confirmation_lost(self, task_id: str) -> None:
         self.confirmations_lost.append(task_id)
@@ -243,8 +256,14 @@ class Heard:
     def inherited_came(self) -> None:
         self.inherited += 1
 
-    def peer_came(self, operators: Collection[str]) -> None:
-        self.peers.append(list(operators))
+    def was_put_back(self) -> None:
+        self.put_back += 1
+
+    def peer_came(self) -> None:
+        self.peers += 1
+
+    def knows_all(self) -> bool:
+        return self.has_read
 
     def watch_failed(self, error: Exception) -> None:
         self.errors.append(error)
@@ -254,26 +273,47 @@ class Heard:
 def heard() -> Iterator[tuple[RevokedWatch, Heard]]:
     """A watch on Celery's own set, which is empty before and after."""
     state.revoked.clear()
-    listener = Heard()
+    listener, ledger = Heard(), Ledger()
+    holder = Holder(
+        interval_s=30.0,
+        ledger=ledger,
+        lifetime_s=None,
+        held_messages=tuple,
+        on_ended=lambda _task_ids: None,
+        report=lambda _event: None,
+        monotonic=lambda: 50_000.0,
+    )
     watch = RevokedWatch(
+        ledger=ledger,
+        holder=holder,
         queues=SimpleNamespace(empty_for_s=lambda: None),
         backfill=BackfillCounter(),
+        dry_run=False,
         monotonic=lambda: 50_000.0,
+        now=lambda: 1_700_000_000.0,
         listener=listener,
     )
+    the_set = state.revoked
     yield watch, listener
     watch.unhook()
+    state.revoked = the_set
     state.revoked.clear()
+    state.revoked_stamps.clear()
+
+
+def hello(revoked: Any = None) -> Any:
+    """What a peer that starts is given by this worker."""
+    panel = SimpleNamespace(hostname="w@test", app=current_app)
+    return control.Panel.data["hello"](panel, "peer@test", revoked=revoked)["revoked"]
 
 
 def test_a_peers_clock_is_not_ours(heard: tuple[RevokedWatch, Heard]) -> None:
     """Celery 5.6 and before take over stamps of a host that was booted at another time."""
     watch, listener = heard
     watch.start(StubWorker(), before_statedb=())
-    hello = control.Panel.data["hello"]
     # Not so old that Celery itself drops it as it arrives.
     peers_ids: Any = {"young": time.monotonic() - 1.0, "old": 10_000_000.0}
-    hello(SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=peers_ids)
+    hello(peers_ids)
     assert listener.errors == []
     assert listener.inherited == 2
     found = watch.ledger.select(
@@ -282,16 +322,168 @@ def test_a_peers_clock_is_not_ours(heard: tuple[RevokedWatch, Heard]) -> None:
     assert set(found.look_up) == {"young", "old"}
 
 
+def expire(watch: RevokedWatch, *task_ids: str) -> None:
+    """Let these expire at this worker."""
+    for task_id in task_ids:
+        watch.ledger.added(task_id, Source.EXPIRY, 50_000.0)
+        watch.ledger.confirmed_expired(task_id)
+        LimitedSet.add(state.revoked, task_id)
+
+
 def test_a_peer_that_starts_is_told_of(heard: tuple[RevokedWatch, Heard]) -> None:
-    """With the ids that are an operator's, and after they were handed over."""
+    """It is given all but what is known to have expired, by a worker that has read the record."""
     watch, listener = heard
     watch.start(StubWorker(), before_statedb=())
     state.revoked.update({"operators"})
-    reply = control.Panel.data["hello"](
-        SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=None
-    )
-    assert "operators" in reply["revoked"]
-    assert (listener.operators, listener.peers) == (["operators"], [["operators"]])
+    hello({"inherited": time.monotonic()})
+    expire(watch, "expired")
+    assert set(hello()) == {"operators", "inherited"}
+    listener.has_read = False
+    assert set(hello()) == {"operators", "inherited", "expired"}
+    assert (listener.operators, listener.peers) == (["operators"], 3)
+
+
+def test_what_the_application_takes_out_is_taken_back(heard: tuple[RevokedWatch, Heard]) -> None:
+    """Its own ``discard`` is its word; an id that is renewed meanwhile stays."""
+    watch, listener = heard
+    watch.start(StubWorker(), before_statedb=())
+    state.revoked.update({"x", "y"})
+    state.revoked.add("x")
+    state.revoked.discard("y")
+    state.revoked.discard("unknown")
+    assert (listener.removed_ids, set(state.revoked)) == (["y"], {"x"})
+    assert watch.ledger.origin("y") is None
+
+
+def test_what_the_application_empties_is_put_back(heard: tuple[RevokedWatch, Heard]) -> None:
+    """Nobody took these revocations back; the expired ids are gone."""
+    watch, listener = heard
+    watch.start(StubWorker(), before_statedb=())
+    state.revoked.update({"x", "y"})
+    expire(watch, "expired")
+    state.revoked.clear()
+    assert set(state.revoked) == {"x", "y"}
+    assert (set(watch.ledger.operators), watch.ledger.ids()) == ({"x", "y"}, [])
+    assert listener.put_back == 1
+
+
+def test_a_set_that_was_emptied_past_every_hook(heard: tuple[RevokedWatch, Heard]) -> None:
+    """All are put back as soon as one of them is looked at."""
+    watch, listener = heard
+    watch.start(StubWorker(), before_statedb=())
+    state.revoked.update({"x", "y"})
+    LimitedSet.clear(state.revoked)
+    watch.looked_at("nobodys")
+    assert not state.revoked
+    watch.looked_at("x")
+    assert (set(state.revoked), listener.put_back) == ({"x", "y"}, 1)
+
+
+def test_a_set_in_the_place_of_celerys_holds_the_same(heard: tuple[RevokedWatch, Heard]) -> None:
+    """Celery adds to the new one, and looks into the old one."""
+    watch, listener = heard
+    watch.start(StubWorker(), before_statedb=())
+    celerys = state.revoked
+    state.revoked.update({"x", "y"})
+    state.revoked = LimitedSet(maxlen=100, expires=100.0)
+    watch.looked_at("nobodys")
+    assert set(state.revoked) == {"x", "y"}
+    state.revoked.add("later")
+    watch.looked_at("later")
+    assert {"x", "y", "later"} <= set(celerys)
+    assert listener.errors == []
+    with pytest.raises(celery_internals.ReplacedSetError):
+        watch.compare()
+
+
+def test_what_was_taken_back_and_comes_from_a_peer_is_looked_up(
+    heard: tuple[RevokedWatch, Heard],
+) -> None:
+    """The peer has not heard yet, or an operator has revoked it again: the record tells."""
+    watch, _ = heard
+    watch.start(StubWorker(), before_statedb=())
+    state.revoked.update({"x"})
+    assert watch.take_back("x") is True
+    assert watch.take_back("x") is False
+    hello({"x": time.monotonic()})
+    assert ("x" in state.revoked, watch.ledger.origin("x")) == (True, Origin.INHERITED)
+
+
+def test_what_is_on_record_is_entered(heard: tuple[RevokedWatch, Heard]) -> None:
+    """Ids and stamped headers, with the time and the way of their revocation; each once."""
+    watch, listener = heard
+    watch.start(StubWorker(), before_statedb=())
+    stamp = Stamp("customer", 17)
+    for target in ("x", stamp):
+        assert watch.enter(target, 40_000.0, Way.TERMINATE) is True
+        assert watch.enter(target, 40_000.0, Way.TERMINATE) is False
+        assert watch.ledger.revocation(target) == (40_000.0, Way.TERMINATE)
+    assert ("x" in state.revoked, state.revoked_stamps) == (True, {"customer": [17]})
+    assert listener.operators == []  # they are on record
+
+
+def test_each_way_of_a_revocation_is_known(heard: tuple[RevokedWatch, Heard]) -> None:
+    """By the remote commands, and by the application's own code."""
+    watch, listener = heard
+    watch.start(StubWorker(), before_statedb=())
+    panel = SimpleNamespace(hostname="w@test", app=current_app, tset=set)
+    commands = control.Panel.data
+    commands["revoke"](panel, ["revoked"])
+    commands["revoke"](panel, ["ended"], terminate=True)
+    commands["terminate"](panel, "TERM", ["terminated"])
+    commands["revoke_by_stamped_headers"](panel, {"customer": ["17"]})
+    state.revoked.add("applications")
+    made = {target: watch.ledger.revocation(target) for target in watch.ledger.revocations()}
+    assert {target: held.way for target, held in made.items() if held} == {
+        "revoked": Way.REVOKE,
+        "ended": Way.TERMINATE,
+        "terminated": Way.TERMINATE,
+        "applications": Way.APPLICATION,
+        Stamp("customer", "17"): Way.STAMPS,
+    }
+    assert set(listener.operators) == set(made)
+    state.revoked_stamps["region"] = "north"
+    watch.compare()
+    found = watch.ledger.revocation(Stamp("region", "north"))
+    assert found is not None
+    assert found.way is Way.APPLICATION
+
+
+def test_a_stamped_header_whose_lifetime_is_over_is_left_to_celery(
+    heard: tuple[RevokedWatch, Heard],
+) -> None:
+    """Celery still has it, but a sweep does not take it for a new one; a new revoke is held."""
+    watch, listener = heard
+    watch.start(StubWorker(), before_statedb=())
+    panel = SimpleNamespace(hostname="w@test", app=current_app, tset=set)
+    revoke = control.Panel.data["revoke_by_stamped_headers"]
+    stamp = Stamp("customer", "17")
+    revoke(panel, {"customer": ["17"]})
+    watch.ledger.ended(stamp)
+    watch.compare()
+    assert (watch.ledger.revocations(), listener.operators) == ([], [stamp])
+    assert state.revoked_stamps == {"customer": ["17"]}
+    revoke(panel, {"customer": ["17"]})
+    assert (watch.ledger.revocations(), listener.operators) == ([stamp], [stamp, stamp])
+
+
+def test_the_note_in_the_statedb_says_when_and_how(heard: tuple[RevokedWatch, Heard]) -> None:
+    """A worker that reads it later goes on from there, whatever its monotonic clock says."""
+    watch, listener = heard
+    noted = {"old": (1_700_000_000.0 - 100.0, "terminate"), "of-a-later-release": ("?", "wish")}
+    worker = StubWorker({"operator": noted})
+    watch.start(worker, before_statedb=())
+    assert set(state.revoked) == set(noted) == set(listener.operators)
+    assert watch.ledger.revocation("old") == (49_900.0, Way.TERMINATE)
+    assert watch.ledger.revocation("of-a-later-release") == (50_000.0, Way.APPLICATION)
+    watch.note_in_statedb(worker)
+    assert worker._persistence.db["worker_guard"] == {
+        "operator": {
+            "old": (1_700_000_000.0 - 100.0, "terminate"),
+            "of-a-later-release": (1_700_000_000.0, "application"),
+        },
+        "unproven": [],
+    }
 
 
 @pytest.mark.parametrize("note", [{"later": 1}, {"operator": 17}, ["operators"], "operators"])
@@ -360,8 +552,6 @@ def test_a_sweep_never_takes_an_id_that_is_being_renewed_for_gone(
 ) -> None:
     """The set takes an id out before it renews it; on another thread a sweep could see that."""
     watch, _ = heard
-    watch.start(StubWorker(), before_statedb=())
-    state.revoked.add("x")  # an operator's
     found: list[Origin | None] = []
 
     def look() -> None:
@@ -376,6 +566,8 @@ def test_a_sweep_never_takes_an_id_that_is_being_renewed_for_gone(
         sweep.join(0.2)
 
     monkeypatch.setattr(LimitedSet, "discard", slow_discard)
+    watch.start(StubWorker(), before_statedb=())
+    state.revoked.add("x")  # an operator's
     state.revoked.add("x")
     sweep.join()
     assert found == [Origin.OPERATOR]
@@ -395,9 +587,7 @@ def test_a_revoke_while_a_peers_ids_are_taken_in_is_an_operators(
         revoke.start()
         revoke.join()
 
-    control.Panel.data["hello"](
-        SimpleNamespace(hostname="w@test", app=current_app), "peer@test", revoked=peers_ids()
-    )
+    hello(peers_ids())
     assert listener.errors == []
     assert watch.ledger.origin("inherited") is Origin.INHERITED
     assert watch.ledger.origin("operators") is Origin.OPERATOR
@@ -416,12 +606,12 @@ def test_a_start_that_failed_notes_nothing_in_the_statedb(
     def fail(*_: Any) -> None:
         raise OSError("no ledger")
 
-    monkeypatch.setattr(watch, "_added", fail)
+    monkeypatch.setattr(watch, "added", fail)
     with pytest.raises(OSError, match="no ledger"):
         watch.start(StubWorker(), before_statedb=())
     monkeypatch.undo()
     monkeypatch.setattr(celery_internals, "statedb", lambda _worker: shelf)
-    watch.note_in_statedb(StubWorker(), unmarked=())
+    watch.note_in_statedb(StubWorker())
     assert shelf == {}
 
 

@@ -160,7 +160,8 @@ def test_a_dry_run_changes_nothing(make_fleet: MakeFleet) -> None:
 
         assert all(event["dry_run"] is True for event in worker.events())
         assert {"getrange", "mget"} <= set(calls)
-        assert called <= {"getrange", "mget", "info", "hello", "select", "client"}
+        reads = {"getrange", "mget", "zmscore", "info"}
+        assert called <= {*reads, "hello", "select", "client"}
         assert results.client.keys("worker-guard-*") == []
 
 
@@ -197,6 +198,7 @@ def test_events_are_bare_json_lines_on_stderr(make_fleet: MakeFleet) -> None:
                 "operator_marks",
                 "redis_memory",
                 "results",
+                "revocations",
                 "revoked",
             ),
             "revoked_verify",
@@ -433,7 +435,7 @@ def test_a_result_backend_that_hangs(make_fleet: MakeFleet) -> None:
             return {event["part"] for event in worker.events("part_failed")}
 
         wait_for(lambda: "revoked_verify" in failed(), "the failure to be reported")
-        assert failed() <= {"revoked_verify", "results", "redis_memory"}
+        assert failed() <= {"revoked_verify", "revocations", "results", "redis_memory"}
         fleet.send("add", 1, 2, task_id="runs", queue="own")
         worker.logged("Task harness.add[runs]")
         worker.logged("harness.add[runs] succeeded")

@@ -91,7 +91,7 @@ def test_installing_the_package_registers_nothing() -> None:
 def test_an_app_that_uses_it_registers_the_remote_commands_and_the_task(use: str) -> None:
     """Also where the command line loaded the plugin, and on 5.3 fixed the names, before."""
     plain, used = state(), state(use=use)
-    assert set(used["remote"]) - set(plain["remote"]) == {"guard", "guard_sweep"}
+    assert set(used["remote"]) - set(plain["remote"]) == {"guard", "guard_sweep", "guard_unrevoke"}
     assert set(used["tasks"]) - set(plain["tasks"]) == {"worker_guard.cleanup"}
     for command, name in (("inspect", "guard"), ("control", "guard_sweep")):
         for choices in used["choices"][command]:

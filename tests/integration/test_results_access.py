@@ -312,7 +312,7 @@ def failures(worker: Worker) -> list[dict[str, Any]]:
 def test_a_worker_of_one_prefix_cleans(
     server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], strategy: str
 ) -> None:
-    """Its lease, its history, its marks and the results all bear the prefix; no part fails."""
+    """Its lease, its history, its record and the results all bear the prefix; no part fails."""
     fill(client, PREFIX)
     due(client)
     name = user(client, *allowed, "-info", keys=f"~{PREFIX}*")
@@ -325,8 +325,8 @@ def test_a_worker_of_one_prefix_cleans(
         assert [event["expired_results_deleted"] for event in done] == [40]
         worker.app.control.revoke("an-id", destination=[worker.name])
         wait_for(
-            lambda: client.exists(f"{PREFIX}worker-guard-operator-an-id"),
-            f"the mark of an operator's id:\n{worker.text()}",
+            lambda: client.zscore(f"{PREFIX}worker-guard-revocations", "id:an-id"),
+            f"the revocation to be recorded:\n{worker.text()}",
         )
         assert not worker.events("part_failed")
         assert worker.stop() == 0

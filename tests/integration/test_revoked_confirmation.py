@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,14 +20,44 @@ from worker_guard.revoked.confirmation import (
     open_records,
 )
 from worker_guard.revoked.ledger import Confirmation
+from worker_guard.revoked.record import Made, Record, RecordUnavailableError, open_record
+from worker_guard.values.source import Target, Way
 
 Opened = tuple[Celery, Records]
+
+LIFETIME_S = 604_800.0
 
 
 def opened(url: str, **conf: Any) -> Opened:
     app = Celery("test", set_as_current=False)
     app.conf.update(result_backend=url, **conf)
-    return app, open_records(app.backend, revoke_expires_s=10_800.0)
+    return app, open_records(app.backend, record_of(app), revoke_expires_s=10_800.0)
+
+
+def record_of(app: Celery) -> Record | None:
+    """The revocations on record, if this result backend can hold any."""
+    try:
+        record = open_record(app.backend, lifetime_s=LIFETIME_S, timeout_s=0.4)
+    except RecordUnavailableError:
+        return None
+    opened_records.append(record)
+    return record
+
+
+#: To be closed after the test.
+opened_records: list[Record] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while opened_records:
+        opened_records.pop()._client.close()
+
+
+def revoked(*targets: Target) -> dict[Target, Made]:
+    """These were revoked just now."""
+    return dict.fromkeys(targets, Made(Way.REVOKE, 0.0))
 
 
 @pytest.fixture(params=["redis", "redis-prefixed", "redis-yaml", "filesystem"])
@@ -57,7 +87,7 @@ def test_confirmations_on_what_celery_wrote(backend: Callable[[], Opened]) -> No
     app.backend.mark_as_done("done", {"status": "REVOKED"})
     app.backend.mark_as_failure("failed", RuntimeError("expired"))
     app.backend.mark_as_started("started")
-    records.mark(["both"], ["doubted"])
+    records.mark(revoked("both"), ["doubted"])
     ids = ["expired", "both", "doubted", "revoked", "done", "failed", "started", "absent"]
     assert records.confirmations(ids) == {
         "expired": Confirmation.EXPIRED,
@@ -78,9 +108,9 @@ def test_another_apps_marks_do_not_count(redis_server: RedisServer) -> None:
     shop, shops = opened(redis_server.url(1), **options)
     _, others = opened(redis_server.url(1))
     shop.backend.mark_as_revoked("x", "expired")
-    others.mark(["x"], [])
+    others.mark(revoked("x"), [])
     assert shops.confirmations(["x"]) == {"x": Confirmation.EXPIRED}
-    shops.mark(["x"], [])
+    shops.mark(revoked("x"), [])
     assert shops.confirmations(["x"]) == {"x": Confirmation.OPERATOR}
 
 
@@ -111,7 +141,7 @@ def test_what_is_not_a_record_proves_nothing(redis_server: RedisServer) -> None:
 def test_odd_ids_do_not_keep_the_other_marks_back(redis_server: RedisServer) -> None:
     """An operator may have given a number, or text that is not UTF-8."""
     app, records = opened(redis_server.url(1))
-    records.mark([17, "sur\udc80rogate", "plain"], [])  # type: ignore[list-item]
+    records.mark(revoked(17, "sur\udc80rogate", "plain"), [])  # type: ignore[arg-type]
     app.backend.mark_as_revoked("plain", "expired")
     assert records.confirmations(["plain"]) == {"plain": Confirmation.OPERATOR}
 
@@ -121,26 +151,28 @@ def test_a_doubt_never_replaces_an_operators_mark(redis_server: RedisServer) -> 
     raw = redis.Redis.from_url(redis_server.url(1))
     app, records = opened(redis_server.url(1))
     app.backend.mark_as_revoked("x", "expired")
-    records.mark([], ["x"])
+    records.mark({}, ["x"])
     assert records.confirmations(["x"]) == {"x": Confirmation.UNCONFIRMED}
     assert records.marked(["x"]) == set()
     raw.pexpire("worker-guard-operator-x", 60_000)
-    records.mark([], ["x"])
+    records.mark({}, ["x"])
     assert raw.pttl("worker-guard-operator-x") > 60_000
-    records.mark(["x"], [])
-    records.mark([], ["x"])
+    records.mark(revoked("x"), [])
+    records.mark({}, ["x"])
     assert records.confirmations(["x"]) == {"x": Confirmation.OPERATOR}
     assert records.marked(["x", "y"]) == {"x"}
     raw.close()
 
 
-def test_an_operators_mark_lives_for_a_week_at_least(redis_server: RedisServer) -> None:
+def test_the_mark_of_an_unconfirmed_id_lives_for_a_week_at_least(
+    redis_server: RedisServer,
+) -> None:
     """Or as long as results do, where that is longer."""
     raw = redis.Redis.from_url(redis_server.url(1))
     week_s = 7 * 86_400
     for result_expires, at_least_s in ((60, week_s), (2 * week_s, 2 * week_s), (None, week_s)):
         _, records = opened(redis_server.url(1), result_expires=result_expires)
-        records.mark(["x"], [])
+        records.mark({}, ["x"])
         left = raw.pttl("worker-guard-operator-x")
         assert (at_least_s - 60) * 1000 < left <= at_least_s * 1000
     raw.close()
@@ -158,7 +190,7 @@ def test_a_server_that_is_down_or_hangs_raises(redis_server: RedisServer) -> Non
     redis_server.resume()
     redis_server.kill()
     with pytest.raises(redis.ConnectionError):
-        records.mark(["x"], [])
+        records.mark(revoked("x"), [])
     redis_server.start()
     assert records.confirmations(["x"]) == {"x": Confirmation.UNCONFIRMED}
 
@@ -166,7 +198,7 @@ def test_a_server_that_is_down_or_hangs_raises(redis_server: RedisServer) -> Non
 def test_a_server_that_was_restarted_costs_no_failure(redis_server: RedisServer) -> None:
     """The pooled connection is stale then; the one retry takes a fresh one."""
     _, records = opened(redis_server.url(1))
-    records.mark(["x"], [])
+    records.mark(revoked("x"), [])
     redis_server.kill()
     redis_server.start()
     assert records.confirmations(["x"]) == {"x": Confirmation.UNCONFIRMED}
@@ -184,7 +216,7 @@ def test_backends_that_hold_no_marks(conf: dict[str, Any], reason: str) -> None:
     app = Celery("test", set_as_current=False)
     app.conf.update(conf)
     with pytest.raises(RecordsUnavailableError, match=reason):
-        open_records(app.backend, revoke_expires_s=10_800.0)
+        open_records(app.backend, record_of(app), revoke_expires_s=10_800.0)
 
 
 @pytest.mark.parametrize("url", ["redis", "cache+memory://"])
@@ -193,8 +225,38 @@ def test_pickled_results_prove_nothing_and_marks_hold(redis_server: RedisServer,
     url = redis_server.url(1) if url == "redis" else url
     _, records = opened(url, result_serializer="pickle", accept_content=["pickle"])
     assert "unpickles nothing" in records.unreadable
-    records.mark(["x"], ["y"])
+    records.mark(revoked("x"), ["y"])
     assert records.marked(["x", "y", "z"]) == {"x"}
+
+
+@pytest.mark.parametrize("kind", ["redis", "filesystem"])
+def test_what_is_revoked_no_more_is_no_operators(
+    redis_server: RedisServer, tmp_path: Path, kind: str
+) -> None:
+    """The application took it out of the set, so it is off the record."""
+    app, records = opened(redis_server.url(1) if kind == "redis" else tmp_path.as_uri())
+    app.backend.mark_as_revoked("x", "expired")
+    records.mark(revoked("x", "y"), [])
+    records.unmark(["x"])
+    assert records.marked(["x", "y"]) == {"y"}
+    assert records.confirmations(["x"]) == {"x": Confirmation.EXPIRED}
+
+
+def test_what_someone_took_back(redis_server: RedisServer) -> None:
+    """A peer that has not heard hands it on; the look-up says so, and a later revoke holds."""
+    app, records = opened(redis_server.url(1))
+    record = record_of(app)
+    assert record is not None
+    app.backend.mark_as_revoked("x", "revoked")
+    records.mark(revoked("x"), [])
+    record.take_back(["x"])
+    assert records.confirmations(["x"]) == {"x": Confirmation.TAKEN_BACK}
+    assert records.marked(["x"]) == set()
+    late: dict[Target, Made] = {"x": Made(Way.REVOKE, age_s=60.0)}
+    assert records.mark(late, []) == {"x"}
+    assert records.marked(["x"]) == set()
+    assert records.mark(revoked("x"), []) == set()
+    assert records.confirmations(["x"]) == {"x": Confirmation.OPERATOR}
 
 
 class FakePipeline:
@@ -210,24 +272,30 @@ class FakePipeline:
         """Nothing is to be closed."""
 
     def getrange(self, *_: object) -> None:
-        self.called.append("record")
+        self.called.append("result")
 
     def mget(self, keys: list[bytes]) -> None:
         self.called.append("marks")
 
+    def zmscore(self, key: str, members: list[bytes]) -> None:
+        self.called.append("record")
+
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        return [None] * (len(self.called) - 1) + [[None] * (len(self.called) - 1)]
+        results = self.called.count("result")
+        return [None] * results + [[None] * results] * (len(self.called) - results)
 
 
-def test_records_are_read_before_marks() -> None:
+def test_results_are_read_before_marks() -> None:
     """The other way round a mark and an expiry written in between look like an expiry alone."""
     pipeline = FakePipeline()
+    client = SimpleNamespace(pipeline=lambda **_: pipeline)
     records = RedisRecords(
-        SimpleNamespace(pipeline=lambda **_: pipeline),
+        client,
+        Record(client, "", lifetime_s=LIFETIME_S),
         record_key=str,
         mark_prefix="",
         decode=lambda _: None,
         mark_ttl_s=1.0,
     )
     records.confirmations(["a", "b"])
-    assert pipeline.called == ["record", "record", "marks"]
+    assert pipeline.called == ["result", "result", "marks", "record", "record"]

@@ -71,6 +71,7 @@ def results(url: str, **more: Any) -> dict[str, Any]:
         ("status", broker, "broker", "broker_url"),
         ("cleanup --only results", results, "result backend", "result_backend"),
         ("history", results, "result backend", "result_backend"),
+        ("revocations", results, "result backend", "result_backend"),
     ],
 )
 def test_a_message_says_which_server_it_is_about(

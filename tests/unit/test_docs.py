@@ -32,7 +32,7 @@ from worker_guard.event_log import Reporter
 from worker_guard.events import Event, Level
 from worker_guard.guard import Guard
 from worker_guard.metrics.catalogue import FAMILIES
-from worker_guard.remote import guard, guard_sweep
+from worker_guard.remote import guard, guard_sweep, guard_unrevoke
 from worker_guard.results import task
 from worker_guard.settings import PREFIX, Settings, read_settings
 
@@ -318,7 +318,7 @@ def test_each_command_of_the_table_exists() -> None:
     # The harness has a worker whose command of that name answers strangely.
     theirs = ("tests.", "celery.")
     others = {name for name, f in Panel.data.items() if not f.__module__.startswith(theirs)}
-    ours = {guard.__name__, guard_sweep.__name__}
+    ours = {guard.__name__, guard_sweep.__name__, guard_unrevoke.__name__}
     assert others <= ours <= Panel.data.keys()
     assert {name for name in ours if not any(name in row[0] for row in table)} == set()
 

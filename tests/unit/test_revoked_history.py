@@ -1,8 +1,11 @@
 """Random histories of a fleet, played twice: by plain Celery, and with the guard beside it.
 
-The oracle is Celery itself: no message runs that plain Celery discards because an operator revoked
-it. What runs is Celery's own code with the guard's hooks in it (``tests/harness/model.py``); that
-real workers do the same is proved in ``tests/integration/test_heal.py``.
+There are two oracles. Celery itself: no message runs that plain Celery discards because an operator
+revoked it, and none is discarded that plain Celery runs, but for a revocation that stands. And what
+is promised: no message runs that an operator revoked and nobody took back, within the lifetime, at
+a guarded worker that has heard of it or has read the record since. What runs is Celery's own code
+with the guard's hooks in it (``tests/harness/model.py``); that real workers do the same is proved
+in ``tests/integration/test_heal.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from hypothesis.stateful import (
 )
 
 from tests.harness.model import (
+    BACKENDS,
     GRACE_S,
+    LIFETIME_S,
     REVOKE_EXPIRES_S,
     REVOKES_MAX,
     Clock,
@@ -36,18 +41,20 @@ from tests.harness.model import (
     fresh_apps,
 )
 from worker_guard.celery_internals import held_ids
-from worker_guard.celery_internals import revoked_set as hooks
+from worker_guard.celery_internals import revoked_hooks as hooks
 from worker_guard.revoked import confirmation, ledger
-from worker_guard.revoked.ledger import Ledger, Origin
-from worker_guard.revoked.marker import Marker
+from worker_guard.revoked.holder import Holder
+from worker_guard.revoked.ledger import Differences, Ledger, Origin
+from worker_guard.revoked.record import Record
+from worker_guard.revoked.restorer import Restorer
 from worker_guard.revoked.set_watch import RevokedWatch
 from worker_guard.revoked.sweeper import Sweeper
 
 IDS = ("a", "b")
 
-#: Two with the guard, and one that never gets it.
+#: Two with the guard, and one that gets it with an upgrade.
 GUARDED = ("guarded-1", "guarded-2")
-NAMES = (*GUARDED, "unguarded")
+NAMES = (*GUARDED, "upgraded")
 
 
 @pytest.fixture(autouse=True)
@@ -78,11 +85,16 @@ class Seat:
         self.expired_at: dict[str, float] = {}
         #: What ever came to the guarded worker by another way, or without Celery's word.
         self.doubtful: set[str] = set()
+        #: The operators' revocations that this guard knows of: when each was made; in its statedb.
+        self.known: dict[str, float] = {}
+        self.saved_known: dict[str, float] = {}
+        self.is_guarded = name in GUARDED
         self.begin(statedb=False)
 
-    @property
-    def is_guarded(self) -> bool:
-        return self.name in GUARDED
+    def asks_about(self, task_id: str) -> bool:
+        """Whether the guard has inherited the id, and looks it up within seconds."""
+        guard = self.ours.guard
+        return guard is not None and guard._watch.ledger.origin(task_id) is Origin.INHERITED
 
     def begin(self, *, statedb: bool, applications: tuple[str, ...] = ()) -> None:
         """Start the worker, without a peer."""
@@ -90,6 +102,7 @@ class Seat:
             self._shelves = None
         elif self._shelves is None:
             self._shelves, self.saved_operators = (Shelf(), Shelf()), set()
+            self.saved_known = {}
         plain_shelf, shelf = self._shelves or (None, None)
         plain, ours = self._apps
         self.plain = Process(
@@ -109,6 +122,7 @@ class Seat:
             applications=applications,
         )
         self.operators = {*applications, *(self.saved_operators if statedb else ())}
+        self.known = dict(self.saved_known) if statedb and self.is_guarded else {}
         self.expired_at, self.doubtful = {}, set(held_ids(self.ours.revoked))
         self.look()
 
@@ -118,6 +132,7 @@ class Seat:
             process.stop(cold=cold)
         self.look()
         self.saved_operators = set(self.operators)
+        self.saved_known = dict(self.known) if self.is_guarded else {}
 
     def doubt(self, task_ids: Iterable[str]) -> None:
         """These ids came by another way than an expiry that Celery told of."""
@@ -135,15 +150,21 @@ class Seat:
 class Histories(RuleBasedStateMachine):
     """Any order of what can happen to ids."""
 
-    @initialize(backend=st.booleans())
-    def begin(self, backend: bool) -> None:
-        """A fleet starts, with a key-value result backend or without any."""
+    @initialize(backend=st.sampled_from([*BACKENDS, "record"]))
+    def begin(self, backend: str) -> None:
+        """A fleet starts, with a result backend that has the record, with another, or without."""
         self.clock = Clock()
-        self.backend = backend
-        self.apps = fresh_apps(backend=backend)
+        self.backend, self.record = backend != "none", backend == "record"
+        self.apps = fresh_apps(backend, self.clock)
         self.seats = {name: Seat(name, self.apps, self.clock) for name in NAMES}
-        #: What an operator revoked, and a guard heard; so that its mark has to be there.
-        self.marked: set[str] = set()
+        for seat in self.seats.values():
+            self._connect(seat)
+        #: What an operator revoked, and a guard heard, and when; so that it has to be on record.
+        self.marked: dict[str, float] = {}
+        #: What operators ever revoked, and nobody took back.
+        self.revoked: set[str] = set()
+        #: What was taken back, and came by no other way since.
+        self.taken_back: set[str] = set()
 
     # -- messages --------------------------------------------------------------------------
 
@@ -203,6 +224,54 @@ class Histories(RuleBasedStateMachine):
                 process.hear_revoke(task_id, terminate=terminate)
             self._is_operators(seat, task_id)
 
+    @rule(task_id=task_ids, missed=st.sampled_from([(), (), GUARDED[:1], NAMES]))
+    def an_operator_takes_back(self, task_id: str, missed: tuple[str, ...]) -> None:
+        """By the command: from the record, and at each worker that has the guard.
+
+        The command reaches the result backend, also where workers don't. A worker that is away
+        misses the command, and connects again later.
+        """
+        if not self.record:
+            return
+        backend = self.apps[1].backend
+        down, backend.down = backend.down, False
+        backend.record().take_back([task_id])
+        backend.down = down
+        self.marked.pop(task_id, None)
+        self.revoked.discard(task_id)
+        self.taken_back.add(task_id)
+        for seat in self.seats.values():
+            seat.operators.discard(task_id)
+            seat.saved_operators.discard(task_id)
+            seat.known.pop(task_id, None)
+            seat.saved_known.pop(task_id, None)
+            if seat.name in missed:
+                self._connect(seat)
+            else:
+                seat.ours.unrevoke(task_id)
+            seat.look()
+
+    @rule(task_id=task_ids, worker=workers)
+    def the_application_takes_out(self, task_id: str, worker: str) -> None:
+        """At one worker; the others still hold it, with the guard and without."""
+        seat = self.seats[worker]
+        for process in (seat.plain, seat.ours):
+            process.change_set(lambda revoked: revoked.discard(task_id))
+        seat.operators.discard(task_id)
+        seat.known.pop(task_id, None)
+        self.marked.pop(task_id, None)
+        for other in self.seats.values():
+            other.doubt([task_id])  # it may have seen the mark that is gone now
+        seat.look()
+
+    @rule(worker=guarded)
+    def the_application_empties_the_set(self, worker: str) -> None:
+        """Plain Celery then holds nothing."""
+        seat = self.seats[worker]
+        for process in (seat.plain, seat.ours):
+            process.change_set(lambda revoked: revoked.clear())
+        seat.look()
+
     @rule(task_id=task_ids, worker=guarded, way=st.sampled_from(["add", "merge", "ahead"]))
     def the_application_revokes(self, task_id: str, worker: str, way: str) -> None:
         """Its own code puts an id into the set, by a way of Celery's or past it.
@@ -234,6 +303,7 @@ class Histories(RuleBasedStateMachine):
         statedb=st.booleans(),
         applications=st.sampled_from([(), (), *((i,) for i in IDS)]),
         mingles=st.sampled_from([False, False, True]),
+        upgrade=st.booleans(),
     )
     def a_worker_restarts(
         self,
@@ -242,22 +312,30 @@ class Histories(RuleBasedStateMachine):
         statedb: bool,
         applications: tuple[str, ...],
         mingles: bool,
+        upgrade: bool,
     ) -> None:
-        """With its statedb or without, with what peers know or without."""
+        """With its statedb or without, with what peers know or without; with the guard or not."""
         seat = self.seats[worker]
         if seat.ours.unwritten and (end == "killed" or seat.ours.shelf is None or not statedb):
             return  # what this guard alone knows goes with it (documented)
         if end != "killed":
             seat.end(cold=end == "cold")
+        if worker not in GUARDED:
+            seat.is_guarded = upgrade
         seat.begin(statedb=statedb, applications=applications)
+        self._came(applications)
+        self.revoked.update(applications)
         self._note_marks(seat, applications)
         if mingles:
             self._mingle(seat)
+        self._connect(seat)
 
-    @rule(worker=workers)
-    def a_worker_reconnects(self, worker: str) -> None:
-        """Its consumer starts anew, and mingles again."""
-        self._mingle(self.seats[worker])
+    @rule(worker=workers, mingles=st.booleans())
+    def a_worker_reconnects(self, worker: str, mingles: bool) -> None:
+        """Its consumer starts anew, and mingles again, if anybody answers."""
+        if mingles:
+            self._mingle(self.seats[worker])
+        self._connect(self.seats[worker])
 
     @rule(
         names=st.sampled_from([GUARDED[:1], GUARDED[1:], GUARDED]),
@@ -278,11 +356,13 @@ class Histories(RuleBasedStateMachine):
             seat.ours.write_marks()
 
     def _sweep(self, seat: Seat) -> None:
-        before = set(held_ids(seat.ours.revoked))
+        before, had_read = set(held_ids(seat.ours.revoked)), seat.ours.has_read
         seat.ours.sweep()
+        if seat.ours.has_read and not had_read:
+            self._learn(seat)
         cleared = before - set(held_ids(seat.ours.revoked))
         if self.backend:
-            standing = {i for i in cleared if self.apps[1].backend.marked(i)}
+            standing = {i for i in cleared if self._stands_on_record(i)}
             assert not standing, f"cleared although an operator's mark stands: {standing}"
         seat.look()
         self._nothing_is_left_that_only_expiry_put_there(seat)
@@ -305,11 +385,19 @@ class Histories(RuleBasedStateMachine):
         ours = seat.ours.discards(task_id)
         revoked = plain and task_id in seat.operators
         assert ours or not revoked, f"{worker} ran {task_id}, which plain Celery discards"
+        if seat.is_guarded:
+            made_at = seat.known.get(task_id)
+            held = made_at is not None and self.clock.now - made_at < LIFETIME_S
+            assert ours or not held, f"{worker} ran {task_id}, which it knows to be revoked"
+            may_hold = task_id in self.revoked or (self.record and not seat.ours.has_read)
+            lost = ours and not plain and not may_hold and not seat.asks_about(task_id)
+            assert not lost, f"{worker} discarded {task_id}, which plain Celery runs"
 
     def _expire(self, task_id: str, worker: str) -> None:
         seat = self.seats[worker]
         for process in (seat.plain, seat.ours):
             assert process.discards(task_id, expired=True)
+        self._came([task_id])
         if self.backend and self.apps[1].backend.down:
             seat.doubt([task_id])  # Celery could not store that it expired, and sent no signal
         elif task_id not in seat.doubtful:
@@ -318,13 +406,36 @@ class Histories(RuleBasedStateMachine):
 
     def _is_operators(self, seat: Seat, task_id: str) -> None:
         seat.operators.add(task_id)
+        if seat.is_guarded:
+            seat.known[task_id] = self.clock.now
+        self.revoked.add(task_id)
+        self._came([task_id])
         seat.doubt([task_id])
         self._note_marks(seat, [task_id])
         seat.look()
 
     def _note_marks(self, seat: Seat, task_ids: Iterable[str]) -> None:
         if self.backend and seat.is_guarded:
-            self.marked.update(task_ids)
+            self.marked.update(dict.fromkeys(task_ids, self.clock.now))
+
+    def _came(self, task_ids: Iterable[str]) -> None:
+        """These ids are in a set for another reason than the revocation that was taken back."""
+        self.taken_back.difference_update(task_ids)
+
+    def _connect(self, seat: Seat) -> None:
+        seat.ours.connect()
+        if seat.ours.has_read:
+            self._learn(seat)
+
+    def _learn(self, seat: Seat) -> None:
+        """The worker has read the record."""
+        for task_id in IDS:
+            made_at = self.apps[1].backend.revoked_at(task_id)
+            if made_at is not None:
+                seat.known[task_id] = max(made_at, seat.known.get(task_id, made_at))
+
+    def _stands_on_record(self, task_id: str) -> bool:
+        return self.apps[1].backend.revoked_at(task_id) is not None
 
     def _mingle(self, seat: Seat) -> None:
         peers = [peer for peer in self.seats.values() if peer is not seat]
@@ -348,7 +459,7 @@ class Histories(RuleBasedStateMachine):
         if self.backend and (self.apps[1].backend.down or guard.lookups.consecutive_failures):
             return
         for task_id, at in seat.expired_at.items():
-            marked = self.backend and self.apps[1].backend.marked(task_id)
+            marked = self.backend and self._stands_on_record(task_id)
             assert marked or self.clock.now - at < GRACE_S, f"{task_id} never gets free"
 
     # -- what must hold ----------------------------------------------------------------------
@@ -356,7 +467,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def the_counts_add_up(self) -> None:
         """Each id of the set has an origin, and no other id has one."""
-        for name in GUARDED:
+        for name in (name for name in NAMES if self.seats[name].is_guarded):
             counts = self.seats[name].ours.counts()
             names = ("operator", "expired", "confirmed", "unproven", "would_clear")
             held = len(self.seats[name].ours.revoked)
@@ -366,7 +477,17 @@ class Histories(RuleBasedStateMachine):
     def each_operators_id_that_a_guard_heard_bears_a_mark(self) -> None:
         """Whatever Celery's own set did with it."""
         if self.backend and not self.apps[1].backend.down:
-            assert {i for i in self.marked if not self.apps[1].backend.marked(i)} == set()
+            for task_id, made_at in self.marked.items():
+                held = self.clock.now - made_at < LIFETIME_S
+                assert not held or self._stands_on_record(task_id), task_id
+
+    @invariant()
+    def what_was_taken_back_does_not_come_back(self) -> None:
+        """Not by a peer that has not heard, and not from a statedb."""
+        for seat in self.seats.values():
+            if seat.is_guarded and seat.ours.has_read:
+                held = self.taken_back.intersection(held_ids(seat.ours.revoked))
+                assert not {i for i in held if not seat.asks_about(i)}
 
 
 TestHistories = Histories.TestCase
@@ -398,7 +519,7 @@ def ages_out() -> Iterator[Any]:
     def sweep_and_age_out(self: Sweeper, trigger: Any = "timer") -> Iterator[None]:
         yield from sweep(self, trigger)
         now = self.monotonic()
-        entries = self.ledger._entries.items()
+        entries = {**self.ledger._entries, **self.ledger._operators}.items()
         old = [i for i, entry in entries if now - entry.since_mono >= REVOKE_EXPIRES_S]
         self.actor.clear(old)
         self.actor.finish()
@@ -441,7 +562,7 @@ def takes_the_applications_ids_for_inherited() -> Iterator[Any]:
 def hears_nothing_of_a_merge() -> Iterator[Any]:
     """Ids that come past ``add`` are nobody's."""
     yield patch.object(hooks, "LimitedSet", ())
-    yield patch.object(Ledger, "compare", lambda _self, _held: [])
+    yield patch.object(Ledger, "compare", lambda _self, _held: Differences([], []))
 
 
 def counts_the_grace_from_the_last_expiry() -> Iterator[Any]:
@@ -449,16 +570,49 @@ def counts_the_grace_from_the_last_expiry() -> Iterator[Any]:
     yield patch.object(ledger, "_EXPIRES_AGAIN", frozenset[Origin]())
 
 
-def marks_only_what_is_held() -> Iterator[Any]:
-    """An id that the full set drops as it is added gets no mark."""
-    write = Marker.run
+def puts_nothing_back() -> Iterator[Any]:
+    """What the set drops is gone, as without the guard."""
+    yield patch.object(Holder, "put_back", lambda self, ids, _: [*map(self._ledger.dropped, ids)])
 
-    def write_held(self: Marker, trigger: Any = "timer") -> Iterator[None]:
-        for task_id in [i for i in self.pending if i not in self.held]:
-            del self.pending[task_id]
-        yield from write(self, trigger)
 
-    yield patch.object(Marker, "run", write_held)
+def reads_no_record() -> Iterator[Any]:
+    """A worker starts with what peers and statedb tell it."""
+    yield patch.object(Record, "pages", lambda _self, **_: iter(()))
+
+
+def reads_only_at_the_start() -> Iterator[Any]:
+    """A worker that reconnects has missed what was revoked and taken back."""
+    yield patch.object(Restorer, "connected", lambda _self: None)
+
+
+def does_not_remember_what_was_taken_back() -> Iterator[Any]:
+    """So that a peer or a statedb brings it back."""
+    yield patch.object(Record, "taken_back", lambda _self: iter(()))
+
+
+def records_late_what_was_taken_back() -> Iterator[Any]:
+    """As if it had been revoked when it was recorded."""
+    put = Record.put
+
+    def put_as_new(self: Record, made: Any) -> Any:
+        return put(self, {target: each._replace(age_s=0.0) for target, each in made.items()})
+
+    yield patch.object(Record, "put", put_as_new)
+
+
+def ends_at_once() -> Iterator[Any]:
+    """The lifetime is one second."""
+    init = Holder.__init__
+
+    def short(self: Holder, **given: Any) -> None:
+        init(self, **{**given, "lifetime_s": 1.0})
+
+    yield patch.object(Holder, "__init__", short)
+
+
+def hands_nothing_on() -> Iterator[Any]:
+    """Peers without the guard get nothing by ``hello``."""
+    yield patch.object(RevokedWatch, "hands_on", lambda _self, _id: False)
 
 
 @pytest.mark.parametrize(
@@ -470,12 +624,18 @@ def marks_only_what_is_held() -> Iterator[Any]:
         takes_the_applications_ids_for_inherited,
         hears_nothing_of_a_merge,
         counts_the_grace_from_the_last_expiry,
-        marks_only_what_is_held,
+        puts_nothing_back,
+        reads_no_record,
+        reads_only_at_the_start,
+        does_not_remember_what_was_taken_back,
+        records_late_what_was_taken_back,
+        ends_at_once,
+        hands_nothing_on,
     ],
     ids=lambda fault: str(fault.__name__),
 )
 def test_the_histories_find_each_fault_that_was_there(fault: Callable[[], Iterator[Any]]) -> None:
-    """Each was in the first build; put back, it must not pass."""
+    """The first were in the first build. Put in, none must pass."""
     with ExitStack() as stack:
         for fault_part in fault():
             stack.enter_context(fault_part)

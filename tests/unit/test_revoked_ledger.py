@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from worker_guard.revoked.ledger import Confirmation, Ledger, Origin, Selection
-from worker_guard.values.source import Source
+from worker_guard.revoked.ledger import Confirmation, Held, Ledger, Origin, Selection
+from worker_guard.values.source import Source, Stamp, Way
 
 GRACE_S = 60.0
 LONG_S = 1e9
 
 OPERATOR, INHERITED, EXPIRY = Source.OPERATOR, Source.INHERITED, Source.EXPIRY
 CONFIRM = "task_revoked(expired=True)"
+ENDED = "its lifetime is over"
 
 
 def history(*events: Source | Confirmation | str) -> Ledger:
@@ -22,6 +23,8 @@ def history(*events: Source | Confirmation | str) -> Ledger:
             ledger.added("x", event, 0.0)
         elif isinstance(event, Confirmation):
             ledger.record_confirmation("x", event, 0.0, GRACE_S)
+        elif event == ENDED:
+            ledger.ended("x")
         else:
             ledger.confirmed_expired("x")
     return ledger
@@ -56,6 +59,12 @@ def select(ledger: Ledger, at: float) -> Selection:
         ([EXPIRY, CONFIRM, OPERATOR], Origin.OPERATOR),
         ([OPERATOR, INHERITED, EXPIRY, CONFIRM], Origin.OPERATOR),
         ([INHERITED, OPERATOR, INHERITED], Origin.OPERATOR),
+        # After its lifetime it is left to Celery, until an operator revokes it again.
+        ([OPERATOR, ENDED], Origin.ENDED),
+        ([OPERATOR, ENDED, EXPIRY, CONFIRM], Origin.ENDED),
+        ([OPERATOR, ENDED, INHERITED], Origin.ENDED),
+        ([OPERATOR, ENDED, OPERATOR], Origin.OPERATOR),
+        ([EXPIRY, CONFIRM, ENDED], Origin.EXPIRED),
         # The signal alone, as for a revoke by stamped headers, says nothing of the set.
         ([CONFIRM], None),
     ],
@@ -81,6 +90,7 @@ def test_an_operators_id_stays_an_operators(
         ([OPERATOR], GRACE_S, Selection()),
         # Nothing else leaves, however old it is.
         ([OPERATOR], LONG_S, Selection()),
+        ([OPERATOR, ENDED], LONG_S, Selection()),
         ([OPERATOR, EXPIRY, CONFIRM], LONG_S, Selection()),
         ([INHERITED, Confirmation.UNCONFIRMED], LONG_S, Selection()),
         ([EXPIRY], LONG_S, Selection()),
@@ -161,6 +171,7 @@ def test_an_answer_on_a_mark_that_comes_too_late(meanwhile: Source) -> None:
         ([OPERATOR], Origin.OPERATOR),
         ([INHERITED], Origin.UNCONFIRMED),
         ([INHERITED, Confirmation.UNCONFIRMED], Origin.UNCONFIRMED),
+        ([OPERATOR, ENDED], Origin.ENDED),
         ([INHERITED, Confirmation.EXPIRED], Origin.EXPIRED),
         ([EXPIRY, CONFIRM], Origin.EXPIRED),
     ],
@@ -194,12 +205,14 @@ def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_set_has_the_last_word() -> None:
-    """Unknown ids in the set are returned; ids that are no longer in it are forgotten."""
+    """Ids that are no longer in it are forgotten, but for those that operators revoked."""
     ledger = Ledger()
-    for task_id in ("known", "gone"):
+    for task_id in ("known", "lost"):
         ledger.added(task_id, OPERATOR, 0.0)
-    assert ledger.compare({"known": 1, "merged": 2}.keys()) == ["merged"]
-    assert set(ledger.ids()) == {"known"}
+    ledger.added("gone", EXPIRY, 0.0)
+    differences = ledger.compare({"known": 1, "merged": 2}.keys())
+    assert differences == (["merged"], ["lost"])
+    assert (set(ledger.operators), ledger.ids()) == ({"known", "lost"}, [])
 
 
 def test_an_id_that_a_dry_run_would_have_cleared_is_counted_once() -> None:
@@ -207,7 +220,7 @@ def test_an_id_that_a_dry_run_would_have_cleared_is_counted_once() -> None:
     ledger = history(EXPIRY, CONFIRM)
     ledger.cleared(["x"], held={"x"})
     assert (ledger.origin("x"), select(ledger, LONG_S)) == (Origin.WOULD_CLEAR, Selection())
-    assert ledger.compare({"x": 1}.keys()) == []
+    assert ledger.compare({"x": 1}.keys()) == ([], [])
     ledger.added("x", OPERATOR, 0.0)
     assert ledger.origin("x") is Origin.OPERATOR
 
@@ -220,6 +233,7 @@ def test_an_id_that_a_dry_run_would_have_cleared_is_counted_once() -> None:
         (Confirmation.EXPIRED, Confirmation.OPERATOR, False, Origin.OPERATOR),
         (Confirmation.UNCONFIRMED, Confirmation.EXPIRED, False, Origin.UNCONFIRMED),
         (Confirmation.OPERATOR, Confirmation.EXPIRED, False, Origin.OPERATOR),
+        (Confirmation.EXPIRED, Confirmation.TAKEN_BACK, True, Origin.CONFIRMED),
     ],
 )
 def test_an_inherited_id_is_confirmed_at_first_and_after_the_grace(
@@ -286,3 +300,126 @@ def test_it_knows_when_the_last_of_those_that_leave_came_in() -> None:
     assert ledger.last_leaving_mono == 1.0
     ledger.record_confirmation("b", Confirmation.EXPIRED, 5.0, GRACE_S)
     assert ledger.last_leaving_mono == 3.0
+
+
+# -- operators' revocations ----------------------------------------------------------------
+
+STAMP = Stamp("customer", 17)
+
+
+def test_a_revocation_has_a_time_and_a_way() -> None:
+    """Of ids and of stamped headers; there is none for what only expired, or has ended."""
+    ledger = Ledger()
+    ledger.added("x", OPERATOR, 5.0, Way.TERMINATE)
+    ledger.added("expired", EXPIRY, 5.0)
+    assert ledger.stamped(STAMP, 7.0, Way.STAMPS) is True
+    assert ledger.stamped(STAMP, 8.0, Way.STAMPS) is False
+    assert ledger.revocations() == ["x", STAMP]
+    assert list(ledger.operators) == ["x"]
+    assert ledger.revocation("x") == Held(5.0, Way.TERMINATE)
+    assert ledger.revocation(STAMP) == Held(8.0, Way.STAMPS)
+    assert ledger.revocation("expired") is ledger.revocation(Stamp("customer", 18)) is None
+    for target in ("x", "expired", "unknown", STAMP, STAMP):
+        ledger.ended(target)
+    assert ledger.revocations() == []
+
+
+@pytest.mark.parametrize(
+    ("again", "since"),
+    [
+        (EXPIRY, 5.0),
+        # Else a fleet whose workers start one after another would never end it.
+        (INHERITED, 5.0),
+        (OPERATOR, 50.0),
+    ],
+)
+def test_the_lifetime_counts_from_the_last_revocation(again: Source, since: float) -> None:
+    """An expiry renews nothing, nor does a peer that brings the id back."""
+    ledger = Ledger()
+    ledger.added("x", OPERATOR, 5.0, Way.TERMINATE)
+    ledger.added("x", again, 50.0, Way.TERMINATE)
+    assert ledger.revocation("x") == Held(since, Way.TERMINATE)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [],
+        [EXPIRY, CONFIRM],
+        [INHERITED],
+        [INHERITED, Confirmation.EXPIRED],
+        [INHERITED, Confirmation.UNCONFIRMED],
+    ],
+)
+def test_what_is_on_record_is_an_operators(events: list[Source | Confirmation | str]) -> None:
+    """Whatever was known of the id; it is entered once."""
+    ledger = history(*events)
+    assert ledger.restored("x", -100.0, Way.REVOKE) is True
+    assert ledger.restored("x", -100.0, Way.REVOKE) is False
+    assert ledger.revocation("x") == Held(-100.0, Way.REVOKE)
+    assert ledger.count(Origin.OPERATOR) == 1
+
+
+@pytest.mark.parametrize(
+    ("events", "unknown"), [([OPERATOR], False), ([OPERATOR, ENDED], True)], ids=["held", "ended"]
+)
+def test_what_was_revoked_again_elsewhere_is_held_from_then_on(
+    events: list[Source | Confirmation | str], unknown: bool
+) -> None:
+    """This worker was away; its own revocation, as the record has it, tells it nothing new."""
+    ledger = history(*events)
+    before = ledger.origin("x")
+    assert ledger.restored("x", 0.2, Way.REVOKE) is False  # the time of a round trip later
+    assert ledger.origin("x") is before
+    assert ledger.restored("x", 100.0, Way.REVOKE) is unknown
+    assert ledger.revocation("x") == Held(100.0, Way.REVOKE)
+
+
+def test_what_was_taken_back_is_forgotten() -> None:
+    """An operator can revoke it again, and it can expire."""
+    ledger = history(OPERATOR)
+    assert ledger.forget("x") is Origin.OPERATOR
+    assert (ledger.origin("x"), ledger.revocations()) == (None, [])
+    assert ledger.forget("x") is None
+    ledger.added("x", EXPIRY, 1.0)
+    assert ledger.origin("x") is Origin.EXPIRING
+    ledger.added("x", OPERATOR, 2.0)
+    assert ledger.forget("x") is Origin.OPERATOR
+
+
+def test_what_was_taken_back_after_celery_dropped_it() -> None:
+    """An expiry that brings the id back is only an expiry then."""
+    ledger = history(OPERATOR)
+    ledger.dropped("x")
+    ledger.forget("x")
+    ledger.added("x", EXPIRY, 0.0)
+    assert ledger.origin("x") is Origin.EXPIRING
+
+
+def test_the_result_backend_can_say_that_it_was_taken_back() -> None:
+    """A peer that has not heard brought it: it may be cleared at once."""
+    ledger = history(INHERITED)
+    assert ledger.record_confirmation("x", Confirmation.TAKEN_BACK, 0.0, GRACE_S) is True
+    operators = history(OPERATOR)
+    assert operators.record_confirmation("x", Confirmation.TAKEN_BACK, 0.0, GRACE_S) is False
+
+
+@pytest.mark.parametrize(
+    ("events", "operators"),
+    [
+        ([OPERATOR], True),
+        ([OPERATOR, ENDED], False),
+        ([INHERITED], False),
+        ([EXPIRY, CONFIRM], False),
+        ([], False),
+    ],
+)
+def test_what_the_application_took_out_is_forgotten(
+    events: list[Source | Confirmation | str], operators: bool
+) -> None:
+    """It is told whether an operator had revoked it, so that it leaves the record too."""
+    ledger = history(*events)
+    assert (ledger.forget("x") is Origin.OPERATOR) is operators
+    assert (ledger.origin("x"), ledger.revocations()) == (None, [])
+    ledger.added("x", EXPIRY, 0.0)
+    assert ledger.origin("x") is Origin.EXPIRING

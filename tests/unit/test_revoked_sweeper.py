@@ -18,6 +18,14 @@ from worker_guard.scheduler import SLICE_S, run_to_end
 from worker_guard.values.source import Source
 
 
+def test_what_was_taken_back_leaves_as_soon_as_the_record_says_so() -> None:
+    """A peer that has not heard brought it; there is nothing to wait for."""
+    world = World(records=FakeRecords(x=Confirmation.TAKEN_BACK))
+    world.add(Source.INHERITED, "x", "y")
+    assert world.sweep().revoked_tasks_cleared == 1
+    assert world.revoked == {"y"}
+
+
 def test_the_event_says_what_was_cleared_and_what_was_kept_and_why() -> None:
     """The whole event of a sweep that meets every kind of id."""
     records = FakeRecords(confirmed=Confirmation.EXPIRED, marked=Confirmation.OPERATOR)

@@ -39,6 +39,7 @@ class FakeJob:
 
     name = "fake"
     interval_s = 10.0
+    first_pause_s = 10.0
     longest_pause_s = 900.0
 
     def __init__(self, slices: int = 1, error: Exception | None = None) -> None:
@@ -322,3 +323,85 @@ def test_it_says_when_a_run_is_due() -> None:
     timer.advance(6.0)
     assert scheduler.due_in_s("fake") == 0.0  # under way
     assert scheduler.due_in_s("another") == 0.0
+
+
+def test_a_run_can_begin_at_once_and_ends_before_anything_else() -> None:
+    """Such as the read of the record, before the first message; the next one is an interval on."""
+    job = FakeJob(slices=3)
+    scheduler, timer, _ = scheduled(job)
+    scheduler.begin("fake", until=lambda: False)
+    assert (job.resumed, job.runs) == (3, 1)
+    scheduler.arm(timer.later)
+    timer.advance(10.9)
+    assert job.runs == 1
+    timer.advance(0.2)
+    assert job.runs == 2
+    scheduler.begin("unknown", until=lambda: False)
+
+
+def test_what_such_a_run_has_not_done_in_time_goes_on_in_slices() -> None:
+    """The first slice is done in any case."""
+    job = FakeJob(slices=4)
+    scheduler, timer, _ = scheduled(job)
+    scheduler.begin("fake", until=lambda: job.resumed >= 2)
+    assert job.resumed == 2
+    scheduler.arm(timer.later)
+    timer.advance(PAUSE_S)
+    assert job.resumed == 3
+    timer.advance(2 * PAUSE_S)
+    assert (job.resumed, job.runs) == (4, 1)
+    timer.advance(10.9)
+    assert job.runs == 1
+
+
+def test_a_failure_of_such_a_run_is_reported_and_paused_for() -> None:
+    """The worker starts all the same; a run that succeeds later ends the failures."""
+    job = FakeJob(error=ConnectionError("refused"))
+    job.first_pause_s = 5.0
+    timer, events = FakeTimer(), list[Event]()
+    scheduler = Scheduler(
+        report=events.append, monotonic=lambda: timer.now, uniform=lambda _low, high: high
+    )
+    scheduler.add(job)
+    scheduler.begin("fake", until=lambda: False)
+    assert events == [
+        PartFailed(
+            part="fake",
+            error="ConnectionError: refused",
+            consecutive_failures=1,
+            retry_in_s=5.0,
+        )
+    ]
+    scheduler.arm(timer.later)
+    timer.advance(4.9)
+    assert job.runs == 1
+    job.error = None
+    timer.advance(0.2)
+    assert (job.runs, job.resumed) == (2, 1)
+    assert scheduler.failures() == {"fake": 0}
+
+
+def test_a_run_that_is_under_way_is_given_up_for_it() -> None:
+    """The connection was lost meanwhile: what was read before may be out of date."""
+    closed: list[int] = []
+
+    class Careful(FakeJob):
+        def run(self, trigger: Trigger = "timer") -> Iterator[None]:
+            number = self.runs
+            try:
+                yield from super().run(trigger)
+            finally:
+                closed.append(number)
+
+    job = Careful(slices=3)
+    scheduler, timer, _ = scheduled(job)
+    scheduler.arm(timer.later)
+    timer.advance(10.0)
+    assert job.resumed == 1
+    scheduler.disarm()
+    timer.lose_all()
+    scheduler.begin("fake", until=lambda: True)
+    assert (closed, job.runs, job.resumed) == ([0], 2, 2)
+    scheduler.arm(timer.later)
+    timer.advance(3 * PAUSE_S)
+    assert (closed, job.resumed) == ([0, 1], 4)

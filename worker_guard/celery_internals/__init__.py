@@ -22,6 +22,7 @@ from worker_guard.celery_internals.hooks import (
 )
 from worker_guard.celery_internals.host import (
     allow_recycling,
+    held_task_ids,
     keep_replacements_alive,
     outlive_the_forking_thread,
     pool_name,
@@ -30,16 +31,21 @@ from worker_guard.celery_internals.host import (
 )
 from worker_guard.celery_internals.mailbox import Mailbox, QuestionEndedError
 from worker_guard.celery_internals.queues import EmptyQueues
+from worker_guard.celery_internals.revoked_hooks import has_just_arrived, watch_revoked_set
 from worker_guard.celery_internals.revoked_set import (
     STATEDB_KEY,
     Discarding,
+    HeldRoom,
     ReplacedSetError,
-    has_just_arrived,
+    count_stamps,
     held_ids,
     ids_of_statedb,
+    is_replaced,
+    revoke_stamp,
+    revoked_stamps,
     statedb,
+    successor,
     the_revoked_set,
-    watch_revoked_set,
 )
 from worker_guard.celery_internals.servers import (
     REDIS_TIMEOUT_S,
@@ -61,6 +67,7 @@ __all__ = [
     "STATEDB_KEY",
     "Discarding",
     "EmptyQueues",
+    "HeldRoom",
     "Hook",
     "Mailbox",
     "MissingInternalError",
@@ -71,12 +78,15 @@ __all__ = [
     "ReplacedSetError",
     "RunningTask",
     "allow_recycling",
+    "count_stamps",
     "has_just_arrived",
     "held_ids",
+    "held_task_ids",
     "ids_of_statedb",
     "is_given",
     "is_key_value",
     "is_redis",
+    "is_replaced",
     "is_set_on_app",
     "keep_replacements_alive",
     "key_prefix",
@@ -89,8 +99,11 @@ __all__ = [
     "result_ttl_s",
     "result_ttls_s",
     "results_client",
+    "revoke_stamp",
+    "revoked_stamps",
     "shut_down_warmly",
     "statedb",
+    "successor",
     "the_revoked_set",
     "waiting_messages",
     "watch_accepted",

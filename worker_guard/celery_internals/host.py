@@ -60,6 +60,25 @@ def watch_accepted(on_accepted: Callable[[int, str], None]) -> Hook:
     return Hook(Namespace(request.Request), "on_accepted", wrap)
 
 
+def held_task_ids(worker: Any) -> set[str]:
+    """The ids of the messages that this worker holds: running, waiting, or due later.
+
+    Relies on ``state.requests``, which has those that wait for the pool or run (from 5.7 on those
+    with an ETA too); on ``consumer.timer.schedule.queue``, as ``inspect scheduled`` does; and on
+    ``consumer.task_buckets``, which hold those over their rate limit.
+    """
+    held = set(state.requests)
+    consumer = worker.consumer
+    schedule = getattr(getattr(consumer, "timer", None), "schedule", None)
+    for waiting in list(getattr(schedule, "queue", ())):
+        for argument in (getattr(waiting.entry, "args", None) or ())[:1]:
+            if isinstance(argument, request.Request):
+                held.add(argument.id)
+    for bucket in list(getattr(consumer, "task_buckets", {}).values()):
+        held.update(message.id for message, _ in list(getattr(bucket, "contents", ())))
+    return held
+
+
 def shut_down_warmly() -> None:
     """Let the worker finish its running tasks and exit with code 0.
 

@@ -1,64 +1,35 @@
-"""The revoked set of the worker, how ids enter it, and the statedb.
+"""The revoked set of the worker, what it holds, and the statedb.
 
 Relies on: the names that each function lists; read in Celery 5.3.6 to 5.7.
 """
 
 from __future__ import annotations
 
-import contextvars
+import itertools
 import pickle
+import time
 from collections.abc import Callable, Iterable, KeysView, MutableMapping
-from contextlib import AbstractContextManager
+from heapq import heappop
 from typing import Any
 
 from celery.utils.collections import LimitedSet
-from celery.worker import control, request, state
+from celery.utils.functional import maybe_list
+from celery.worker import request, state
 
-from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Namespace, Wrap
-from worker_guard.values.source import Source
-
-_source: contextvars.ContextVar[Source] = contextvars.ContextVar(
-    "worker_guard_source", default=Source.OPERATOR
-)
-
-#: The message whose expiry Celery checks now, and whether this worker sees it for the first time.
-_arrival: contextvars.ContextVar[tuple[str, bool] | None] = contextvars.ContextVar(
-    "worker_guard_arrival", default=None
-)
+from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Namespace
 
 #: The key of the operators' ids in the statedb, beside Celery's own keys.
 STATEDB_KEY = "worker_guard"
 
+#: The stamp, in seconds, of ids that are never the oldest: no clock will come there. Each further
+#: one is a second later: of two equal stamps, Celery 5.6.3 and before would compare the ids.
+_FAR_AHEAD = 2**40
+
+#: So many seconds older than the oldest is an id that Celery is to drop first.
+_OLDER_S = 1e-6
+
 #: With this overload no discard rebuilds the heap.
 _NEVER = float("inf")
-
-
-def _coming_from(source: Source) -> Wrap:
-    """A wrapper during which each id that is added to the set has the source ``source``."""
-
-    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            # A context variable, not a flag: with gevent, another greenlet can run an operator's
-            # revoke while this call waits for the network or for a log handler's lock.
-            token = _source.set(source)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                _source.reset(token)
-
-        return wrapper
-
-    return wrap
-
-
-def has_just_arrived(context: Any) -> bool:
-    """Whether this is the first time that any worker sees this expired message.
-
-    Call it while ``task_revoked`` is sent. Relies on the transport, which sets ``redelivered`` if a
-    worker returned the message or was lost with it.
-    """
-    redelivered = (context.delivery_info or {}).get("redelivered")
-    return _arrival.get() == (context.id, True) and not redelivered
 
 
 class ReplacedSetError(MissingInternalError):
@@ -85,105 +56,128 @@ def the_revoked_set() -> Any:
     return state.revoked
 
 
+def is_replaced(revoked: Any) -> bool:
+    """Whether the application has put another set in the place of this one since the start."""
+    return state.revoked is not revoked
+
+
+def successor() -> Any:
+    """The set that Celery adds to now."""
+    return state.revoked
+
+
 def held_ids(revoked: Any) -> KeysView[str]:
     """A live view of the ids in the set. Relies on ``LimitedSet._data``, whose keys they are."""
     keys: KeysView[str] = revoked._data.keys()
     return keys
 
 
-def watch_revoked_set(
-    worker: Any,
-    revoked: Any,
-    on_added: Callable[[str, Source], None],
-    on_dropped: Callable[[str], None],
-    on_hello: Callable[[], None],
-    changing: Callable[[], AbstractContextManager[object]],
-) -> list[Hook]:
-    """Call ``on_added(task_id, source)`` for each id that is added to the revoked set.
+def drop_stale(revoked: Any) -> bool:
+    """Drop heap entries that no id has any more from the top; returns whether there was one.
 
-    ``on_dropped(task_id)`` is called for each id that Celery drops, because the set is full or the
-    id is old; ``on_hello()`` when a starting peer has taken over the ids of this worker.
-    ``changing()`` is held while an id is added: Celery removes an id before it renews it.
+    Celery 5.6.3 and before take such an entry for an id that is old, and drop the next one. Celery
+    5.7 tells by itself (``_is_current``). Relies on ``_heap`` and ``_data``, whose values are the
+    heap's entries, and on the id being an entry's last item.
+    """
+    if hasattr(revoked, "_is_current"):
+        return False
+    heap, data = revoked._heap, revoked._data
+    dropped = False
+    while heap and data.get(heap[0][-1]) is not heap[0]:
+        heappop(heap)
+        dropped = True
+    return dropped
 
-    Relies on ``state.revoked`` being a ``LimitedSet`` whose ``update`` calls ``self.add``, except
-    for another ``LimitedSet``, and whose ``purge`` calls ``self.pop``; on ``Request.maybe_expire``,
-    which adds the expired id; on the remote command ``hello`` and the consumer step Mingle, which
-    add the ids of peers. An id that is added outside these three calls counts as an operator's. So
-    the guard stays on the safe side if a later release adds another way into the set.
+
+def revoked_stamps() -> list[tuple[str, Any]]:
+    """Each stamped header that is revoked here. Relies on ``state.revoked_stamps``."""
+    return stamps_in(state.revoked_stamps)
+
+
+def stamps_in(headers: Any) -> list[tuple[str, Any]]:
+    """Each stamp of such a mapping that is a plain value, as stamps are."""
+    return [
+        (header, stamp)
+        for header, stamps in (headers.items() if isinstance(headers, dict) else ())
+        for stamp in maybe_list(stamps) or ()
+        if isinstance(stamp, str | int | float)
+    ]
+
+
+def revoke_stamp(header: str, stamp: Any) -> None:
+    """Revoke a stamped header here, as the remote command does."""
+    stamps = state.revoked_stamps.get(header)
+    if not isinstance(stamps, list):
+        stamps = state.revoked_stamps[header] = list(maybe_list(stamps) or ())
+    stamps.append(stamp)
+
+
+def count_stamps() -> int:
+    """How many stamped headers are revoked here, some of them perhaps twice."""
+    return sum(len(maybe_list(stamps) or ()) for stamps in state.revoked_stamps.values())
+
+
+class HeldRoom:
+    """Room in the revoked set for ids that Celery has dropped, or never had, and that must stay.
+
+    They are never the oldest of the set: their stamps lie far ahead of the clock. The set's limit
+    grows by their number. So the set holds what it would hold without them, and them. Relies on
+    ``LimitedSet.maxlen``, which ``purge`` reads before it drops each id, and on ``_heap``, which
+    begins with the oldest stamp.
     """
 
-    def wrap_add(add: Callable[..., Any]) -> Callable[..., Any]:
-        def watched_add(item: str, now: float | None = None) -> Any:
-            with changing():
-                added = add(item, now)
-                on_added(item, _source.get())
-            return added
+    def __init__(self, revoked: Any) -> None:
+        self._revoked = revoked
+        self._maxlen = revoked.maxlen
+        self._stamps = itertools.count(_FAR_AHEAD)
+        self._ahead: dict[str, None] = {}
 
-        return watched_add
+    def put(self, task_id: str) -> None:
+        """Put an id into the set, or renew it, so that Celery does not drop it."""
+        self._ahead[task_id] = None
+        self._add(task_id, float(next(self._stamps)))
 
-    def wrap_update(update: Callable[..., Any]) -> Callable[..., Any]:
-        def watched_update(other: Any) -> Any:
-            if not isinstance(other, LimitedSet):
-                return update(other)  # by ``add``; nothing is held meanwhile: ``other`` may wait
-            # Celery merges these without ``add``. The other set may change, so copy its ids first.
-            merged = list(held_ids(other))
-            with changing():
-                updated = update(other)
-                for task_id in merged:
-                    on_added(task_id, _source.get())
-            return updated
+    def left(self, task_id: str) -> None:
+        """This id has left the set, or Celery is about to give it a stamp of its own again."""
+        if task_id in self._ahead:
+            del self._ahead[task_id]
+            self._resize()
 
-        return watched_update
+    def __contains__(self, task_id: str) -> bool:
+        """Whether this id is here, and would not be in the set without."""
+        return task_id in self._ahead
 
-    def wrap_pop(pop: Callable[..., Any]) -> Callable[..., Any]:
-        def watched_pop(default: Any = None) -> Any:
-            task_id = pop(default)
-            if task_id is not default:
-                on_dropped(task_id)
-            return task_id
+    def release(self, task_id: str) -> None:
+        """Leave this id to Celery, as the oldest, so that it pushes no other out."""
+        was_ahead = task_id in self._ahead
+        self.left(task_id)
+        if was_ahead and task_id in self._revoked:
+            oldest = self._revoked._heap[0][0]
+            self._add(task_id, min(oldest - _OLDER_S, time.monotonic()))
 
-        return watched_pop
+    def remove(self, task_id: str) -> None:
+        """Take this id out of the set."""
+        self.left(task_id)
+        type(self._revoked).discard(self._revoked, task_id)  # past the hook: nobody took it out
 
-    def wrap_maybe_expire(maybe_expire: Callable[..., Any]) -> Callable[..., Any]:
-        expire = _coming_from(Source.EXPIRY)(maybe_expire)
+    def undo(self) -> None:
+        """Leave all ids to Celery, and give the set its own limit again."""
+        for task_id in reversed(list(self._ahead)):  # so that the first of them is the oldest
+            self.release(task_id)
+        self._revoked.maxlen = self._maxlen
 
-        def watched_maybe_expire(message: Any) -> Any:
-            # Checked here: when task_revoked is sent, Celery has forgotten the message.
-            _arrival.set((message.id, message.id not in state.requests))
-            return expire(message)
+    def _add(self, task_id: str, stamp: float) -> None:
+        # Past the hooks, and past what a class of the application's makes of it.
+        revoked = self._revoked
+        LimitedSet.discard(revoked, task_id)
+        revoked.maxlen = 0  # else ``add`` drops ids at once
+        try:
+            LimitedSet.add(revoked, task_id, stamp)
+        finally:
+            self._resize()
 
-        return watched_maybe_expire
-
-    def wrap_hello(hello: Callable[..., Any]) -> Callable[..., Any]:
-        inherited_hello = _coming_from(Source.INHERITED)(hello)
-
-        def watched_hello(*args: Any, **kwargs: Any) -> Any:
-            reply = inherited_hello(*args, **kwargs)
-            on_hello()
-            return reply
-
-        return watched_hello
-
-    hooks: list[Hook] = []
-    try:
-        for name, wrap in (("add", wrap_add), ("update", wrap_update), ("pop", wrap_pop)):
-            hooks.append(Hook(Namespace(revoked), name, wrap))
-        hooks.append(Hook(Namespace(request.Request), "maybe_expire", wrap_maybe_expire))
-        hooks.append(Hook(control.Panel.data, "hello", wrap_hello))
-        mingle = _consumer_step(worker, "celery.worker.consumer.mingle.Mingle")
-        if mingle is not None:
-            hooks.append(Hook(Namespace(mingle), "sync", _coming_from(Source.INHERITED)))
-    except MissingInternalError:
-        for hook in reversed(hooks):
-            hook.undo()
-        raise
-    return hooks
-
-
-def _consumer_step(worker: Any, name: str) -> Any:
-    """A step of the consumer's blueprint, or None if it is not included."""
-    step = worker.consumer.blueprint.steps.get(name)
-    return step if step in worker.consumer.steps else None
+    def _resize(self) -> None:
+        self._revoked.maxlen = self._maxlen + len(self._ahead) if self._maxlen else 0
 
 
 class Discarding:
@@ -214,9 +208,10 @@ class Discarding:
             if not self._tells_apart:
                 self._purge = Hook(Namespace(self._revoked), "purge", self._refreshed_before)
         self._stale = True
-        discard = self._revoked.discard
+        revoked = self._revoked
+        discard = type(revoked).discard  # past the hook for what the application takes out
         for task_id in task_ids:
-            discard(task_id)
+            discard(revoked, task_id)
 
     def finish(self) -> None:
         """Rebuild the heap. Call this once, after the last :meth:`clear`."""

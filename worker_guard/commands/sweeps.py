@@ -7,13 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kombu.exceptions import OperationalError
-
-from worker_guard.commands.console import reason, say
-from worker_guard.commands.status.asking import BROKER_S, Asked, Workers
+from worker_guard.commands.status.asking import BROKER_S, Workers, ask_once
 from worker_guard.commands.status.loading import BrokenReplyError, load_status
-from worker_guard.commands.status.terminal import ending_in_order
-from worker_guard.commands.status.view import Answers, is_unknown_command
+from worker_guard.commands.status.view import is_unknown_command
 
 #: Seconds for the sweep of a worker that just answered a ping: its result backend may hang.
 SWEEP_S = 5.0
@@ -83,7 +79,7 @@ def ask_for_sweeps(
         Exception: the broker is away, or does not support remote control.
     """
     sweepers = _Sweepers(app, destination=destination, timeout_s=timeout_s, dry_run=dry_run)
-    answers = _ask(sweepers, limit_s=3 * BROKER_S + 4 * timeout_s + SWEEP_S)
+    answers = ask_once(sweepers, limit_s=3 * BROKER_S + 4 * timeout_s + SWEEP_S)
     found = {name: read_answer(answer) for name, answer in answers.replies}
     if not found and not answers.present:
         return {}
@@ -108,7 +104,7 @@ def wait_for_sweeps(
     until = time.monotonic() + LONGEST_SWEEP_S
     while waiting := [name for name, sweep in found.items() if sweep.goes_on]:
         workers = Workers(app, destination=waiting, timeout_s=timeout_s)
-        answers = _ask(workers, limit_s=3 * BROKER_S + 4 * timeout_s)
+        answers = ask_once(workers, limit_s=3 * BROKER_S + 4 * timeout_s)
         since_s = time.monotonic() - asked_mono
         for name, state in answers.replies:
             if name in waiting and (done := past_sweep(state, since_s)) is not None:
@@ -130,35 +126,15 @@ class _Sweepers(Workers):
         self.sweep_s = max(timeout_s, SWEEP_S)
 
     def _states(self, present: Sequence[str]) -> list[tuple[str, object]]:
-        replies = self._mailbox.ask(
-            self._connection,
+        return self._broadcast(
             "guard_sweep",
-            arguments={"dry_run": self._dry_run},
             # Also workers that answered no ping: a solo worker sweeps when its task ends.
-            to=self._destination,
-            limit=len(present) or None,
+            self._destination,
+            limit=len(present),
             awaited=present,
-            timeout_s=self.sweep_s if present else self._timeout_s,
+            arguments={"dry_run": self._dry_run},
+            timeout_s=self.sweep_s if present else None,
         )
-        pairs = (reply.items() for reply in replies if isinstance(reply, Mapping))
-        return [(str(name), answer) for pair in pairs for name, answer in pair]
-
-
-def _ask(workers: Workers, *, limit_s: float) -> Answers:
-    """Ask once, and leave nothing in the broker, however it ends."""
-    with ending_in_order():
-        asked = Asked(workers)
-        try:
-            asked.begin()
-            answers = asked.outcome(limit_s)
-        finally:
-            try:
-                asked.end(BROKER_S + 1.0)
-            except Exception as exc:  # noqa: BLE001 - said; the answers count all the same
-                say(f"The broker is away, so a reply queue may be left in it: {reason(exc)}")
-    if answers is None:
-        raise OperationalError(f"the broker did not answer within {limit_s:g} s")
-    return answers
 
 
 def read_answer(answer: object) -> Sweep:

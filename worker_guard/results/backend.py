@@ -123,7 +123,7 @@ def open_result_backend(app: Any, settings: Settings, *, timeout_s: float) -> Re
         BackendUnreadableError: its URL is invalid.
         NoPrefixError: its keys have no prefix.
     """
-    backend = _backend(app)
+    backend = backend_of(app)
     if not celery_internals.is_redis(backend):
         raise NoRedisResultsError(f"no Redis result backend: it is {type(backend).__name__}")
     own_prefix = celery_internals.key_prefix(backend) + OWN_PREFIX
@@ -155,7 +155,12 @@ def open_result_backend(app: Any, settings: Settings, *, timeout_s: float) -> Re
     )
 
 
-def _backend(app: Any) -> Any:
+def backend_of(app: Any) -> Any:
+    """The result backend of this app, as Celery makes it; of any kind.
+
+    Raises:
+        BackendUnreadableError: its URL is invalid.
+    """
     try:
         return app.backend
     except ValueError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: Ids looked up or marked in one round trip, which is one slice.
 LOOKUP_BATCH = 50
@@ -14,8 +17,8 @@ def batch_size(size: int, *, one_trip: bool) -> int:
     return size if one_trip else 1
 
 
-def batches(ids: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The ids, so many at a time."""
-    rest = iter(ids)
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items, so many at a time."""
+    rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch

@@ -1,22 +1,26 @@
 """The result backend's records of revoked ids, and the marks of ids that are not to be cleared.
 
-A record alone confirms nothing. If an operator revokes a task and its message expires as well, the
-expiry overwrites the record of the revoke (and before Celery 5.6 a revoke leaves none). So each
-guarded worker that hears an operator's revoke leaves a mark beside the results. It also marks an
-inherited id that the result backend does not confirm. An inherited id is confirmed only if its
-record says "expired" and it has no mark.
+A result alone confirms nothing. If an operator revokes a task and its message expires as well, the
+expiry overwrites the result of the revoke (and before Celery 5.6 a revoke leaves none). So each
+guarded worker that hears an operator's revoke puts it on record
+(:mod:`worker_guard.revoked.record`); in a key-value backend other than Redis it leaves a mark
+beside the results. It also marks an inherited id that the result backend does not confirm. An
+inherited id is confirmed only if its result says "expired", it is not on record, and it has no
+mark.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from worker_guard import celery_internals
 from worker_guard.errors import WorkerGuardError
 from worker_guard.revoked.ledger import Confirmation
+from worker_guard.revoked.record import Made, Record
 from worker_guard.revoked.stored_state import read_record
+from worker_guard.values.source import Target
 
 MARK_PREFIX = "worker-guard-operator-"
 
@@ -54,13 +58,21 @@ class Records(Protocol):
     one_trip: bool
 
     def marked(self, task_ids: Sequence[str]) -> set[str]:
-        """Which of these ids bear an operator's mark; one round trip."""
+        """Which of these ids are an operator's; one round trip."""
 
     def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
-        """What the records and marks say of each id; one round trip."""
+        """What the results and marks say of each id; one round trip."""
 
-    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
-        """Mark operators' ids and unconfirmed ones; the latter never replace an operator's mark."""
+    def mark(
+        self, operators: Mapping[Target, Made], unconfirmed: Collection[str]
+    ) -> Collection[Target]:
+        """Record operators' revocations, and mark unconfirmed ids; the latter replace no former.
+
+        Returns the revocations that were taken back since they were made.
+        """
+
+    def unmark(self, task_ids: Collection[str]) -> None:
+        """These ids are revoked no more."""
 
 
 class RedisRecords:
@@ -71,6 +83,7 @@ class RedisRecords:
     def __init__(
         self,
         client: Any,
+        record: Record,
         *,
         record_key: Callable[[str], str | bytes],
         mark_prefix: str,
@@ -79,6 +92,7 @@ class RedisRecords:
         unreadable: str = "",
     ) -> None:
         self._client = client
+        self._record = record
         self._record_key = record_key
         self._mark_prefix = mark_prefix
         self._decode = decode
@@ -86,13 +100,15 @@ class RedisRecords:
         self.unreadable = unreadable
 
     def marked(self, task_ids: Sequence[str]) -> set[str]:
-        """Which of these ids bear an operator's mark; one round trip."""
-        marks = self._client.mget([_mark_key(self._mark_prefix, i) for i in task_ids])
-        return _operators(task_ids, marks)
+        """Which of these ids are an operator's; one round trip."""
+        with self._client.pipeline(transaction=False) as pipe:
+            self._record.ask_standing(pipe, task_ids)
+            standing, _ = self._record.read_standing(task_ids, *pipe.execute())
+        return standing
 
     def confirmations(self, task_ids: Sequence[str]) -> dict[str, Confirmation]:
-        """What the records and marks say of each id; one round trip."""
-        # Records before marks: in the other order, a mark and an expiry written in between would
+        """What the results and marks say of each id; one round trip."""
+        # Results before marks: in the other order, a mark and an expiry written in between would
         # look like an expiry alone.
         keys = _keys(task_ids, self._record_key)
         task_ids = list(keys)
@@ -102,26 +118,36 @@ class RedisRecords:
             for key in keys.values():
                 pipe.getrange(key, 0, RECORD_LIMIT_BYTES)
             pipe.mget([_mark_key(self._mark_prefix, task_id) for task_id in task_ids])
-            # A record that is not a string is an error of its own, and confirms nothing.
-            *payloads, marks = pipe.execute(raise_on_error=False)
-        if isinstance(marks, Exception):
-            raise marks
+            self._record.ask_standing(pipe, task_ids)
+            # A result that is not a string is an error of its own, and confirms nothing.
+            *payloads, marks, since, taken = pipe.execute(raise_on_error=False)
+        for answer in (marks, since, taken):
+            if isinstance(answer, Exception):
+                raise answer
+        standing, taken_back = self._record.read_standing(task_ids, since, taken)
         return {
-            task_id: _read_mark(mark) if mark is not None else self._read(payload)
-            for task_id, payload, mark in zip(task_ids, payloads, marks, strict=True)
+            **{
+                task_id: Confirmation.UNCONFIRMED if mark is not None else self._read(payload)
+                for task_id, payload, mark in zip(task_ids, payloads, marks, strict=True)
+            },
+            **dict.fromkeys(standing, Confirmation.OPERATOR),
+            **dict.fromkeys(taken_back, Confirmation.TAKEN_BACK),
         }
 
-    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
-        """Mark operators' ids and unconfirmed ones; the latter never replace an operator's mark."""
+    def mark(
+        self, operators: Mapping[Target, Made], unconfirmed: Collection[str]
+    ) -> Collection[Target]:
+        """Record operators' revocations, and mark unconfirmed ids."""
         with self._client.pipeline(transaction=False) as pipe:
-            for task_id in operators:
-                key = _mark_key(self._mark_prefix, task_id)
-                pipe.set(key, _OPERATORS, px=self._mark_ttl_ms)
             for task_id in unconfirmed:
                 key = _mark_key(self._mark_prefix, task_id)
-                pipe.set(key, _UNCONFIRMED, px=self._mark_ttl_ms, nx=True)
-                pipe.pexpire(key, self._mark_ttl_ms)
+                pipe.set(key, _UNCONFIRMED, px=self._mark_ttl_ms)
             pipe.execute()
+        return self._record.put(operators)
+
+    def unmark(self, task_ids: Collection[str]) -> None:
+        """Take these ids off the record."""
+        self._record.remove(list(task_ids))
 
     def _read(self, payload: Any) -> Confirmation:
         if not isinstance(payload, bytes | str) or not 0 < len(payload) <= RECORD_LIMIT_BYTES:
@@ -154,13 +180,22 @@ class KeyValueRecords:
             for task_id, payload, mark in zip(keys, payloads, marks, strict=True)
         }
 
-    def mark(self, operators: Collection[str], unconfirmed: Collection[str]) -> None:
+    def mark(
+        self, operators: Mapping[Target, Made], unconfirmed: Collection[str]
+    ) -> Collection[Target]:
         """Mark operators' ids and unconfirmed ones; the latter never replace an operator's mark."""
-        for task_id in operators:
-            self._backend.set(self._mark_key(task_id), _OPERATORS)
+        for target in operators:
+            if isinstance(target, str):  # a stamped header is looked up by nobody
+                self._backend.set(self._mark_key(target), _OPERATORS)
         for task_id in unconfirmed:
             if not self._backend.get(self._mark_key(task_id)):
                 self._backend.set(self._mark_key(task_id), _UNCONFIRMED)
+        return ()
+
+    def unmark(self, task_ids: Collection[str]) -> None:
+        """Remove the marks of these ids."""
+        for task_id in task_ids:
+            self._backend.delete(self._mark_key(task_id))
 
     def _mark_key(self, task_id: str) -> Any:
         return self._backend.key_t(_mark_key(self._mark_prefix, task_id))
@@ -208,8 +243,10 @@ def _read_payload(payload: Any, decode: Callable[[bytes], Any]) -> Confirmation:
         return Confirmation.UNCONFIRMED
 
 
-def open_records(backend: Any, *, revoke_expires_s: float) -> Records:
-    """The records of this result backend. Connects to nothing yet.
+def open_records(backend: Any, record: Record | None, *, revoke_expires_s: float) -> Records:
+    """The records of this result backend; in Redis with the ``record`` of revocations there.
+
+    Connects to nothing yet.
 
     Raises:
         RecordsUnavailableError: with the reason, for the start event.
@@ -220,10 +257,11 @@ def open_records(backend: Any, *, revoke_expires_s: float) -> Records:
     pickled = "pickle" in str(backend.serializer)
     unreadable = "results are pickled, and the guard unpickles nothing" if pickled else ""
     mark_prefix = celery_internals.key_prefix(backend) + MARK_PREFIX
-    if not celery_internals.is_redis(backend):
+    if record is None:
         return KeyValueRecords(backend, mark_prefix=mark_prefix, unreadable=unreadable)
     return RedisRecords(
-        celery_internals.redis_client(backend, celery_internals.REDIS_TIMEOUT_S),
+        celery_internals.results_client(backend, celery_internals.REDIS_TIMEOUT_S),
+        record,
         record_key=backend.get_key_for_task,
         mark_prefix=mark_prefix,
         decode=backend.decode,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, KeysView
+from collections.abc import Collection, Container, Iterable, KeysView, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from worker_guard.values.source import Source
+from worker_guard.values.source import Source, Stamp, Target, Way
 
 
 class Origin(Enum):
@@ -36,6 +36,9 @@ class Origin(Enum):
     EXPIRED = "expired"
     """Added by an expiry here, confirmed by the signal, and by nothing else."""
 
+    ENDED = "ended"
+    """An operator's, and its lifetime is over: left to Celery, and never cleared."""
+
     WOULD_CLEAR = "would_clear"
     """A dry run would have cleared it, and it is still in the set."""
 
@@ -47,7 +50,10 @@ class Confirmation(Enum):
     """REVOKED with "expired", and no guard marked the id."""
 
     OPERATOR = "operator"
-    """A guard marked it as an operator's, or Celery recorded a revoke (from 5.6 on)."""
+    """It is on record, or Celery recorded a revoke (from 5.6 on)."""
+
+    TAKEN_BACK = "taken_back"
+    """Someone took the revocation back."""
 
     UNCONFIRMED = "unconfirmed"
     """Anything else: no record, another state, one that can't be read."""
@@ -58,18 +64,35 @@ _REMEMBERED = 50_000
 
 #: The ids that Celery dropped are remembered if they have one of these origins: they may be an
 #: operator's.
-_REMEMBERED_ORIGINS = frozenset({Origin.OPERATOR, Origin.INHERITED, Origin.UNCONFIRMED})
+_REMEMBERED_ORIGINS = frozenset(
+    {Origin.OPERATOR, Origin.ENDED, Origin.INHERITED, Origin.UNCONFIRMED}
+)
 
 #: The origins of ids that leave the set when the grace is over.
 LEAVING = (Origin.EXPIRED, Origin.CONFIRMED)
+
+#: A revocation that is read from the record, and was made at most so many seconds later, is the one
+#: that this worker knows. Else it was revoked again, and this worker missed that.
+_SAME_S = 1.0
+
+
+class Held(NamedTuple):
+    """A revocation that an operator made."""
+
+    since_mono: float
+    way: Way
 
 
 class _Entry(NamedTuple):
     origin: Origin
     since_mono: float
-    """When its grace began, by this host's monotonic clock. A further expiry never renews it, so
-    that an id that expires again and again is still cleared. Inheriting the id again does, since a
-    peer that brings an id needs that time to mark it as an operator's."""
+    """When its grace began, or when an operator revoked it, by this host's monotonic clock. A
+    further expiry never renews it, so that an id that expires again and again is still cleared.
+    Inheriting an id again does, since a peer that brings it needs that time to put it on record;
+    but not for an operator's id, whose lifetime would never end."""
+
+    way: Way = Way.REVOKE
+    """By which way an operator revoked it."""
 
 
 #: The origin of an id that was not known before.
@@ -82,15 +105,18 @@ _FIRST = {
 #: The origin of an id that was known, if it differs from that of a new one.
 _ADDED: dict[Source, dict[Origin | None, Origin]] = {
     Source.OPERATOR: {},
-    Source.INHERITED: {o: o for o in (Origin.OPERATOR, Origin.UNCONFIRMED, Origin.CONFIRMED)},
+    Source.INHERITED: {
+        o: o for o in (Origin.OPERATOR, Origin.ENDED, Origin.UNCONFIRMED, Origin.CONFIRMED)
+    },
     Source.EXPIRY: {
-        **{o: o for o in (Origin.OPERATOR, Origin.UNCONFIRMED, Origin.CONFIRMED, Origin.EXPIRED)},
+        **{o: o for o in (Origin.OPERATOR, Origin.ENDED, Origin.UNCONFIRMED)},
+        **{o: o for o in (Origin.CONFIRMED, Origin.EXPIRED)},
         Origin.INHERITED: Origin.UNCONFIRMED,
     },
 }
 
-#: The origins whose grace a further expiry does not renew.
-_EXPIRES_AGAIN = frozenset({Origin.EXPIRING, Origin.EXPIRED, Origin.CONFIRMED})
+#: The origins whose time a further expiry does not renew.
+_EXPIRES_AGAIN = frozenset({Origin.EXPIRING, Origin.EXPIRED, Origin.CONFIRMED, Origin.OPERATOR})
 
 #: The origin of an inherited id once the result backend has answered.
 _AFTER = {
@@ -111,13 +137,28 @@ class Selection:
     """Inherited, and to be looked up: for the first time, or confirmed and the grace is over."""
 
 
+class Differences(NamedTuple):
+    """How the ledger and the set differ."""
+
+    unknown: list[str]
+    """In the set, and not in the ledger."""
+
+    missing: list[str]
+    """Operators' ids that are not in the set."""
+
+
 class Ledger:
     """The origin of each id in the revoked set of this worker."""
 
     def __init__(self) -> None:
+        #: Of all origins but OPERATOR. No sweep looks at the operators' ids, which can be many.
         self._entries: dict[str, _Entry] = {}
         self._counts: Counter[Origin] = Counter()
         self._dropped: dict[str, Origin] = {}
+        self._operators: dict[str, _Entry] = {}
+        self._stamps: dict[Stamp, Held] = {}
+        #: Celery still has them, but their lifetime is over.
+        self._ended_stamps: set[Stamp] = set()
         #: When the newest of the ids that will be cleared came in; None before the first.
         self.last_leaving_mono: float | None = None
         # Without an event loop, messages with an ETA expire on the timer's thread. Pool children
@@ -130,8 +171,8 @@ class Ledger:
         """Hold this while an id is added to the set: an id that is renewed is out for a moment."""
         return self._lock
 
-    def added(self, task_id: str, source: Source, now: float) -> bool:
-        """An id was added to the set, by ``source``.
+    def added(self, task_id: str, source: Source, now: float, way: Way = Way.REVOKE) -> bool:
+        """An id was added to the set, by ``source``; if by an operator, by this ``way``.
 
         Returns whether the id can no longer be confirmed from now on.
 
@@ -141,19 +182,22 @@ class Ledger:
         more: the record says "expired" from then on, whatever brought the id to the peer.
         """
         with self._lock:
-            known = self._entries.get(task_id)
+            known = self._entry(task_id)
             before = known.origin if known else self._dropped.pop(task_id, None)
             origin = _ADDED[source].get(before, _FIRST[source])
             since = now
-            if known and source is Source.EXPIRY and before in _EXPIRES_AGAIN:
-                since = known.since_mono
-            self._put(task_id, _Entry(origin, since))
+            if known and (
+                (source is Source.EXPIRY and before in _EXPIRES_AGAIN)
+                or (source is Source.INHERITED and before is Origin.OPERATOR)
+            ):
+                since, way = known.since_mono, known.way
+            self._put(task_id, _Entry(origin, since, way))
         return origin is Origin.UNCONFIRMED and before is not Origin.UNCONFIRMED
 
     def confirmed_expired(self, task_id: str) -> None:
         """``task_revoked`` was sent for this id with ``expired=True``."""
         with self._lock:
-            known = self._entries.get(task_id)
+            known = self._entry(task_id)
             if known and known.origin is Origin.EXPIRING:
                 self._put(task_id, _Entry(Origin.EXPIRED, known.since_mono))
 
@@ -170,9 +214,11 @@ class Ledger:
         later record of an expiry doesn't change that.
         """
         with self._lock:
-            known = self._entries.get(task_id)
+            known = self._entry(task_id)
             if known is None or known.origin not in (Origin.INHERITED, Origin.CONFIRMED):
                 return False
+            if confirmation is Confirmation.TAKEN_BACK:
+                return True
             self._put(task_id, _Entry(_AFTER[confirmation], known.since_mono))
         return confirmation is Confirmation.EXPIRED and now - known.since_mono >= grace_s
 
@@ -182,7 +228,7 @@ class Ledger:
         Returns whether the id may be cleared now, as :meth:`record_confirmation` does.
         """
         with self._lock:
-            known = self._entries.get(task_id)
+            known = self._entry(task_id)
             if known is None or known.origin is not Origin.EXPIRED:
                 return False
             if operators:
@@ -196,11 +242,8 @@ class Ledger:
         still isn't one that only expiry put there.
         """
         with self._lock:
-            known = self._entries.pop(task_id, None)
-            if known is None:
-                return
-            self._counts[known.origin] -= 1
-            if known.origin in _REMEMBERED_ORIGINS:
+            known = self._forget(task_id)
+            if known is not None and known.origin in _REMEMBERED_ORIGINS:
                 self._dropped[task_id] = known.origin
                 while len(self._dropped) > _REMEMBERED:
                     del self._dropped[next(iter(self._dropped))]
@@ -209,24 +252,88 @@ class Ledger:
         """A sweep cleared these ids; those still ``held`` it would have, but for a dry run."""
         with self._lock:
             for task_id in task_ids:
-                known = self._entries.pop(task_id, None)
-                if known is None:
-                    continue
-                self._counts[known.origin] -= 1
-                if task_id in held:
+                known = self._forget(task_id)
+                if known is not None and task_id in held:
                     self._put(task_id, _Entry(Origin.WOULD_CLEAR, known.since_mono))
 
-    def compare(self, held: KeysView[str]) -> list[str]:
-        """Forget ids that are no longer ``held``; returns those that are, but are not known here.
+    def compare(self, held: KeysView[str]) -> Differences:
+        """Compare with the ids that are ``held``, and forget those that are not any more.
 
-        The caller passes these to :meth:`added` as an operator's.
+        The caller passes the unknown ones to :meth:`added` as an operator's, and puts the missing
+        ones back, or passes them to :meth:`dropped`.
         """
         with self._lock:
-            unknown = list(held - self._entries.keys())
-            if len(self._entries) + len(unknown) != len(held):
-                for task_id in self._entries.keys() - held:
-                    self.dropped(task_id)
+            if len(held) == len(self._entries) + len(self._operators):
+                # To compare large sets in full would hold the loop. If one id left and another came
+                # past all hooks, an operator's is put back when Celery looks for it.
+                return Differences([], [])
+            unknown = list(held - self._entries.keys() - self._operators.keys())
+            missing = list(self._operators.keys() - held)
+            for task_id in self._entries.keys() - held:
+                self.dropped(task_id)
+        return Differences(unknown, missing)
+
+    # -- operators' revocations -------------------------------------------------------------
+
+    @property
+    def operators(self) -> Mapping[str, object]:
+        """The operators' ids: a live view."""
+        return self._operators
+
+    def revocation(self, target: Target) -> Held | None:
+        """The operator's revocation of this target; None if there is none, or it has ended."""
+        if isinstance(target, Stamp):
+            return self._stamps.get(target)
+        known = self._operators.get(target)
+        return Held(known.since_mono, known.way) if known else None
+
+    def revocations(self) -> list[Target]:
+        """All that operators revoked, ids and stamped headers."""
+        return [*self._operators, *self._stamps]
+
+    def stamped(self, stamp: Stamp, since_mono: float, way: Way) -> bool:
+        """An operator revoked this stamped header; returns whether that was not known here."""
+        unknown = stamp not in self._stamps
+        self._ended_stamps.discard(stamp)
+        self._stamps[stamp] = Held(since_mono, way)
         return unknown
+
+    def knows_stamp(self, stamp: Stamp) -> bool:
+        """Whether an operator revoked this stamped header, also if that has ended."""
+        return stamp in self._stamps or stamp in self._ended_stamps
+
+    def restored(self, task_id: str, since_mono: float, way: Way) -> bool:
+        """The id is on record as an operator's; returns whether that was not known here."""
+        with self._lock:
+            known = self._entry(task_id)
+            origin = known.origin if known else None
+            if (
+                known is not None
+                and origin in (Origin.OPERATOR, Origin.ENDED)
+                and since_mono <= known.since_mono + _SAME_S
+            ):
+                return False
+            self._dropped.pop(task_id, None)
+            self._put(task_id, _Entry(Origin.OPERATOR, since_mono, way))
+        return origin is not Origin.OPERATOR
+
+    def ended(self, target: Target) -> None:
+        """The lifetime of this operator's revocation is over."""
+        if isinstance(target, Stamp):
+            if self._stamps.pop(target, None) is not None:
+                self._ended_stamps.add(target)
+            return
+        with self._lock:
+            known = self._operators.get(target)
+            if known is not None:
+                self._put(target, known._replace(origin=Origin.ENDED))
+
+    def forget(self, task_id: str) -> Origin | None:
+        """The revocation was taken back; returns the origin that the id had, if it was known."""
+        with self._lock:
+            self._dropped.pop(task_id, None)
+            known = self._forget(task_id)
+        return known.origin if known else None
 
     # -- what to do with them --------------------------------------------------------------
 
@@ -247,7 +354,7 @@ class Ledger:
         look_up: list[str] = []
         with self._lock:
             for task_id in task_ids:
-                entry = self._entries.get(task_id)
+                entry = self._entry(task_id)
                 if entry is None or task_id not in held:
                     continue
                 age_s = now - entry.since_mono
@@ -266,14 +373,16 @@ class Ledger:
         return self._counts[origin]
 
     def ids(self, origin: Origin | None = None) -> Collection[str]:
-        """The ids that are known now, all or those of one origin; a copy."""
+        """The ids of one origin, or those of all origins but OPERATOR; a copy."""
         if origin is None:
             return list(self._entries)
+        if origin is Origin.OPERATOR:
+            return list(self._operators)
         return [i for i, entry in self._entries.copy().items() if entry.origin is origin]
 
     def origin(self, task_id: str) -> Origin | None:
         """The origin of one id; None if it is not known."""
-        known = self._entries.get(task_id)
+        known = self._entry(task_id)
         return known.origin if known else None
 
     def copy(self) -> Ledger:
@@ -282,13 +391,24 @@ class Ledger:
         twin._entries = self._entries.copy()
         twin._counts = self._counts.copy()
         twin._dropped = self._dropped.copy()
+        twin._operators = self._operators.copy()
         return twin
 
+    def _entry(self, task_id: str) -> _Entry | None:
+        return self._entries.get(task_id) or self._operators.get(task_id)
+
     def _put(self, task_id: str, entry: _Entry) -> None:
-        known = self._entries.get(task_id)
-        if known is not None:
-            self._counts[known.origin] -= 1
+        self._forget(task_id)
         self._counts[entry.origin] += 1
+        if entry.origin is Origin.OPERATOR:
+            self._operators[task_id] = entry
+            return
         if entry.origin in LEAVING:
             self.last_leaving_mono = max(entry.since_mono, self.last_leaving_mono or 0.0)
         self._entries[task_id] = entry
+
+    def _forget(self, task_id: str) -> _Entry | None:
+        known = self._entries.pop(task_id, None) or self._operators.pop(task_id, None)
+        if known is not None:
+            self._counts[known.origin] -= 1
+        return known

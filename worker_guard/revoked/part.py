@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,8 +15,11 @@ from worker_guard.events import CleanupCompleted, Event
 from worker_guard.part import ON, Context, Part, PartOff
 from worker_guard.revoked.backfill import BackfillCounter
 from worker_guard.revoked.confirmation import Records, open_records
-from worker_guard.revoked.ledger import Origin
+from worker_guard.revoked.holder import Holder
+from worker_guard.revoked.ledger import Ledger, Origin
 from worker_guard.revoked.marker import Marker
+from worker_guard.revoked.record import Record, open_record
+from worker_guard.revoked.restorer import Restorer
 from worker_guard.revoked.set_watch import RevokedWatch
 from worker_guard.revoked.sweeper import (
     UNCONFIRMED,
@@ -29,6 +32,7 @@ from worker_guard.scheduler import run_to_end
 from worker_guard.settings import PREFIX
 from worker_guard.status_model import PastBackfill, RevokedStatus
 from worker_guard.values.masking import reason_of
+from worker_guard.values.source import Target, Way
 
 #: Seconds that the last marks and the last sweep may each take, so that the worker stops soon.
 _AT_STOP_S = 1.0
@@ -45,21 +49,19 @@ _ASK_WITHIN_S = 5.0
 #: result backend that hangs holds the loop.
 _LEAST_MARK_PAUSE_S = 10.0
 
-#: Marks are written again for a peer that starts, but only once within this time.
-_HAND_ON_S = 10.0
-
-#: The most marks that wait for a result backend that is down: twice what Celery's set holds.
-_MOST_PENDING = 100_000
+#: The first message waits this long for the revocations on record, and for at most two round trips
+#: more, each of which can hang for a timeout. The promise is 2 s. The rest is entered in slices.
+_READ_AT_START_S = 0.8
 
 #: The longest pause before a look-up that failed is tried again: until then no id is cleared.
 _LONGEST_LOOKUP_PAUSE_S = 60.0
 
 
 class RevokedPart(Part):
-    """Watches and sweeps the revoked set of one worker, and marks its operators' ids."""
+    """Watches and sweeps the revoked set of one worker, and holds its operators' revocations."""
 
     name: ClassVar[str] = "revoked"
-    also: ClassVar[tuple[str, ...]] = ("revoked_verify", "operator_marks")
+    also: ClassVar[tuple[str, ...]] = ("revoked_verify", "operator_marks", "revocations")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -68,10 +70,24 @@ class RevokedPart(Part):
         self._watches = False
         self.backfill = BackfillCounter()
         self._queues = celery_internals.EmptyQueues(app, on_error=self.watch_failed)
+        ledger = Ledger()
+        self._holder = Holder(
+            interval_s=settings.interval,
+            ledger=ledger,
+            lifetime_s=settings.revocation_lifetime,
+            held_messages=lambda: celery_internals.held_task_ids(context.worker),
+            on_ended=self._ended,
+            report=context.report,
+            monotonic=context.monotonic,
+        )
         self._watch = RevokedWatch(
+            ledger=ledger,
+            holder=self._holder,
             queues=self._queues,
             backfill=self.backfill,
+            dry_run=settings.dry_run,
             monotonic=context.monotonic,
+            now=context.now,
             listener=self,
         )
         self._watching = Backoff(
@@ -82,7 +98,8 @@ class RevokedPart(Part):
             first_pause_s=settings.interval,
             longest_pause_s=max(settings.interval, _LONGEST_LOOKUP_PAUSE_S),
         )
-        records = self._open_records(app.backend)
+        record = self._open_record(app.backend)
+        records = self._open_records(app.backend, record)
         actor: RevokedActor = (
             RevokedDryRun() if settings.dry_run else celery_internals.Discarding(state.revoked)
         )
@@ -98,32 +115,53 @@ class RevokedPart(Part):
             records=records if self.states["revoked_verify"] == ON else None,
             lookups=self.lookups,
             backfill=self.backfill,
-            on_kept=self._keep_marked,
+            on_kept=lambda task_id, operators: self._mark([task_id], operators=operators),
             report=context.report,
             monotonic=context.monotonic,
         )
-        self.jobs.append(self._sweeper)
-        self._pending_marks: dict[str, bool] = {}
-        self._handed_on_mono = -_HAND_ON_S
+        self.jobs += [self._sweeper, self._holder]
         self._marker: Marker | None = None
         if records is not None and not settings.dry_run:
             self._marker = Marker(
                 interval_s=settings.interval,
                 longest_pause_s=max(settings.revoked_grace / 2, _LEAST_MARK_PAUSE_S),
-                pending=self._pending_marks,
+                ledger=ledger,
                 held=state.revoked,
-                kept=self._kept,
                 store=records,
+                on_taken_back=self.take_back,
                 monotonic=context.monotonic,
             )
             self.jobs.append(self._marker)
+        self._restorer: Restorer | None = None
+        if record is not None:
+            self._restorer = Restorer(
+                interval_s=settings.interval,
+                record=record,
+                ledger=ledger,
+                entrance=None if settings.dry_run else self,
+                pending=self._marker.pending if self._marker else (),
+                report=context.report,
+                monotonic=context.monotonic,
+            )
+            self.jobs.append(self._restorer)
 
-    def _open_records(self, backend: Any) -> Records | None:
+    def _open_record(self, backend: Any) -> Record | None:
+        try:
+            return open_record(
+                backend,
+                lifetime_s=self.context.settings.revocation_lifetime,
+                timeout_s=celery_internals.REDIS_TIMEOUT_S,
+            )
+        except Exception as exc:  # noqa: BLE001 - the start event gives the reason
+            self.states["revocations"] = reason_of(exc)
+            return None
+
+    def _open_records(self, backend: Any, record: Record | None) -> Records | None:
         settings = self.context.settings
         off = ""
         records: Records | None = None
         try:
-            records = open_records(backend, revoke_expires_s=float(state.revoked.expires))
+            records = open_records(backend, record, revoke_expires_s=float(state.revoked.expires))
         except Exception as exc:  # noqa: BLE001 - the start event gives the reason
             off = reason_of(exc)
         self.states["operator_marks"] = off or ("a dry run" if settings.dry_run else ON)
@@ -148,7 +186,15 @@ class RevokedPart(Part):
             self.states = dict.fromkeys(self.states, str(exc))
             for job in self.jobs:
                 context.scheduler.drop(job.name)
-            self.jobs, self._marker = [], None
+            self.jobs, self._marker, self._restorer = [], None, None
+
+    def connected(self) -> None:
+        """Enter what is on record before the first message of this connection."""
+        if self._restorer is not None:
+            self._restorer.connected()
+            monotonic = self.context.monotonic
+            until = monotonic() + _READ_AT_START_S
+            self.context.scheduler.begin(Restorer.name, until=lambda: monotonic() >= until)
 
     def stop(self, *, cold: bool) -> None:
         """Sweep for the last time, before the statedb is written, and undo every hook."""
@@ -165,7 +211,10 @@ class RevokedPart(Part):
         if self._marker is None:
             return
         # The result backend may have lost a mark, and what this worker knows ends with it.
-        self._pending_marks.update(dict.fromkeys(self._watch.ledger.ids(Origin.OPERATOR), True))
+        if self._restorer is None:
+            self.record_again(self._watch.ledger.revocations())
+        else:
+            self._run_briefly(self._restorer.look_for_losses())
         self._run_briefly(self._marker.run())
 
     def _sweep_for_the_last_time(self, *, ask: bool) -> None:
@@ -177,8 +226,7 @@ class RevokedPart(Part):
             self._run_briefly(replace(self._sweeper, grace_s=0.0).run())
 
     def _note_in_statedb(self) -> None:
-        unmarked = [task_id for task_id, is_op in self._pending_marks.items() if is_op]
-        self._watch.note_in_statedb(self.context.worker, unmarked=unmarked)
+        self._watch.note_in_statedb(self.context.worker)
 
     def _run_briefly(self, slices: Iterator[None]) -> None:
         monotonic = self.context.monotonic
@@ -247,7 +295,7 @@ class RevokedPart(Part):
     def _counts(self) -> dict[str, int]:
         count = self._watch.ledger.count
         return {
-            "operator": count(Origin.OPERATOR),
+            "operator": count(Origin.OPERATOR) + count(Origin.ENDED),
             "expired": count(Origin.EXPIRED),
             "confirmed": count(Origin.CONFIRMED),
             "unproven": sum(map(count, UNCONFIRMED)),
@@ -289,24 +337,22 @@ class RevokedPart(Part):
         due_in_s = self.context.scheduler.due_in_s(Sweeper.name)
         return round(clear_in_s(ready_in_s, due_in_s=due_in_s, interval_s=settings.interval), 1)
 
-    def _kept(self) -> dict[str, bool]:
-        """The ids that need a mark while they are held, and whether each is an operator's."""
-        ids = self._watch.ledger.ids
-        return {
-            **dict.fromkeys(ids(Origin.UNCONFIRMED), False),
-            **dict.fromkeys(ids(Origin.OPERATOR), True),
-        }
-
     # -- called by the watch -----------------------------------------------------------
 
-    def operator_revoked(self, task_id: str) -> None:
-        """An operator revoked this id, now or before a restart."""
-        self._keep_marked(task_id, True)
+    def operator_revoked(self, target: Target) -> None:
+        """An operator revoked this, now or before a restart."""
+        self._mark([target], operators=True)
+
+    def removed(self, task_id: str) -> None:
+        """The application took an operator's id out of the set."""
+        if self._marker is not None:
+            self._marker.remove(task_id)
+            self.context.scheduler.run_soon(self._marker.name)
 
     def confirmation_lost(self, task_id: str) -> None:
         """An inherited id expired here before it was looked up; its record confirms nothing."""
         # The mark tells peers too: one that inherits the id from here would find only the record.
-        self._keep_marked(task_id, False)
+        self._mark([task_id], operators=False)
 
     def inherited_came(self) -> None:
         """An inherited id came in."""
@@ -314,27 +360,66 @@ class RevokedPart(Part):
         # that inherits the same ids doesn't ask at once.
         self.context.scheduler.run_soon(self._sweeper.name, within_s=_ASK_WITHIN_S)
 
-    def peer_came(self, operators: Collection[str]) -> None:
-        """A peer that starts took over this worker's ids; these of them are an operator's."""
-        if self._marker is None:
-            return
-        # The peer will look for their marks. The result backend may have lost them, or was down
-        # when they were due. Writing them once serves many peers that start together.
-        now = self.context.monotonic()
-        if now - self._handed_on_mono < _HAND_ON_S:
-            return
-        self._handed_on_mono = now
-        self._pending_marks.update(dict.fromkeys(operators, True))
-        if self._pending_marks:
-            self.context.scheduler.run_soon(self._marker.name, anyway=True)
+    def was_put_back(self) -> None:
+        """Operators' ids that were dropped from the set were put back."""
+        self.context.scheduler.run_soon(self._holder.name)
+
+    def peer_came(self) -> None:
+        """A peer that starts took over this worker's ids."""
+        # It will look for them in the result backend, which may have lost them, or was down when
+        # they were due.
+        run_soon = self.context.scheduler.run_soon
+        if self._restorer is not None:
+            run_soon(self._restorer.name, within_s=_ASK_WITHIN_S)
+        if self._marker is not None and self._marker.pending:
+            run_soon(self._marker.name, within_s=_ASK_WITHIN_S, anyway=True)
+
+    def knows_all(self) -> bool:
+        """Whether this worker knows all revocations on record."""
+        if self._restorer is not None:
+            return self._restorer.has_read
+        return self._sweeper.marks is None  # else a mark that nobody read yet may stand
 
     def watch_failed(self, error: Exception) -> None:
         """The guard's own code raised in a hook; Celery is not affected."""
         self._watching.noticed(error, self.context.monotonic())
 
-    def _keep_marked(self, task_id: str, operators: bool) -> None:
+    # -- what is on record -----------------------------------------------------------------
+
+    def enter(self, target: Target, since_mono: float, way: Way) -> bool:
+        """Revoke this here too; returns whether that was not known."""
+        return self._watch.enter(target, since_mono, way)
+
+    def take_back(self, target: Target) -> bool:
+        """Take this back here too; returns whether it was revoked here."""
+        return self._watch.take_back(target)
+
+    def record_again(self, targets: Sequence[Target]) -> None:
+        """Record these once more."""
+        self._mark(targets, operators=True)
+
+    def unrevoke(self, task_ids: Sequence[str]) -> int:
+        """Take these revocations back here, on request; returns how many were revoked here.
+
+        Raises:
+            PartOff: the set can't be changed; the message says why.
+        """
+        if not self._watches:
+            raise PartOff(f"the revoked set is not watched: {self.states[self.name]}")
+        if self.context.settings.dry_run:
+            raise PartOff("a dry run changes nothing")
+        found = sum(self.take_back(task_id) for task_id in task_ids)
+        if self._restorer is None:  # else they are off the record already
+            for task_id in task_ids:
+                self.removed(task_id)
+        return found
+
+    def _ended(self, task_ids: Sequence[str]) -> None:
+        """The lifetime of these ids is over: no guard may clear them when they leave the record."""
         if self._marker is not None:
-            self._pending_marks[task_id] = operators or self._pending_marks.get(task_id, False)
-            while len(self._pending_marks) > _MOST_PENDING:
-                del self._pending_marks[next(iter(self._pending_marks))]
+            self._marker.ended(task_ids)
+
+    def _mark(self, targets: Sequence[Target], *, operators: bool) -> None:
+        if self._marker is not None:
+            self._marker.keep(targets, operators=operators)
             self.context.scheduler.run_soon(self._marker.name)

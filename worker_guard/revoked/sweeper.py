@@ -195,7 +195,7 @@ class Sweeper:
             CleanupCompleted(
                 revoked_tasks_cleared=cleared,
                 revoked_tasks_kept=RevokedKept(
-                    operator=count(Origin.OPERATOR),
+                    operator=count(Origin.OPERATOR) + count(Origin.ENDED),
                     unproven=sum(map(count, UNCONFIRMED)),
                     grace=count(Origin.EXPIRED) + count(Origin.CONFIRMED),
                 ),

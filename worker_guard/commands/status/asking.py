@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from kombu.exceptions import OperationalError
 
 from worker_guard import celery_internals
-from worker_guard.commands.console import reason
+from worker_guard.commands.console import reason, say
 from worker_guard.commands.server_names import broker
+from worker_guard.commands.status.terminal import ending_in_order
 from worker_guard.commands.status.view import Answers, is_unknown_command
 from worker_guard.errors import WorkerGuardError
 
@@ -130,10 +131,25 @@ class Workers:
         self._spared.update((name, reply) for name, reply in replies if is_unknown_command(reply))
         return [*replies, *spared]
 
-    def _broadcast(self, command: str, to: list[str], *, limit: int) -> list[tuple[str, object]]:
+    def _broadcast(
+        self,
+        command: str,
+        to: list[str],
+        *,
+        limit: int,
+        timeout_s: float | None = None,
+        arguments: Mapping[str, object] | None = None,
+        awaited: Collection[str] = (),
+    ) -> list[tuple[str, object]]:
         # With the limit, the wait ends as soon as all have answered.
         replies = self._mailbox.ask(
-            self._connection, command, to=to, limit=limit or None, timeout_s=self._timeout_s
+            self._connection,
+            command,
+            arguments=arguments,
+            to=to,
+            limit=limit or None,
+            awaited=awaited,
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
         )
         pairs = (reply.items() for reply in replies if isinstance(reply, Mapping))
         return [(str(name), answer) for pair in pairs for name, answer in pair]
@@ -254,3 +270,24 @@ class Asked:
             return self._asker.ask()
         except Exception as exc:  # noqa: BLE001 - raised by outcome()
             return exc
+
+
+def ask_once(workers: Workers, *, limit_s: float) -> Answers:
+    """Ask once, within so many seconds, and leave nothing in the broker, however it ends.
+
+    Raises:
+        Exception: the broker is away, or can't be used to ask workers.
+    """
+    with ending_in_order():
+        asked = Asked(workers)
+        try:
+            asked.begin()
+            answers = asked.outcome(limit_s)
+        finally:
+            try:
+                asked.end(BROKER_S + 1.0)
+            except Exception as exc:  # noqa: BLE001 - said; the answers count all the same
+                say(f"The broker is away, so a reply queue may be left in it: {reason(exc)}")
+    if answers is None:
+        raise OperationalError(f"the broker did not answer within {limit_s:g} s")
+    return answers
