@@ -68,6 +68,12 @@ class FakeRedis:
         found = sorted(self._at(key).items())[cursor : cursor + count]
         return (cursor + count if len(found) == count else 0), found
 
+    def zrevrange(
+        self, key: Any, start: int, end: int, withscores: bool = False
+    ) -> list[tuple[Any, float]]:
+        found = sorted(self._at(key).items(), key=lambda each: each[1], reverse=True)
+        return found[start : end + 1]
+
     def zrangebyscore(
         self, key: Any, low: Any, high: Any, start: int = 0, num: int | None = None
     ) -> list[Any]:

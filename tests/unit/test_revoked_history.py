@@ -165,6 +165,9 @@ class Histories(RuleBasedStateMachine):
         self.revoked: set[str] = set()
         #: What was taken back, and came by no other way since.
         self.taken_back: set[str] = set()
+        #: What was taken back, and was revoked at no guarded worker since: for the fleet it is not
+        #: revoked, whatever unguarded workers have heard (documented).
+        self.void: set[str] = set()
 
     # -- messages --------------------------------------------------------------------------
 
@@ -240,6 +243,7 @@ class Histories(RuleBasedStateMachine):
         self.marked.pop(task_id, None)
         self.revoked.discard(task_id)
         self.taken_back.add(task_id)
+        self.void.add(task_id)
         for seat in self.seats.values():
             seat.operators.discard(task_id)
             seat.saved_operators.discard(task_id)
@@ -250,6 +254,20 @@ class Histories(RuleBasedStateMachine):
             else:
                 seat.ours.unrevoke(task_id)
             seat.look()
+
+    @rule(task_id=task_ids, worker=guarded)
+    def one_is_taken_back_before_it_is_recorded(self, task_id: str, worker: str) -> None:
+        """The worker that heard it reaches neither the result backend nor the command meanwhile."""
+        if not self.record:
+            return
+        backend = self.apps[1].backend
+        down, backend.down = backend.down, True
+        self.an_operator_revokes(task_id, (), worker, False)
+        self.an_operator_takes_back(task_id, (worker,))
+        backend.down = down
+        for seat in self.seats.values():
+            seat.ours.write_marks()
+        self._connect(self.seats[worker])
 
     @rule(task_id=task_ids, worker=workers)
     def the_application_takes_out(self, task_id: str, worker: str) -> None:
@@ -326,6 +344,7 @@ class Histories(RuleBasedStateMachine):
         self._came(applications)
         self.revoked.update(applications)
         self._note_marks(seat, applications)
+        self._disregard_void(seat)
         if mingles:
             self._mingle(seat)
         self._connect(seat)
@@ -415,6 +434,8 @@ class Histories(RuleBasedStateMachine):
         seat.look()
 
     def _note_marks(self, seat: Seat, task_ids: Iterable[str]) -> None:
+        if seat.is_guarded:
+            self.void.difference_update(task_ids)
         if self.backend and seat.is_guarded:
             self.marked.update(dict.fromkeys(task_ids, self.clock.now))
 
@@ -451,7 +472,12 @@ class Histories(RuleBasedStateMachine):
             # Its answer holds what it had, and what it was just given.
             seat.doubt(ours[peer.name] | ours[seat.name])
         for each in (seat, *peers):
+            self._disregard_void(each)
             each.look()
+
+    def _disregard_void(self, seat: Seat) -> None:
+        if seat.is_guarded:
+            seat.operators -= self.void
 
     def _nothing_is_left_that_only_expiry_put_there(self, seat: Seat) -> None:
         guard = seat.ours.guard
@@ -587,7 +613,7 @@ def reads_only_at_the_start() -> Iterator[Any]:
 
 def does_not_remember_what_was_taken_back() -> Iterator[Any]:
     """So that a peer or a statedb brings it back."""
-    yield patch.object(Record, "taken_back", lambda _self: iter(()))
+    yield patch.object(Record, "taken_back", lambda _self, **_: iter(()))
 
 
 def records_late_what_was_taken_back() -> Iterator[Any]:

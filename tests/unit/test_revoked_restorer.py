@@ -40,7 +40,7 @@ class FakeRecord:
             if self.error:
                 raise self.error
 
-    def taken_back(self) -> Iterator[Sequence[TakenBack]]:
+    def taken_back(self, *, last: bool = False) -> Iterator[Sequence[TakenBack]]:
         yield self.gone
 
     def lost(self, targets: Sequence[Target]) -> list[Target]:
@@ -138,11 +138,22 @@ def test_one_that_is_taken_back_while_the_record_is_read_leaves() -> None:
     world = World()
     world.record.put("a", "b", "c")
     slices = world.restorer.run()
-    next(slices)
+    while world.ledger.origin("a") is None:
+        next(slices)
     assert world.ledger.origin("a") is Origin.OPERATOR
     world.record.gone = [TakenBack("a", 0.0)]
     run_to_end(slices)
     assert world.ledger.revocations() == ["b", "c"]
+
+
+def test_what_an_old_statedb_brings_leaves_before_the_rest_is_read() -> None:
+    """The record can be so large that messages come before all of it is read."""
+    world = World()
+    world.ledger.added("gone", Source.INHERITED, world.now)
+    world.record.put("a", "b", "c")
+    world.record.gone = [TakenBack("gone", 5.0)]
+    next(world.restorer.run())
+    assert list(world.ledger.ids()) == world.ledger.revocations() == []
 
 
 def test_a_read_that_fails_is_done_again_from_the_start() -> None:

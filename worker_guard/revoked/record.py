@@ -273,8 +273,16 @@ class Record:
             )
         return page
 
-    def taken_back(self) -> Iterator[list[TakenBack]]:
-        """All that was taken back and does not stand again, at least once each, in pages."""
+    def taken_back(self, *, last: bool = False) -> Iterator[list[TakenBack]]:
+        """All that was taken back and does not stand again, at least once each, in pages.
+
+        If ``last``, one page alone: what was taken back last.
+        """
+        if last:
+            yield self._taken_page(
+                self._client.zrevrange(self._taken, 0, PAGE - 1, withscores=True)
+            )
+            return
         cursor = 0
         while True:
             cursor, found = self._client.zscan(self._taken, cursor, count=PAGE)

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 from worker_guard.events import Event, RevocationsRestored, Trigger
 from worker_guard.revoked.batches import batches
 from worker_guard.revoked.ledger import Ledger
-from worker_guard.revoked.record import Record
+from worker_guard.revoked.record import Record, TakenBack
 from worker_guard.values.source import Stamp, Target, Way
 
 #: Revocations to enter, or to look for on record, in one slice.
@@ -81,6 +81,9 @@ class Restorer:
         entrance, ledger = self._entrance, self._ledger
         known = {Stamp: 0, str: 0}
         entered = {Stamp: 0, str: 0}
+        # First, since an old statedb may have brought it, and the time before the first message is
+        # short.
+        yield from self._take_back(self._record.taken_back(last=True))
         for page in self._record.pages():
             for chunk in batches(page, _CHUNK):
                 now = self._monotonic()
@@ -94,20 +97,23 @@ class Restorer:
                         entered[kind] += ledger.revocation(each.target) is None
                 yield
         # After the revocations: one that was taken back while they were read leaves again.
-        asked_mono = self._monotonic()
-        for taken in self._record.taken_back():
-            for target, age_s in taken:
-                held = ledger.revocation(target)
-                # One that was made later stays; if it still waits, it is recorded then.
-                later = held is not None and held.since_mono > asked_mono - age_s
-                if entrance is not None and not later:
-                    entrance.take_back(target)
-            yield
-            asked_mono = self._monotonic()
+        yield from self._take_back(self._record.taken_back())
         counted = known if self._first else entered
         self.has_read, self._first = True, False
         if any(counted.values()):
             self._report(RevocationsRestored(revocations=counted[str], stamps=counted[Stamp]))
+
+    def _take_back(self, pages: Iterator[list[TakenBack]]) -> Iterator[None]:
+        asked_mono = self._monotonic()
+        for page in pages:
+            for target, age_s in page:
+                held = self._ledger.revocation(target)
+                # One that was made later stays; if it still waits, it is recorded then.
+                later = held is not None and held.since_mono > asked_mono - age_s
+                if self._entrance is not None and not later:
+                    self._entrance.take_back(target)
+            yield
+            asked_mono = self._monotonic()
 
     def look_for_losses(self) -> Iterator[None]:
         """Record again what the record has lost, as after a flush.
