@@ -195,7 +195,7 @@ def stamp_is_known(site: Site, worker: Worker) -> bool:
 def test_a_new_worker_beside_one_that_heard_it(
     make_fleet: MakeFleet, guarded: bool, peer_guarded: bool
 ) -> None:
-    """Celery's mingle tells it, whoever has a guard."""
+    """Mingle brings it, with a guard or without."""
     fleet = make_fleet()
     peer = fleet.start("peer", "-Q", "other", guarded=peer_guarded)
     fleet.app.control.revoke("x")
@@ -378,7 +378,7 @@ def test_taken_back(make_site: Any, peer_guarded: bool) -> None:
     if peer_guarded:
         assert peer.revoked() == set()
     else:
-        assert peer.revoked() == {"x"}, "nobody can tell an unguarded worker"
+        assert peer.revoked() == {"x"}, "an unguarded worker keeps it"
 
     back = site.start("down", statedb, mingle=True)
     assert "sync with 1 nodes" in back.text()

@@ -43,6 +43,7 @@ class World:
         self.ledger, self.events = Ledger(), list[Event]()
         self.messages: set[str] = set()
         self.asked_for_messages = 0
+        self.error: Exception | None = None
         self.left: list[str] = []
         self.holder = Holder(
             interval_s=30.0,
@@ -61,6 +62,8 @@ class World:
 
     def held_messages(self) -> set[str]:
         self.asked_for_messages += 1
+        if self.error is not None:
+            raise self.error
         return self.messages
 
     def on_ended(self, task_ids: Sequence[str]) -> None:
@@ -102,6 +105,20 @@ def test_a_dry_run_puts_nothing_back_and_says_what_it_would() -> None:
     world.holder.put_back(["a"], "set_full")
     assert (world.ledger.origin("a"), world.ledger.origin("b")) == (None, Origin.OPERATOR)
     assert world.run() == [RevocationsPutBack(revocations=1, reason="set_full")]
+
+
+def test_what_could_not_end_ends_at_the_next_try() -> None:
+    """The job failed before the end of its run; what came meanwhile ends at its own time."""
+    world = World(room=FakeRoom())
+    world.revoke("a")
+    world.now += LIFETIME_S
+    world.error = RuntimeError("the messages can't be counted")
+    with pytest.raises(RuntimeError):
+        world.run()
+    world.revoke("b")
+    world.error = None
+    assert world.run() == [RevocationsEnded(revocations=1)]
+    assert world.left == ["a"]
 
 
 def test_a_revocation_ends_after_its_lifetime() -> None:

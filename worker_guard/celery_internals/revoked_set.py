@@ -25,7 +25,7 @@ STATEDB_KEY = "worker_guard"
 #: one is a second later: of two equal stamps, Celery 5.6.3 and before would compare the ids.
 _FAR_AHEAD = 2**40
 
-#: So many seconds older than the oldest is an id that Celery is to drop first.
+#: An id that Celery is to drop first is this many seconds older than the oldest.
 _OLDER_S = 1e-6
 
 #: With this overload no discard rebuilds the heap.

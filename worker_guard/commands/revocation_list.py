@@ -20,7 +20,7 @@ from worker_guard.settings import read_settings
 from worker_guard.values.moments import rfc3339, to_the_minute
 from worker_guard.values.source import Stamp
 
-#: Up to so many are sorted, the newest first. More are printed as they are read.
+#: Up to this many are sorted, the newest first. More are printed as they are read.
 SORTED = 1000
 
 

@@ -93,29 +93,34 @@ class Holder:
 
     def _end(self) -> Iterator[None]:
         ended = 0
-        next_end, self._next_end_mono = _NEVER, _NEVER
-        messages = self._held_messages()
-        slice_started = self._monotonic()
-        for chunk in batches(self._ledger.revocations(), _CHUNK):
-            now = self._monotonic()
-            if now - slice_started >= SLICE_S:
-                yield
-                slice_started = now = self._monotonic()
-            over: list[Target] = []
-            for target in chunk:
-                made = self._ledger.revocation(target)
-                if made is None:
-                    continue
-                end_mono = made.since_mono + self._lifetime_s
-                if end_mono > now:
-                    next_end = min(next_end, end_mono)
-                elif target in messages:
-                    next_end = now
-                else:
-                    over.append(target)
-            self._leave_to_celery(over)
-            ended += len(over)
-        self._next_end_mono = min(next_end, self._next_end_mono)
+        due_mono, self._next_end_mono = self._next_end_mono, _NEVER
+        next_end = _NEVER
+        try:
+            messages = self._held_messages()
+            slice_started = self._monotonic()
+            for chunk in batches(self._ledger.revocations(), _CHUNK):
+                now = self._monotonic()
+                if now - slice_started >= SLICE_S:
+                    yield
+                    slice_started = now = self._monotonic()
+                over: list[Target] = []
+                for target in chunk:
+                    made = self._ledger.revocation(target)
+                    if made is None:
+                        continue
+                    end_mono = made.since_mono + self._lifetime_s
+                    if end_mono > now:
+                        next_end = min(next_end, end_mono)
+                    elif target in messages:
+                        next_end = now
+                    else:
+                        over.append(target)
+                self._leave_to_celery(over)
+                ended += len(over)
+            due_mono = next_end
+        finally:
+            # After a failure the rest is still due.
+            self._next_end_mono = min(due_mono, self._next_end_mono)
         if ended:
             self._report(RevocationsEnded(revocations=ended))
 

@@ -71,8 +71,8 @@ _REMEMBERED_ORIGINS = frozenset(
 #: The origins of ids that leave the set when the grace is over.
 LEAVING = (Origin.EXPIRED, Origin.CONFIRMED)
 
-#: A revocation that is read from the record, and was made at most so many seconds later, is the one
-#: that this worker knows. Else it was revoked again, and this worker missed that.
+#: A revocation on record is the one that this worker knows if it was made at most this many seconds
+#: later. Else it was revoked again, and this worker missed that.
 _SAME_S = 1.0
 
 

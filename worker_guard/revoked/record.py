@@ -30,7 +30,7 @@ PAGE = 150
 #: must not bring it back.
 _REMEMBERED_S = 8 * 86_400.0
 
-#: What has ended is removed so many seconds later: each worker first marks the ids that it holds.
+#: Seconds after its end until a revocation is removed: each worker first marks the ids it holds.
 _ENDED_FOR_S = 600.0
 
 #: Seconds that the keys outlive their last entry.

@@ -273,7 +273,7 @@ class Asked:
 
 
 def ask_once(workers: Workers, *, limit_s: float) -> Answers:
-    """Ask once, within so many seconds, and leave nothing in the broker, however it ends.
+    """Ask once, for ``limit_s`` seconds at most, and leave nothing in the broker.
 
     Raises:
         Exception: the broker is away, or can't be used to ask workers.
