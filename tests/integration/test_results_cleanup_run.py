@@ -277,14 +277,16 @@ def test_the_server_killed_in_mid_cleanup_is_an_error(client: Any) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_cleanup_that_is_begun_again_does_no_harm(client: Any, strategy: str) -> None:
-    """What the first half did and what the second whole did add up."""
+    """What the first half did and what the second whole did add up.
+
+    What stays where it is, both can see: which, depends on the server's own order of its keys.
+    """
     expected = fill(client)
     first = CleanupRun(client, policy(), actor=REAL, pace=SMALL, first_strategy=strategy)
     first.step()
     whole = first.counts + cleanup(client, strategy=strategy)
-    assert replace(whole, keys_scanned=0, keys_unreadable=0) == replace(
-        expected, keys_scanned=0, keys_unreadable=0
-    )
+    seen_twice = {"keys_scanned": 0, "keys_unreadable": 0, "keys_with_longer_ttl": 0}
+    assert replace(whole, **seen_twice) == replace(expected, **seen_twice)
     check_filled(client)
 
 
