@@ -102,6 +102,14 @@ class Worker:
         found = [json.loads(line) for line in lines]
         return [e for e in found if not event or e["event"] == f"worker_guard.{event}"]
 
+    def failure(self, part: str) -> dict[str, Any]:
+        """Wait until this part has failed, whatever else fails first, and return its event."""
+
+        def failed() -> list[dict[str, Any]]:
+            return [event for event in self.events("part_failed") if event["part"] == part]
+
+        return wait_for(failed, f"{part} to fail in {self.name}")[0]
+
     def cleared(self) -> int:
         """The ids that its sweeps have cleared, by its log."""
         return sum(e["revoked_tasks_cleared"] for e in self.events("cleanup_completed"))

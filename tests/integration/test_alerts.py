@@ -138,10 +138,13 @@ def test_a_redis_that_hangs(make_fleet: MakeFleet) -> None:
         worker = fleet.start("w", "--without-mingle")
         wait_for(lambda: told(worker), "the alert")
         results.pause()
-        wait_for(lambda: len(worker.events("part_failed")) > 2, "failures")
-        failures = [e for e in worker.events("part_failed") if e["part"] == "redis_memory"]
-        pauses = [e["retry_in_s"] for e in failures]
-        assert pauses == sorted(set(pauses))
+
+        def pauses() -> list[float]:
+            failures = worker.events("part_failed")
+            return [e["retry_in_s"] for e in failures if e["part"] == "redis_memory"]
+
+        wait_for(lambda: len(pauses()) > 2, "failures")
+        assert pauses() == sorted(set(pauses()))
         assert [alert["alert"] for alert in active(worker)] == ["redis_memory"]
         fleet.send("add", 1, 2, task_id="runs")
         worker.logged("harness.add[runs] succeeded")

@@ -441,8 +441,7 @@ def test_the_result_backend_fails_at_the_start(
     worker = site.fleet.launch("w", "--without-mingle")
     worker.logged("ready.")
     assert held_for_s(worker) < 5.0
-    failed = wait_for(lambda: worker.events("part_failed"), "the failure to be reported")
-    assert "revocations" in {e["part"] for e in failed}
+    worker.failure("revocations")
     assert worker.events("revocations_restored") == []
     if failure == "down":
         results.start()
