@@ -17,11 +17,11 @@ demo: ## replay the incident, without the guard and with it, and check each clai
 	@$(BIN)/python -m tests.demo
 
 test: ## run the tests on real workers and a Redis of their own
-	@$(SETUP) redis test docs
+	@$(SETUP) redis ddtrace test docs
 	@$(BIN)/python -m pytest -m "not slow" $(BESIDE) $(ARGS)
 
 test-slow: ## run the tests that take minutes
-	@$(SETUP) redis test docs
+	@$(SETUP) redis ddtrace test docs
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: ## check style and formatting

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from worker_guard.events import (
     AlertRaised,
+    ChildKilled,
     ChildRecycled,
     ChildRecycleRequested,
     CleanupCompleted,
     Event,
     PartFailed,
+    StallAction,
+    Stalled,
     Trigger,
 )
-from worker_guard.status_model import PastCleanup, Totals
+from worker_guard.status_model import KilledStatus, PastCleanup, Totals
 
 #: Seconds for which a recycle counts.
 WINDOW_S = 3600.0
@@ -26,6 +29,9 @@ _STEP_S = 10.0
 
 #: What can begin a sweep or cleanup in a worker's main process; the task runs in the pool.
 _TRIGGERS: tuple[Trigger, ...] = ("timer", "schedule", "control")
+
+#: The values of ``child_killed.oom``, as labels.
+_OOM: dict[bool | None, str] = {True: "true", False: "false", None: "unknown"}
 
 _CLEANUP_FIELDS = {f.name for f in fields(CleanupCompleted)} & {f.name for f in fields(PastCleanup)}
 
@@ -44,6 +50,22 @@ class _Past:
         return PastCleanup(**values, at=round(self.at, 3), age_s=age_s)
 
 
+@dataclass(frozen=True)
+class _PastKill:
+    """A child that was killed, and when."""
+
+    event: ChildKilled
+    at: float
+    noted_mono: float
+
+    def status(self, now_mono: float) -> KilledStatus:
+        return KilledStatus(
+            **asdict(self.event),
+            at=round(self.at, 3),
+            age_s=round(now_mono - self.noted_mono, 1),
+        )
+
+
 class Activity:
     """Totals, counters and the last cleanups, all from the events that were reported.
 
@@ -57,12 +79,15 @@ class Activity:
         self._monotonic, self._now = monotonic, now
         self._recycled: type[Event] = ChildRecycleRequested if dry_run else ChildRecycled
         self._recycled_steps: deque[tuple[float, int]] = deque()
-        self._last: dict[str, _Past] = {}
+        self._last: dict[str, _Past | _PastKill] = {}
         self.listeners: list[Callable[[Event], None]] = []
         self.totals = Totals()
         self.part_failures: Counter[str] = Counter()
         self.cleanups: Counter[str] = Counter(dict.fromkeys(_TRIGGERS, 0))
         self.alerts_raised: Counter[str] = Counter()
+        self.stall_actions: Counter[str] = Counter(dict.fromkeys(get_args(StallAction), 0))
+        #: Killed children, by whether the kernel killed them for memory.
+        self.killed: Counter[str] = Counter(dict.fromkeys(_OOM.values(), 0))
 
     def note(self, event: Event) -> None:
         """Take in an event that was reported."""
@@ -72,6 +97,10 @@ class Activity:
             self.part_failures[event.part] += 1
         elif isinstance(event, AlertRaised):
             self.alerts_raised[event.alert] += 1
+        elif isinstance(event, Stalled):
+            self.stall_actions[event.action] += 1
+        elif isinstance(event, ChildKilled):
+            self._note_killed(event)
         elif isinstance(event, self._recycled):
             self._note_recycled()
         for listener in self.listeners:
@@ -103,6 +132,12 @@ class Activity:
             done[name] += getattr(event, name)
         done["sweeps"] += event.target == "revoked"
         self.totals = Totals(**done)
+
+    def _note_killed(self, event: ChildKilled) -> None:
+        self._last["last_killed"] = _PastKill(event, self._now(), self._monotonic())
+        self.killed[_OOM[event.oom]] += 1
+        killed = self.totals.children_killed + 1
+        self.totals = replace(self.totals, children_killed=killed)
 
     def _note_recycled(self) -> None:
         recycled = self.totals.children_recycled + 1

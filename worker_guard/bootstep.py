@@ -71,7 +71,8 @@ class WorkerGuard(bootsteps.StartStopStep):
         """Let the pool, which is not made yet, ask its children to leave."""
         from worker_guard.celery_internals import MissingInternalError, allow_recycling
 
-        if self.settings.child_memory_limit is None or self.settings.dry_run:
+        limits = (self.settings.child_memory_limit, self.settings.total_memory_limit)
+        if limits == (None, None) or self.settings.dry_run:
             return
         # If this release lacks it, recycling is off, and the start event says so.
         with contextlib.suppress(MissingInternalError):

@@ -14,7 +14,9 @@ Level = Literal["debug", "info", "warning", "error"]
 Trigger = Literal["timer", "schedule", "control", "task", "cli"]
 CleanupTarget = Literal["revoked", "results", "broker"]
 AlertName = Literal["revoked_tasks", "redis_memory", "recycles_per_hour"]
+LimitName = Literal["child", "total"]
 PutBackReason = Literal["set_full", "aged_out", "replaced"]
+StallAction = Literal["log", "reconnect", "shutdown", "wait", "unblock"]
 SuspensionReason = Literal["baseline_over_limit", "regrows_at_once", "replacement_not_up"]
 
 
@@ -211,7 +213,9 @@ class Suspect:
 class ChildRecycleRequested(Event):
     """A child was asked to leave, after its current task if it runs one.
 
-    ``suspects`` are the tasks with the most growth per run, in all children: an estimate.
+    ``limit`` says which limit was exceeded: the child's, or that of the worker with all its
+    children (``total``). ``suspects`` are the tasks with the most growth per run, in all children:
+    an estimate.
     """
 
     name: ClassVar[str] = "worker_guard.child_recycle_requested"
@@ -219,7 +223,7 @@ class ChildRecycleRequested(Event):
     child_pid: int
     used_bytes: int
     limit_bytes: int
-    limit: Literal["child"] = "child"
+    limit: LimitName = "child"
     busy: bool
     task_id: str | None
     task_name: str | None
@@ -266,11 +270,31 @@ class ChildRecycleWaiting(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChildKilled(Event):
+    """A child was killed by a signal that the worker did not send.
+
+    ``oom``: whether the kernel killed it for memory, by the kernel's own count; None: not known.
+    ``task_*`` are None if the child ran no task, ``used_bytes`` if it was never read.
+    """
+
+    name: ClassVar[str] = "worker_guard.child_killed"
+    level: ClassVar[Level] = "error"
+
+    child_pid: int
+    signal: str
+    oom: bool | None
+    task_id: str | None
+    task_name: str | None
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecyclingSuspended(Event):
     """No child is recycled for now, since it would gain nothing, or cost the worker a child.
 
-    ``baseline_bytes`` is what a new child uses; None if that is not the reason. ``setting`` is what
-    to change; None: no setting helps, since the replacements end by themselves.
+    ``baseline_bytes`` is what a new child uses, or for the total limit the worker if all its
+    children were new; None if that is not the reason. ``setting`` is what to change; None: no
+    setting helps, since the replacements end by themselves.
     """
 
     name: ClassVar[str] = "worker_guard.recycling_suspended"
@@ -305,6 +329,35 @@ class ParentOverLimit(Event):
     limit_bytes: int
     action: str
     at_start_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stalled(Event):
+    """The consumer has stalled, or the guard acts on that, or it freed a main loop that hung.
+
+    ``queue`` is the one in which most messages wait; it and ``waiting_messages`` are None if they
+    are not known. ``idle_s``: since the last message; with ``unblock``, how long the loop hung.
+    """
+
+    name: ClassVar[str] = "worker_guard.stalled"
+    level: ClassVar[Level] = "error"
+
+    queue: str | None
+    waiting_messages: int | None
+    idle_s: float
+    action: StallAction
+
+
+@dataclass(frozen=True, kw_only=True)
+class StallEnded(Event):
+    """Messages come again, or none waits any more. ``action`` is the last one that was taken."""
+
+    name: ClassVar[str] = "worker_guard.stall_ended"
+
+    queue: str | None
+    waiting_messages: int | None
+    idle_s: float
+    action: StallAction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from worker_guard.activity import Activity
 from worker_guard.alerts.part import AlertsPart
 from worker_guard.event_log import Reporter, open_log
 from worker_guard.events import Event, Started, Stopped
+from worker_guard.health.part import HealthPart
 from worker_guard.memory.part import MemoryPart
 from worker_guard.metrics.part import MetricsPart
 from worker_guard.part import Context, Part, PartOff
@@ -25,13 +26,22 @@ from worker_guard.results.part import ResultsPart
 from worker_guard.revoked.part import RevokedPart
 from worker_guard.scheduler import Scheduler
 from worker_guard.settings import Settings
+from worker_guard.stall.part import StallPart
 from worker_guard.status_model import ON, GuardStatus
 from worker_guard.values.masking import reason_of
 
 logger = get_logger(__name__)
 
 #: In the order in which they start and stop.
-PARTS: tuple[type[Part], ...] = (RevokedPart, ResultsPart, MemoryPart, AlertsPart, MetricsPart)
+PARTS: tuple[type[Part], ...] = (
+    HealthPart,
+    RevokedPart,
+    ResultsPart,
+    MemoryPart,
+    StallPart,
+    AlertsPart,
+    MetricsPart,
+)
 
 P = TypeVar("P", bound=Part)
 

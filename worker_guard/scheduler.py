@@ -33,7 +33,8 @@ class Job(Protocol):
     """Something that the guard repeats.
 
     A job may also have ``first_pause_s`` and ``longest_pause_s``, the first and the longest pause
-    in seconds after failures.
+    in seconds after failures. If its ``without_broker`` is True, it also runs while the worker has
+    no broker, by :meth:`Scheduler.turn`.
     """
 
     @property
@@ -60,6 +61,7 @@ class _Scheduled:
         self.slices: Iterator[None] | None = None
         self.waiting: list[Iterator[None]] = []
         self.ticket = 0
+        self.without_broker = bool(getattr(job, "without_broker", False))
 
 
 class Scheduler:
@@ -85,6 +87,11 @@ class Scheduler:
         self._backoffs: dict[str, Backoff] = {}
         #: When the connection to the broker was last lost, or given up.
         self.disconnected_mono: float | None = None
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether the worker is connected, so that all jobs run."""
+        return self._later is not None
 
     def add(self, job: Job) -> None:
         """Repeat this job, from the next connection on."""
@@ -139,11 +146,26 @@ class Scheduler:
         self.arm(later, burst_s=BURST_S, rest=lambda: time.sleep(REST_S))
 
     def disarm(self) -> None:
-        """Stop ticking until armed again. A run that is under way is resumed then."""
+        """Stop ticking until armed again. A run that is under way is resumed then.
+
+        The jobs that need no broker are due now, and run in :meth:`turn`.
+        """
         self._later = None
         self.disconnected_mono = self._monotonic()
         for scheduled in self._jobs.values():
             scheduled.ticket += 1
+            if scheduled.without_broker:
+                scheduled.due_mono, scheduled.first_s = self.disconnected_mono, None
+
+    def turn(self) -> None:
+        """Run the jobs that need no broker, if they are due. For the main loop without a broker."""
+        if self.is_armed:
+            return
+        now = self._monotonic()
+        for scheduled in list(self._jobs.values()):
+            under_way = scheduled.slices is not None
+            if scheduled.without_broker and (under_way or now >= scheduled.due_mono):
+                self._tick(scheduled, scheduled.ticket)
 
     def drop(self, name: str) -> None:
         """Stop repeating a job. Its unfinished runs are closed now, so that they clean up."""
@@ -194,6 +216,12 @@ class Scheduler:
                 self._due_after(scheduled, scheduled.job.interval_s * self._uniform(0.9, 1.1))
             else:
                 self._call(scheduled, PAUSE_S)
+
+    def run_now(self, name: str) -> None:
+        """Run a job to its end now, unless it failed and its pause is not over. Never raises."""
+        scheduled = self._jobs.get(name)
+        if scheduled is not None and scheduled.backoff.ready(self._monotonic()):
+            self.begin(name, until=lambda: False)
 
     def _due_after(self, scheduled: _Scheduled, pause_s: float) -> None:
         scheduled.due_mono = self._monotonic() + pause_s

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -18,6 +20,7 @@ PREFIX = "worker_guard_"
 LOG_FORMATS = ("json", "console", "inherit")
 MEMORY_METRICS = ("uss", "pss", "rss")
 PARENT_ACTIONS = ("log", "shutdown")
+STALL_ACTIONS = ("log", "reconnect", "shutdown")
 
 Parse = Callable[[Any], Any]
 
@@ -59,14 +62,18 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-def _seconds(*, least: float | None = None) -> Parse:
+def _seconds(*, least: float | None = None, most: float | None = None) -> Parse:
     allowed = "seconds, above 0" if least is None else f"seconds, {least:g} or more"
+    if most is not None:
+        allowed += f", {most:g} at the most"
 
     def parse(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(allowed)
         # The comparison is written so that it is false for a NaN too.
         if not (value > 0 if least is None else value >= least) or value == float("inf"):
+            raise ValueError(allowed)
+        if most is not None and value > most:
             raise ValueError(allowed)
         return float(value)
 
@@ -75,6 +82,16 @@ def _seconds(*, least: float | None = None) -> Parse:
 
 def _lifetime(value: Any) -> float | None:
     return None if value is None else _above_zero(value, "None (for ever), or seconds, above 0")
+
+
+def _or_never(allowed: str, *, least: float = 0.0) -> Parse:
+    def parse(value: Any) -> float | None:
+        seconds = None if value is None else _above_zero(value, allowed)
+        if seconds is not None and seconds < least:
+            raise ValueError(allowed)
+        return seconds
+
+    return parse
 
 
 def _count(value: Any) -> int:
@@ -98,6 +115,19 @@ def _number(value: Any, allowed: str, *, most: float) -> float | None:
         raise ValueError(allowed)
     # Written so that it is false for a NaN too.
     if not 0 <= value <= most or value == float("inf"):
+        raise ValueError(allowed)
+    return value
+
+
+def _heartbeat_file(value: Any) -> str | None:
+    allowed = "None, or a path such as '/run/worker/%n.json' (%n: name, %h: host, %d: domain)"
+    if value is None:
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value or value.endswith("/") or "\0" in value:
+        raise ValueError(allowed)
+    if set(re.findall("%(.?)", value.replace("%%", ""))) - set("nhdpiI"):
         raise ValueError(allowed)
     return value
 
@@ -211,6 +241,7 @@ class Settings:
     memory_metric: str = _setting("uss", _one_of(*MEMORY_METRICS))
     child_memory_limit: int | str | None = _setting(None, parse_size)
     parent_memory_limit: int | str | None = _setting(None, parse_size)
+    total_memory_limit: int | str | None = _setting(None, parse_size)
     parent_action: str = _setting("log", _one_of(*PARENT_ACTIONS))
     memory_strikes: int = _setting(3, _count)
     recycle_concurrency: int = _setting(1, _count)
@@ -220,6 +251,13 @@ class Settings:
     )
     results_max_age: float | None = _setting(None, _results_max_age)
     state_patterns: tuple[str, ...] = _setting((), _state_patterns)
+    stall_after: float | None = _setting(120.0, _or_never("None (never), or seconds, above 0"))
+    stall_action: str = _setting("log", _one_of(*STALL_ACTIONS))
+    unblock_after: float | None = _setting(
+        None, _or_never("None (never), or seconds, 30 or more", least=30.0)
+    )
+    heartbeat_file: str | None = _setting(None, _heartbeat_file)
+    heartbeat_interval: float = _setting(5.0, _seconds(most=10.0))
     log_format: str = _setting("json", _one_of(*LOG_FORMATS))
     alert_revoked: float | None = _setting(10, _threshold)
     alert_redis_memory: float | None = _setting(0.8, _share)

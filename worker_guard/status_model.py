@@ -27,17 +27,32 @@ class TaskStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessStatus:
-    """The last reading of a process; ``metric`` is RSS if that is within the limit."""
+    """The last reading of a process; ``metric`` is RSS if that is within the limit.
+
+    ``limit_in_s``: when it reaches its limit if it grows on; None if nothing says that it will.
+    """
 
     pid: int | None = None
     rss_bytes: int | None = None
+    used_bytes: int | None = None
+    metric: str | None = None
+    limit_in_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnProcessStatus:
+    """A process that a child started. ``command`` is its name, without arguments."""
+
+    pid: int | None = None
+    command: str = ""
     used_bytes: int | None = None
     metric: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChildStatus(ProcessStatus):
-    """A child of the pool. ``processes``: itself, and those that it started.
+    """A child of the pool. ``processes``: itself, and those that it started, of which
+    ``own_processes`` are the biggest.
 
     ``waiting_for`` is what its place waits for while it is recycled: ``task`` or ``replacement``.
     """
@@ -45,6 +60,7 @@ class ChildStatus(ProcessStatus):
     age_s: float | None = None
     recycles: int | None = None
     processes: int | None = None
+    own_processes: tuple[OwnProcessStatus, ...] = ()
     leaving: bool = False
     waiting_for: str | None = None
     task: TaskStatus | None = None
@@ -63,13 +79,18 @@ class SuspensionStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryStatus:
-    """The processes of a worker; without a limit they are only watched."""
+    """The processes of a worker; without a limit they are only watched.
+
+    ``total_bytes`` is what all of them use together, if there is a limit for that.
+    """
 
     metric: str | None = None
     parent: ProcessStatus | None = None
     parent_limit_bytes: int | None = None
     children: tuple[ChildStatus, ...] = ()
     child_limit_bytes: int | None = None
+    total_bytes: int | None = None
+    total_limit_bytes: int | None = None
     suspended: SuspensionStatus | None = None
     suspects: tuple[Suspect, ...] | None = None
 
@@ -106,6 +127,46 @@ class AlertStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StallStatus:
+    """Whether the consumer has stalled: messages wait, places are free, and none comes.
+
+    ``idle_s``: seconds since the last message, or since the connection if none came. ``queue`` and
+    ``waiting_messages`` are those of the last look; None if nothing waited or nothing was asked.
+    ``reconnects`` are those of the guard in the last hour. ``held_back_by``: so many running tasks
+    acknowledge late and would run again, so the reconnect waits for them.
+    """
+
+    stalled: bool = False
+    since_s: float | None = None
+    queue: str | None = None
+    waiting_messages: int | None = None
+    idle_s: float | None = None
+    action: str | None = None
+    reconnects: int = 0
+    held_back_by: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthStatus:
+    """Whether a worker is alive and ready; ``why_not`` says why it is not.
+
+    ``children_*`` are None if the pool has no children. ``last_message_s`` ago it took a task, by a
+    look each few seconds. ``turned_s`` ago its main loop last turned. ``task_s``: a task of a solo
+    pool, or a pool that is full, has held the loop for so long.
+    """
+
+    state: str = "?"
+    alive: bool = True
+    ready: bool = True
+    why_not: str | None = None
+    children_up: int | None = None
+    children_expected: int | None = None
+    last_message_s: float | None = None
+    turned_s: float | None = None
+    task_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Totals:
     """What was done since the start of the guard; in a dry run, what would have been done."""
 
@@ -113,7 +174,25 @@ class Totals:
     expired_results_deleted: int = 0
     task_states_cleaned: int = 0
     children_recycled: int = 0
+    children_killed: int = 0
     sweeps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class KilledStatus:
+    """A child that was killed, as in ``child_killed``, and when: ``at`` (epoch, s), ``age_s`` ago.
+
+    ``oom`` is None if it is not known whether the kernel killed it for memory.
+    """
+
+    at: float | None = None
+    age_s: float | None = None
+    child_pid: int | None = None
+    signal: str | None = None
+    oom: bool | None = None
+    task_id: str | None = None
+    task_name: str | None = None
+    used_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +248,8 @@ class GuardStatus:
     consecutive_failures: Mapping[str, int] = field(default_factory=dict)
     revoked: RevokedStatus | None = None
     memory: MemoryStatus | None = None
+    stall: StallStatus | None = None
+    health: HealthStatus | None = None
     alerts: tuple[AlertStatus, ...] = ()
     alert_thresholds: Mapping[str, float] = field(default_factory=dict)
     redis_memory_share: float | None = None
@@ -177,6 +258,7 @@ class GuardStatus:
     last_clearing: PastCleanup | None = None
     last_results_cleanup: PastCleanup | None = None
     last_backfill: PastBackfill | None = None
+    last_killed: KilledStatus | None = None
 
     @property
     def off(self) -> dict[str, str]:

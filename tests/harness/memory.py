@@ -75,7 +75,7 @@ class Site:
             "w",
             "--without-mingle",
             *options,
-            app_module="tests.harness.memory_app",
+            app_module=arguments.pop("app_module", "tests.harness.memory_app"),
             environ=environ,
             **arguments,
         )
@@ -107,6 +107,15 @@ class Site:
     def finished(self) -> dict[str, int]:
         """How often each task came to its end."""
         return {k.decode(): int(v) for k, v in self.redis.hgetall(FINISHED).items()}
+
+    def runs(self, worker: Worker, sent: Sent) -> int:
+        """The process id of the child that runs this task, once the worker knows."""
+
+        def pid() -> int:
+            active = {task["id"]: task["worker_pid"] for task in worker.ask("active")}
+            return int(active.get(sent.id) or 0)
+
+        return wait_for(pid, f"{sent.id} to run")
 
     def free(self) -> None:
         """Let the waiting tasks go on, now and later."""

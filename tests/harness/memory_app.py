@@ -20,7 +20,7 @@ from celery.worker.request import Request
 
 from tests.harness.app import app
 from worker_guard.celery_internals import PoolChildren
-from worker_guard.memory import recycler, suspension
+from worker_guard.memory import growth, growth_watch, recycler, suspension
 
 __all__ = ["app"]
 
@@ -50,8 +50,8 @@ FAIL_AT_START = "WORKER_GUARD_TEST_FAIL_AT_START"
 SLOW_STARTS = "WORKER_GUARD_TEST_SLOW_STARTS"
 #: Never take a replacement that holds as much again for one that gained nothing.
 ALWAYS_GAINS = "WORKER_GUARD_TEST_ALWAYS_GAINS"
-#: A number by which the times are divided after which a suspension is tried again, and others no
-#: longer wait for a child that waits for its task.
+#: A number by which the times are divided after which a suspension is tried again, others no longer
+#: wait for a child that waits for its task, and a process is seen to grow.
 HASTE = "WORKER_GUARD_TEST_HASTE"
 
 STARTED, FINISHED, FREE = "ledger:started", "ledger:finished", "ledger:free"
@@ -140,6 +140,24 @@ def wait(megabytes: int) -> int:
     while not ledger().exists(FREE):
         hold(int(ledger().getdel(GROW) or 0))
         time.sleep(0.02)
+    return os.getpid()
+
+
+@app.task(name="harness.end")
+def end(signum: int, exitcode: int = 0) -> None:
+    """End this process: by a signal to itself, or if that is 0 with an exit code."""
+    if signum:
+        os.kill(os.getpid(), signum)
+    os._exit(exitcode)
+
+
+@app.task(name="harness.drip")
+def drip(seconds: float) -> int:
+    """Leak 1 MB each so many seconds until the test lets it end."""
+    ledger().hset(STARTED, f"pid:{os.getpid()}", 1)
+    while not ledger().exists(FREE):
+        hold(1)
+        time.sleep(seconds)
     return os.getpid()
 
 
@@ -324,6 +342,10 @@ if SLOW_STARTS in os.environ:
 if HASTE in os.environ:
     suspension.RETRY_S /= float(os.environ[HASTE])
     recycler.WAITING_S /= float(os.environ[HASTE])
+    growth.WINDOW_S /= float(os.environ[HASTE])
+    growth.SHORTEST_S /= float(os.environ[HASTE])
+    growth_watch.SAMPLE_S /= float(os.environ[HASTE])
+    growth_watch.SHARED_S /= float(os.environ[HASTE])
 
 if OPTIMIZATION in os.environ:
     app.steps["worker"].add(Optimized)

@@ -202,7 +202,7 @@ def test_imports_are_light(code: str, never: set[str]) -> None:
 
 
 def test_the_wheel_and_the_sdist_hold_what_they_should(tmp_path: Path) -> None:
-    """The wheel has the package alone, typed, with its entry point."""
+    """The wheel has the package and the probe alone, typed, with their entry points."""
     pytest.importorskip("hatchling", reason="hatchling is not installed")
     import zipfile
 
@@ -213,10 +213,12 @@ def test_the_wheel_and_the_sdist_hold_what_they_should(tmp_path: Path) -> None:
     assert "worker_guard/py.typed" in names
     assert {name.split("/")[0] for name in names} == {
         "worker_guard",
+        "worker_guard_probe.py",
         "worker_guard-0.1.0.dist-info",
     }
     entry_points = zipfile.ZipFile(wheel).read("worker_guard-0.1.0.dist-info/entry_points.txt")
     assert b"[celery.commands]\nguard = worker_guard.cli:guard" in entry_points
+    assert b"[console_scripts]\nworker-guard-probe = worker_guard_probe:main" in entry_points
 
 
 class StubWorker:

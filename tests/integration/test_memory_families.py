@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -58,6 +59,29 @@ def test_a_helper_counts_and_is_named_where_it_lives_on(site: Site) -> None:
         assert psutil.pid_exists(helper_pid)
         assert worker.stop() == 0
         assert_unharmed(worker)
+
+
+def test_the_status_shows_what_a_child_started(server: RedisServer, tmp_path: Path) -> None:
+    """By pid, command and memory. Its arguments can hold secrets, and are in no answer."""
+    with memory_site(server, tmp_path, worker_guard_child_memory_limit=None) as site:
+        worker = site.start("--concurrency=2")
+        with helper(site) as (child_pid, helper_pid):
+
+            def named() -> list[dict[str, Any]]:
+                return [c for c in children(worker) if c["own_processes"]]
+
+            (child,) = wait_for(named, "the helper to be seen")
+            assert (child["pid"], child["processes"]) == (child_pid, 2)
+            (own,) = child["own_processes"]
+            assert own["pid"] == helper_pid
+            assert own["command"] == psutil.Process(helper_pid).name()[:15]
+            assert own["metric"] == "rss"
+            assert HELPER_MB * MB < own["used_bytes"] < child["used_bytes"]
+            answer = json.dumps(worker.ask("guard"))
+            arguments = psutil.Process(helper_pid).cmdline()[1:]
+            assert not any(argument in answer for argument in arguments if len(argument) > 2)
+            assert worker.stop() == 0
+            assert_unharmed(worker)
 
 
 def test_a_forked_helper_hides_nothing(server: RedisServer, tmp_path: Path) -> None:

@@ -554,7 +554,7 @@ def test_without_a_limit_it_only_watches(server: RedisServer, tmp_path: Path) ->
         wait_for(lambda: (children(worker)[0]["used_bytes"] or 0) > LEAK_MB * MB, "a reading")
         assert children(worker)[0]["pid"] == pid
         off = worker.events("started")[0]["parts"]["recycling"]
-        assert off == "worker_guard_child_memory_limit is None"
+        assert off == "worker_guard_child_memory_limit and worker_guard_total_memory_limit are None"
 
 
 @pytest.mark.slow

@@ -150,7 +150,8 @@ def test_what_memory_and_alerts_come_to(
         assert parent > 10_000_000
         assert page("redis_memory_ratio") is not None
 
-        known = page.labels()
+        # It has a sample only after minutes of growth.
+        known = {"worker_guard_process_limit_seconds": {"process"}, **page.labels()}
         queries = [*expressions(dashboard()["panels"]), *expressions(dashboard()["templating"])]
         alerts = list(rules(ROOT / "docs/metrics.md"))
         assert len(queries) > 20
@@ -164,7 +165,7 @@ def test_what_memory_and_alerts_come_to(
         # Labels that are not bounded would be here: each stands for a fixed set.
         assert {label for labels in known.values() for label in labels} == {
             *("worker", "version", "celery_version", "pool", "dry_run"),
-            *("part", "origin", "cause", "trigger", "alert"),
+            *("part", "origin", "cause", "trigger", "action", "alert", "oom", "process"),
         }
         assert worker.stop() == 0
 
@@ -192,7 +193,7 @@ def test_slow_clients_hold_nobody_up(serving: Serving, port: int, pool: str) -> 
     fleet, worker = serving("-P", pool)
     silent = [
         socket.create_connection(("127.0.0.1", port), timeout=20)
-        for _ in range(2 * MOST_CONNECTIONS)
+        for _ in range(MOST_CONNECTIONS + 16)
     ]
     try:
         silent[-1].sendall(b"GET /met")
@@ -292,17 +293,22 @@ def test_the_applications_metrics_are_served_with_the_guards(serving: Serving, p
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_without_the_library(make_fleet: MakeFleet, port: int, asked: bool) -> None:
-    """A port that was asked for can't be had: the start event says why, and all else runs."""
+    """The start event says what is missing; a port answers probes, and all else runs."""
     fleet = make_fleet(**({"worker_guard_metrics_port": port} if asked else {}))
     fleet.expire(*EXPIRED)
     worker = fleet.start("w", "--without-mingle", app_module="tests.harness.no_prometheus_app")
     parts = worker.events("started")[0]["parts"]
     reason = "prometheus_client is not installed: worker-guard[prometheus]"
     assert parts["metrics"] == reason
-    assert parts["metrics_port"] == (reason if asked else "worker_guard_metrics_port is None")
+    assert parts["metrics_port"] == ("on" if asked else "worker_guard_metrics_port is None")
     wait_for(lambda: worker.cleared() == 12, "the ids to be cleared")
-    with socket.socket() as client:
-        assert client.connect_ex(("127.0.0.1", port)) != 0
+    if asked:
+        refused = request(port)
+        assert (refused.status, refused.body) == (501, f"{reason}\n")
+        assert request(port, "/livez").status == request(port, "/readyz").status == 200
+    else:
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", port)) != 0
     assert worker.stop() == 0
     assert worker.events("part_failed") == []
 

@@ -187,12 +187,21 @@ def test_events_are_bare_json_lines_on_stderr(make_fleet: MakeFleet) -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["timestamp"])
     started = events[0]
     assert started["celery_version"] == celery.__version__
-    assert started["parts"].pop("recycling") == "worker_guard_child_memory_limit is None"
+    assert (
+        started["parts"].pop("recycling")
+        == "worker_guard_child_memory_limit and worker_guard_total_memory_limit are None"
+    )
+    assert started["parts"].pop("unblock") == "worker_guard_unblock_after is None"
     assert started["parts"].pop("metrics_port") == "worker_guard_metrics_port is None"
+    off = started["parts"].pop("heartbeat")
+    assert off == "worker_guard_heartbeat_file is None"
     assert started["parts"] == dict.fromkeys(
         (
             *(
                 "alerts",
+                "health",
+                "killed_children",
+                "stall",
                 "memory",
                 "metrics",
                 "operator_marks",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from worker_guard.activity import WINDOW_S, Activity
 from worker_guard.events import (
     AlertCleared,
     AlertRaised,
+    ChildKilled,
     ChildRecycled,
     ChildRecycleRequested,
     CleanupCompleted,
@@ -31,6 +33,11 @@ RECYCLED = ChildRecycled(
 )
 REQUESTED = ChildRecycleRequested(
     child_pid=1, used_bytes=3, limit_bytes=2, busy=False, task_id=None, task_name=None
+)
+
+
+KILLED = ChildKilled(
+    child_pid=1, signal="SIGKILL", oom=True, task_id="id", task_name="a", used_bytes=3
 )
 
 
@@ -163,3 +170,22 @@ def test_what_is_kept_of_the_last_hour_has_a_bound() -> None:
             seen.recycled_in_last_hour(clock.now)
     assert seen.recycled_in_last_hour(7200.0) >= 35_000
     assert len(seen._recycled_steps) <= 362
+
+
+@pytest.mark.parametrize(("oom", "label"), [(True, "true"), (False, "false"), (None, "unknown")])
+def test_a_killed_child_is_counted_and_the_last_one_kept(oom: bool | None, label: str) -> None:
+    """By whether the kernel killed it for memory. In a dry run too: the worker did not do it."""
+    clock = Clock()
+    seen = activity(clock, dry_run=True)
+    seen.note(KILLED)
+    clock.now += 5
+    seen.note(replace(KILLED, child_pid=2, oom=oom))
+    clock.now += 2.5
+    last = seen.status()["last_killed"]
+    assert (last.child_pid, last.oom, last.task_id, last.age_s) == (2, oom, "id", 2.5)
+    assert last.at == 1e9 + 1005
+    assert seen.totals.children_killed == 2
+    expected = Counter({"true": 1})
+    expected[label] += 1
+    assert +seen.killed == expected
+    assert set(seen.killed) == {"true", "false", "unknown"}

@@ -20,6 +20,7 @@ LIMIT = {"worker_guard_child_memory_limit": "400MB"}
         ({}, {}, False),
         ({"worker_guard_parent_memory_limit": "400MB"}, {}, False),
         (LIMIT, {}, True),
+        ({"worker_guard_total_memory_limit": "400MB"}, {}, True),
         (LIMIT, {"guard_dry_run": True}, False),
         ({**LIMIT, "worker_guard_dry_run": True}, {}, False),
         ({**LIMIT, "worker_guard_enabled": False}, {}, False),

@@ -109,6 +109,8 @@ MAX_AGE = frozenset({"worker_guard_results_max_age"})
 RECYCLING = frozenset({"worker_guard_recycle_concurrency"})
 METRICS_PORT = frozenset({"worker_guard_metrics_port"})
 METRICS_HOST = frozenset({"worker_guard_metrics_host"})
+HEARTBEAT_INTERVAL = frozenset({"worker_guard_heartbeat_interval"})
+HEARTBEAT_FILE = frozenset({"worker_guard_heartbeat_file"})
 REDIS_MEMORY = frozenset({"worker_guard_alert_redis_memory"})
 
 #: Rule, level, and facts in which it finds that.
@@ -278,8 +280,13 @@ BAD: list[tuple[str, str, Facts]] = [
     ("guard-setting-without-effect", "warning", guard(given=REDIS_MEMORY)),
     ("guard-setting-without-effect", "warning", guard(parent_action="shutdown")),
     ("guard-setting-without-effect", "warning", guard(given=RECYCLING)),
+    (
+        "guard-setting-without-effect",
+        "warning",
+        guard(memory=MemoryFacts(guard_child_limit_bytes=10**9, guard_total_limit_bytes=10**9)),
+    ),
     ("guard-setting-without-effect", "warning", guard(given=METRICS_HOST)),
-    ("guard-setting-without-effect", "warning", guard(given=METRICS_PORT, has_prometheus=False)),
+    ("guard-setting-without-effect", "warning", guard(given=HEARTBEAT_INTERVAL)),
 ]
 
 #: Rules, and facts in which they find nothing at all.
@@ -393,6 +400,7 @@ GOOD: list[tuple[str, Facts]] = [
     ("all", guard(given=CHILD_LIMIT | RECYCLING)),
     ("all", guard(given=METRICS_PORT)),
     ("all", guard(given=METRICS_PORT | METRICS_HOST)),
+    ("all", guard(given=HEARTBEAT_FILE | HEARTBEAT_INTERVAL)),
     ("all", guard(parent_action="shutdown", parent_limit=True, pool="solo")),
 ]
 

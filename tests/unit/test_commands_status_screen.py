@@ -132,6 +132,40 @@ def test_what_a_worker_says_cannot_move_the_cursor() -> None:
     assert text.count(r"\x1b[2J\x1b]0;x\x07\r\n[bold]w[/bold] :smile:") >= 3
 
 
+def test_when_a_process_is_full_has_a_column_only_if_one_grows() -> None:
+    """A child in 2 h 10 min; the main process has no number."""
+    assert " full " not in draw.status(fleet_of(w=answer(child(1, 50))), 80)
+    lines = draw.status(fleet_of(w=answer(child(1, 50, limit_in_s=7800.0))), 80).splitlines()
+    (head,) = [line for line in lines if line.strip().startswith("process")]
+    assert re.split(r"\s{2,}", head.strip()) == [
+        *("process", "memory", "of limit", "full", "age", "recycled")
+    ]
+    (row,) = [line for line in lines if "child 1 " in line]
+    assert row.split("50 %")[1].split() == ["in", "2", "h", "10", "min", "1", "min", "30", "s", "2"]
+    (main,) = [line for line in lines if "main 7 " in line]
+    assert not re.search(r"\bin \d", main)
+
+
+def test_what_a_child_started_stands_below_it() -> None:
+    """By pid, command and memory, and how many more there are; a name is no markup."""
+    own = [
+        {"pid": 21, "command": "chromium", "used_bytes": 40 * MB, "metric": "pss"},
+        {"pid": 22, "command": "[b]x\x1b[2J", "used_bytes": 10 * MB, "metric": "pss"},
+    ]
+    first = child(1, 50, processes=6, own_processes=own)
+    text = draw.status(fleet_of(w=answer(first, child(2, 20, processes=3))), 100)
+    rows = [line.strip() for line in text.splitlines()]
+    start = next(n for n, row in enumerate(rows) if row.startswith("child 1 "))
+    assert [re.split(r"\s{2,}", row) for row in rows[start + 1 : start + 4]] == [
+        ["21 chromium", "40 MB PSS"],
+        [r"22 [b]x\x1b[2J", "10 MB PSS"],
+        ["and 3 more"],
+    ]
+    assert rows[start + 4].startswith("child 2 ")
+    # An older guard says how many there are, and not which.
+    assert rows[start + 5] == "and 2 of its own"
+
+
 def test_without_unicode_all_is_ascii() -> None:
     """Bars too; a name that is not is written as an escape."""
     raw = io.BytesIO()
@@ -203,6 +237,7 @@ def test_an_outage_is_told_from_its_begin_to_its_end() -> None:
         ({}, []),
         ({"totals": dict.fromkeys(("revoked_tasks_cleared", "children_recycled"), 0)}, []),
         ({"totals": {"children_recycled": 1}}, ["replaced 1 child since the start"]),
+        ({"totals": {"children_killed": 2}}, ["killed 2 children since the start"]),
         (
             {"revoked": {"expired": 3}},
             ["expired 3 tasks, before they could run", "revoked 3 ids expired"],

@@ -31,6 +31,19 @@ def memory(*children: dict[str, Any], limit: int | None = 100 * MB, **more: Any)
 OVER = {"pid": 7, "used_bytes": 130 * MB}
 LEAVING = {**OVER, "leaving": True, "task": {"task_name": "m.send", "running_s": 75}}
 SUSPENDED = {"reason": "baseline_over_limit", "baseline_bytes": 120 * MB, "limit_bytes": 100 * MB}
+STALLED = {"stalled": True, "queue": "work", "waiting_messages": 12, "idle_s": 130.0}
+STALLED_TEXT = (
+    "the consumer has stalled: 12 messages wait in the queue work, and none has come for 2 min 10 s"
+)
+TO_RESTART = "restart the worker; worker_guard_stall_action can have it connect again by itself"
+KILLED = {
+    "age_s": 300,
+    "child_pid": 7,
+    "signal": "SIGKILL",
+    "task_id": "470328a3",
+    "task_name": "m.send",
+    "used_bytes": 130 * MB,
+}
 OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
 
 
@@ -40,6 +53,39 @@ OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
         (WELL, []),
         ({**WELL, "alerts": []}, []),
         ({**WELL, "parts": {"results": "no Redis"}}, []),
+        ({**WELL, "stall": {"stalled": False}}, []),
+        (
+            {**WELL, "stall": {**STALLED, "action": "log"}},
+            [
+                (
+                    "stalled",
+                    STALLED_TEXT,
+                    TO_RESTART,
+                )
+            ],
+        ),
+        (
+            {**WELL, "stall": {**STALLED, "action": "wait", "held_back_by": 2}},
+            [
+                (
+                    "stalled",
+                    STALLED_TEXT,
+                    "nothing; it connects again when 2 tasks would no longer run twice by that",
+                )
+            ],
+        ),
+        (
+            {**WELL, "stall": {**STALLED, "action": "reconnect"}},
+            [("stalled", STALLED_TEXT, "nothing; the guard has it connect again")],
+        ),
+        (
+            {**WELL, "stall": {**STALLED, "action": "shutdown"}},
+            [("stalled", STALLED_TEXT, "nothing; it shuts down when its tasks have ended")],
+        ),
+        (
+            {**WELL, "dry_run": True, "stall": {**STALLED, "action": "reconnect"}},
+            [("stalled", STALLED_TEXT, "restart the worker: in a dry run the guard does nothing")],
+        ),
         (memory({"pid": 7, "used_bytes": 100 * MB}), []),
         (memory({"pid": 7, "used_bytes": None}), []),
         (memory(OVER, limit=None), []),
@@ -160,6 +206,70 @@ OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
                     "part_fails",
                     "results failed 4 times in a row",
                     "see why: grep worker_guard.part_failed in the worker's log",
+                )
+            ],
+        ),
+        (
+            memory(total_bytes=300 * MB, total_limit_bytes=200 * MB),
+            [
+                (
+                    "over_limit",
+                    "all processes together use 300 MB, their limit is 200 MB",
+                    "nothing; it is replaced soon",
+                )
+            ],
+        ),
+        (memory(total_bytes=200 * MB, total_limit_bytes=200 * MB), []),
+        (
+            {**WELL, "last_killed": {**KILLED, "oom": True}},
+            [
+                (
+                    "child_killed",
+                    (
+                        "child 7 was killed by the kernel, which had no memory left, 5 min ago, "
+                        "running m.send 470328a3; it last used 130 MB"
+                    ),
+                    (
+                        "set worker_guard_total_memory_limit, give it more memory, or run fewer "
+                        "children"
+                    ),
+                )
+            ],
+        ),
+        (
+            {**WELL, "last_killed": {"child_pid": 7, "signal": "SIGKILL"}},
+            [
+                (
+                    "child_killed",
+                    "child 7 was killed by SIGKILL",
+                    "find out who sends SIGKILL: the kernel's log, a supervisor, a person",
+                )
+            ],
+        ),
+        (
+            {**WELL, "last_killed": {**KILLED, "signal": "SIGSEGV", "used_bytes": None}},
+            [
+                (
+                    "child_killed",
+                    "child 7 was killed by SIGSEGV, 5 min ago, running m.send 470328a3",
+                    "if the task calls native code, look there; see the kernel's log",
+                )
+            ],
+        ),
+        ({**WELL, "last_killed": {**KILLED, "age_s": 3600}}, []),
+        (
+            memory(suspended={**SUSPENDED, "setting": "worker_guard_total_memory_limit"}),
+            [
+                (
+                    "recycling_suspended",
+                    (
+                        "no child is replaced: all processes together, 120 MB, would be over the "
+                        "limit of 100 MB with new children"
+                    ),
+                    (
+                        "raise worker_guard_total_memory_limit, load less before the fork, or run "
+                        "fewer children"
+                    ),
                 )
             ],
         ),

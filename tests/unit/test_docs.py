@@ -27,6 +27,7 @@ from celery.concurrency.solo import TaskPool
 from celery.schedules import crontab
 from celery.worker.control import Panel
 
+import worker_guard_probe
 from worker_guard import events
 from worker_guard.event_log import Reporter
 from worker_guard.events import Event, Level
@@ -382,6 +383,8 @@ def test_shell_snippets_work(block: Block, line: str, tmp_path: Path) -> None:
     program, *rest = shlex.split(line)
     if program == "celery":
         checked_celery(line)
+    elif program == "worker-guard-probe":
+        assert worker_guard_probe.main(rest) == 1  # not 2: only the file is not there
     elif program == "python":
         assert rest[0] == "-c"
         compile(rest[1], str(block), "exec")

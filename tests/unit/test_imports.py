@@ -18,7 +18,7 @@ LAYERS = (
     {"status_model", "activity", "backoff"},
     {"scheduler", "celery_internals", "log_destination", "event_log"},
     {"part"},
-    {"revoked", "memory", "results", "alerts", "metrics"},
+    {"revoked", "memory", "results", "stall", "health", "alerts", "metrics"},
     {"guard"},
     {"bootstep"},
     {"remote"},

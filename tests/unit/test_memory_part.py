@@ -18,6 +18,7 @@ POOL = (
     *("_pool", "_cache", "_processes", "_poolctrl", "_putlock", "apply_async"),
     *("_all_inqueues", "_busy_workers", "_active_writes", "_fileno_to_inq"),
     *("_waiting_to_start", "_result_handler"),
+    *("_state", "process_flush_queues", "_timeout_handler"),
 )
 
 
@@ -43,7 +44,8 @@ LIMIT = {"child_memory_limit": 10**9}
     [
         (LIMIT, {}, "on"),
         (LIMIT, {"threads": True}, "on"),
-        ({}, {}, "worker_guard_child_memory_limit is None"),
+        ({"total_memory_limit": 10**9}, {}, "on"),
+        ({}, {}, "worker_guard_child_memory_limit and worker_guard_total_memory_limit are None"),
         ({**LIMIT, "dry_run": True}, {}, "a dry run"),
         (LIMIT, {"pool": solo.TaskPool}, "the solo pool has no children"),
         (LIMIT, {"lacks": "_poolctrl"}, "this release's pool has no _poolctrl"),
@@ -67,7 +69,36 @@ def test_recycling_runs_or_says_why_not(
 ) -> None:
     """The memory is read in each case; the job that replaces children is there or is not."""
     made = memory(settings, **values)
+    killed = made.states.pop("killed_children")
     assert made.states == {"memory": "on", "recycling": reason}
     starts = "pool" not in values and "threads" not in values and "lacks" not in values
-    names = ["memory", *["recycling"] * (reason == "on"), *["child_starts"] * starts]
+    total = "total_memory_limit" in settings
+    has_children = "pool" not in values and ("lacks" not in values or reason == "on")
+    grows = "child_memory_limit" in settings and has_children
+    names = [
+        "memory",
+        *["total_memory"] * total,
+        *["memory_growth"] * grows,
+        *["killed_children"] * (killed == "on"),
+        *["recycling"] * (reason == "on"),
+        *["child_starts"] * starts,
+    ]
     assert [job.name for job in made.jobs] == names
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({}, "on"),
+        ({"threads": True}, "on"),
+        ({"lacks": "_timeout_handler"}, "this release's pool has no _timeout_handler"),
+        ({"lacks": "_waiting_to_start"}, "this release's pool has no _waiting_to_start"),
+        ({"threads": True, "lacks": "_waiting_to_start"}, "on"),
+        ({"pool": solo.TaskPool}, "the solo pool has no children"),
+    ],
+)
+def test_killed_children_are_seen_or_it_says_why_not(values: dict[str, Any], reason: str) -> None:
+    """Without any limit and in a dry run too: it changes nothing."""
+    made = memory({"dry_run": True}, **values)
+    assert made.states["killed_children"] == reason
+    assert ("killed_children" in [job.name for job in made.jobs]) == (reason == "on")

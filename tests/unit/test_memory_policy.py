@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from worker_guard.memory.policy import ChildPolicy, Reading, Strikes
+from worker_guard.memory.policy import ChildPolicy, Reading, Relative, Strikes
 from worker_guard.memory.suspension import FIRST_TASKS, RETRY_S, Start
 
 LIMIT = 1000
@@ -279,3 +280,12 @@ def test_strikes_count_what_is_over() -> None:
     assert (strikes.count, strikes.over) == (1, True)
     strikes.add(10)
     assert (strikes.count, strikes.over) == (0, False)
+
+
+def test_the_biggest_of_a_child_s_own_processes() -> None:
+    """By the metric of the reading; by RSS alone each has its own, which does not count."""
+    own = {Relative(pid=n, started_at=0.0, rss_bytes=100 * n): 10 * (9 - n) for n in range(9)}
+    shared = Reading(pid=1, rss_bytes=1, used_bytes=1, metric="pss", relatives=own)
+    assert [(each.pid, used) for each, used in shared.biggest(2)] == [(0, 90), (1, 80)]
+    alone = replace(shared, metric="rss", relatives=dict.fromkeys(own, 0))
+    assert [(each.pid, used) for each, used in alone.biggest(2)] == [(8, 800), (7, 700)]

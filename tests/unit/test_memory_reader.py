@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,6 +201,28 @@ def test_by_rss_a_process_is_read_alone() -> None:
     assert reading.used_bytes == reading.rss_bytes < 80 * 10**6
     assert reading.processes == 2
     assert list(reading.relatives.values()) == [0]
+
+
+@pytest.mark.skipif(not LINUX, reason="how the kernel cuts a name differs")
+def test_a_command_is_named_without_its_arguments(tmp_path: Path) -> None:
+    """A long name, too, of which psutil takes the rest from the command line."""
+    program = tmp_path / "a-name-that-the-kernel-cuts"
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    program.symlink_to(sleep)
+    arguments = [f"{program.name} --token=hunter2", "600"]
+    with subprocess.Popen(arguments, executable=program) as process:
+        wait_for(
+            lambda: program.name in psutil.Process(process.pid).name(), "it to be this program"
+        )
+        assert "hunter2" in psutil.Process(process.pid).name()
+        reading = MemoryReader("uss").read(os.getpid(), None)
+        process.kill()
+    assert reading is not None
+    (relative,) = [each for each in reading.relatives if each.pid == process.pid]
+    assert relative.command == "a-name-that-the"
+    assert [each.pid for each, _ in reading.biggest(1)] != []
+    assert 0 < relative.rss_bytes == reading.relatives[relative]
 
 
 def test_a_relative_that_ends_or_may_not_be_read_is_no_failure() -> None:

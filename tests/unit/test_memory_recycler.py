@@ -181,7 +181,7 @@ def test_a_child_that_cant_be_asked_at_all_gives_its_place_to_another(following:
     policy.concurrency = 2
     machine.failing.add(11)
     grown(following.setup, 11, 1, 3000)
-    dog = watchdog(following.setup, Acting(following.recycler))
+    dog = watchdog(following.setup, Acting(None, following.recycler))
     begun = [pid for pid in run_in_turn(dog, following, 4) if pid != 10]
     assert begun == [11, 11, 11]
     grown(following.setup, 12, 2, 2000)
@@ -278,7 +278,7 @@ def test_one_that_waits_for_long_no_longer_keeps_a_place(following: Following) -
     assert policy is not None
     machine.tasks[10] = FakeTask("id-1", "app.endless")
     grown(following.setup, 11, 1, 3000)
-    dog = watchdog(following.setup, Acting(following.recycler))
+    dog = watchdog(following.setup, Acting(None, following.recycler))
     following.look(WAITING_S - 1)
     run_to_end(dog.run())
     assert policy.leaving() == {10}

@@ -24,6 +24,7 @@ def test_defaults_are_the_contracts() -> None:
     assert settings.memory_metric == "uss"
     assert settings.child_memory_limit is None
     assert settings.parent_memory_limit is None
+    assert settings.total_memory_limit is None
     assert settings.parent_action == "log"
     assert settings.memory_strikes == 3
     assert settings.recycle_concurrency == 1
@@ -50,6 +51,7 @@ def test_limits_stay_as_they_were_given() -> None:
         ("child_memory_limit", 400, "for megabytes write '400MB'"),
         ("child_memory_limit", "512m", "'2G' (KB, MB, GB, TB or K, M, G, T; KiB"),
         ("parent_memory_limit", "1MB", "16 MiB or more"),
+        ("total_memory_limit", "15MiB", "16 MiB or more"),
         ("parent_memory_limit", "120%", "a share such as '25%'"),
         ("parent_action", "kill", "'log' or 'shutdown'"),
         ("memory_strikes", 0, "an int, 1 or more"),
@@ -74,12 +76,13 @@ def checked(available_bytes: int, **values: Any) -> None:
     check_shares(app.conf, read_settings(app.conf), available_bytes)
 
 
-def test_a_share_that_comes_to_too_little_is_refused() -> None:
+@pytest.mark.parametrize("name", ["parent_memory_limit", "total_memory_limit"])
+def test_a_share_that_comes_to_too_little_is_refused(name: str) -> None:
     """The message says the setting, the share, what it is here, and what is allowed."""
     with pytest.raises(SettingError) as caught:
-        checked(1_000_000_000, parent_memory_limit="1%")
+        checked(1_000_000_000, **{name: "1%"})
     assert str(caught.value) == (
-        "worker_guard_parent_memory_limit is '1%', which is 10 MB of the 1 GB that this "
+        f"worker_guard_{name} is '1%', which is 10 MB of the 1 GB that this "
         "worker may use; allowed: 16 MiB or more. Correct it in the app's configuration."
     )
 

@@ -16,6 +16,7 @@ from worker_guard.events import (
     CleanupCompleted,
     PartFailed,
     RevokedKept,
+    Stalled,
 )
 from worker_guard.metrics.catalogue import (
     FAMILIES,
@@ -26,9 +27,11 @@ from worker_guard.status_model import (
     AlertStatus,
     ChildStatus,
     GuardStatus,
+    HealthStatus,
     MemoryStatus,
     ProcessStatus,
     RevokedStatus,
+    StallStatus,
     Totals,
 )
 
@@ -51,8 +54,12 @@ STATUS = GuardStatus(
     memory=MemoryStatus(
         child_limit_bytes=100,
         parent=ProcessStatus(pid=1, rss_bytes=70, used_bytes=60, metric="uss"),
-        children=tuple(ChildStatus(used_bytes=used) for used in (40, 50, None)),
+        children=tuple(
+            ChildStatus(used_bytes=used, limit_in_s=in_s)
+            for used, in_s in ((40, 90.0), (50, 80.0), (None, None))
+        ),
     ),
+    health=HealthStatus(state="ready"),
     totals=Totals(
         revoked_tasks_cleared=1,
         expired_results_deleted=2,
@@ -62,6 +69,7 @@ STATUS = GuardStatus(
     ),
     alerts=(AlertStatus(alert="redis_memory", threshold=0.8, value=0.9, since_s=1.0),),
     alert_thresholds={"redis_memory": 0.8, "revoked_tasks": 10},
+    stall=StallStatus(stalled=True, idle_s=130.5),
     redis_memory_share=0.9,
 )
 
@@ -75,6 +83,8 @@ def figures(**changes: Any) -> Figures:
         CleanupCompleted(),
         CleanupCompleted(),
         AlertRaised(alert="redis_memory", value=0.9, threshold=0.8),
+        Stalled(queue="work", waiting_messages=3, idle_s=130.5, action="wait"),
+        Stalled(queue="work", waiting_messages=3, idle_s=190.5, action="reconnect"),
         AlertCleared(alert="redis_memory", value=0.1, threshold=0.8),
     ):
         activity.note(event)
@@ -99,6 +109,7 @@ def test_what_the_figures_come_to() -> None:
         "part_consecutive_failures": {"revoked": 2},
         # Those that never failed stand at 0, so that their first failure is an increase.
         "part_failures_total": {"revoked": 1, "results": 0, "last_sweep": 1},
+        "ready": {"": 1},
         "revoked_set_ids": {"": 9},
         "revoked_ids": {"operator": 1, "expired": 2, "confirmed": 3, "unproven": 3},
         "revoked_tasks_cleared_total": {"": 1},
@@ -112,12 +123,20 @@ def test_what_the_figures_come_to() -> None:
         "expired_results_deleted_total": {"": 2},
         "task_states_cleaned_total": {"": 3},
         "children_recycled_total": {"": 4},
+        # Each stands at 0 from the start, so that the first one is an increase.
+        "children_killed_total": {"true": 0, "false": 0, "unknown": 0},
         "parent_memory_bytes": {"": 60},
         "parent_memory_limit_bytes": {},
         "children": {"": 3 - 1},
         "children_memory_bytes": {"": 90},
         "child_memory_max_bytes": {"": 50},
         "child_memory_limit_bytes": {"": 100},
+        "stalled": {"": 1},
+        "consumer_idle_seconds": {"": 130.5},
+        "stall_actions_total": {"log": 0, "reconnect": 1, "shutdown": 0, "wait": 1, "unblock": 0},
+        "total_memory_bytes": {},
+        "total_memory_limit_bytes": {},
+        "process_limit_seconds": {"child": 80.0},
         "redis_memory_ratio": {"": 0.9},
         "alert_active": {"redis_memory": 1, "revoked_tasks": 0},
         "alert_threshold": {"redis_memory": 0.8, "revoked_tasks": 10},
@@ -130,6 +149,7 @@ def test_what_is_not_known_has_no_sample() -> None:
     found = samples(figures(memory=None))
     for name in ("parent_memory_bytes", "child_memory_max_bytes", "child_memory_limit_bytes"):
         assert found[name] == {}
+    assert samples(figures(health=None))["ready"] == {}
     assert found["children"] == found["children_memory_bytes"] == {"": 0}
 
 
@@ -143,10 +163,10 @@ def test_names_follow_prometheus(family: Any) -> None:
 
 
 def test_labels_are_bounded() -> None:
-    """Only fixed sets are labels; a task, its name or a process never is."""
+    """Only fixed sets are labels; a task, its name or a process id never is."""
     assert {label for family in FAMILIES for label in family.labels} == {
         *("worker", "version", "celery_version", "pool", "dry_run"),
-        *("part", "origin", "cause", "trigger", "alert"),
+        *("part", "origin", "cause", "trigger", "action", "alert", "oom", "process"),
     }
     kept = CleanupCompleted(revoked_tasks_kept=RevokedKept(operator=1))
     activity = Activity(dry_run=False, monotonic=lambda: 0.0, now=lambda: 0.0)

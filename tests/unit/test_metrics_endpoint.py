@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import urllib.error
@@ -17,6 +18,7 @@ from worker_guard.metrics.collector import Page
 from worker_guard.metrics.endpoint import BUSY_S, FRESH_S, IDLE_S, RETRY_S, Endpoint
 from worker_guard.metrics.responder import Responder
 from worker_guard.scheduler import run_to_end
+from worker_guard.status_model import HealthStatus
 
 
 class Site:
@@ -27,16 +29,24 @@ class Site:
         self.port = port or free_port()
         self.written = 0
         self.error: Exception | None = None
+        self.health_error: Exception | None = None
+        self.known: HealthStatus | None = HealthStatus(state="ready")
         self.failures: list[Exception] = []
         self.opened = 0
         self.endpoint = Endpoint(
             responder=Responder("127.0.0.1", self.port, monotonic=lambda: self.now),
             write=self.write,
+            health=self.health,
             failed=self.failures.append,
             opened=self.count,
             monotonic=lambda: self.now,
             threaded=threaded,
         )
+
+    def health(self) -> HealthStatus | None:
+        if self.health_error:
+            raise self.health_error
+        return self.known
 
     def count(self) -> None:
         self.opened += 1
@@ -48,13 +58,13 @@ class Site:
         self.written += 1
         return Page("text/plain", f"page {self.written}\n".encode())
 
-    def scrape(self) -> str:
-        """What a scrape gets, while the job runs again and again."""
+    def scrape(self, path: str = "/metrics") -> str:
+        """What a request gets, while the job runs again and again."""
         got: list[str] = []
 
         def ask() -> None:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}") as answer:
                     got.append(answer.read().decode())
             except urllib.error.HTTPError as refused:
                 got.append(refused.read().decode())
@@ -105,6 +115,40 @@ def test_a_page_that_cannot_be_written(threaded: bool) -> None:
         assert [str(error) for error in served.failures] == ["broken"]
         served.error = None
         assert served.scrape() == "page 2\n"
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_probe(threaded: bool) -> None:
+    """It is answered by what is known at that moment, without the metrics being written."""
+    with site(threaded=threaded) as served:
+        served.endpoint.open()
+        assert served.scrape("/livez") == '{"alive": true, "state": "ready", "why_not": null}\n'
+        served.known = HealthStatus(state="stopping", ready=False, why_not="it is shutting down")
+        assert json.loads(served.scrape("/readyz")) == {
+            "ready": False,
+            "state": "stopping",
+            "why_not": "it is shutting down",
+        }
+        assert served.written == 0
+
+
+def test_a_failure_of_the_guard_kills_no_worker() -> None:
+    """If its health can't be read, the probe says yes, and the failure is reported."""
+    with site() as served:
+        served.endpoint.open()
+        served.health_error = ValueError("broken")
+        assert '"alive": true, "state": "unknown"' in served.scrape("/livez")
+        assert [str(error) for error in served.failures] == ["broken"]
+
+
+def test_without_the_library_probes_are_answered() -> None:
+    """And a scrape says what is missing."""
+    with site() as served:
+        served.endpoint.why_no_metrics = "prometheus_client is not installed"
+        served.endpoint.open()
+        assert '"alive": true' in served.scrape("/livez")
+        assert served.scrape() == "prometheus_client is not installed\n"
+        assert served.written == 0
 
 
 def test_how_often_it_looks() -> None:

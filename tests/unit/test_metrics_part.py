@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from tests.harness.context import make_context
 from tests.harness.redis_server import free_port
 from tests.unit.test_metrics_catalogue import figures
-from worker_guard.metrics.collector import MetricsTakenError, NoPrometheusError
+from worker_guard.metrics.collector import MetricsTakenError
 from worker_guard.metrics.part import MetricsPart
 from worker_guard.settings import Settings
 
@@ -75,10 +75,12 @@ def test_an_application_may_empty_its_registry() -> None:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The part says so."""
+    """The part says so; the port is open for probes."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(NoPrometheusError, match=r"worker-guard\[prometheus\]"), composed():
-        pass
+    with composed(metrics_port=free_port()) as (_metrics, states):
+        assert "worker-guard[prometheus]" in states["metrics"]
+        assert states["metrics_port"] == "on"
+    assert not served()
 
 
 @pytest.mark.parametrize(

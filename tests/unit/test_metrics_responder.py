@@ -12,9 +12,13 @@ import pytest
 
 from tests.harness.redis_server import free_port
 from tests.harness.workers import wait_for
-from worker_guard.metrics.responder import LONGEST_S, MOST_CONNECTIONS, Responder
+from worker_guard.metrics.http import METRICS, Answer
+from worker_guard.metrics.responder import LONGEST_S, MOST_CONNECTIONS, SENDING_S, Responder
 
 GET = b"GET /metrics HTTP/1.1\r\n\r\n"
+PROBE = b"GET /livez HTTP/1.1\r\n\r\n"
+
+PAGE, ALIVE = Answer(HTTPStatus.OK, b"a 1\n"), Answer(HTTPStatus.OK, b"alive\n")
 
 
 class Site:
@@ -36,8 +40,8 @@ class Site:
         """Take turns, whose waiting clients are answered, until it holds."""
 
         def turned() -> object:
-            if self.responder.turn():
-                self.responder.answer(HTTPStatus.OK, b"a 1\n", "text/plain")
+            for path in self.responder.turn():
+                self.responder.answer(path, PAGE if path == METRICS else ALIVE)
             return condition()
 
         wait_for(turned, "the responder")
@@ -80,7 +84,7 @@ def test_a_scrape_is_answered(site: Site) -> None:
 
 def test_nobody_there_is_a_turn_at_once(site: Site) -> None:
     """And nobody waits."""
-    assert site.responder.turn() is False
+    assert site.responder.turn() == []
     assert not site.responder.is_busy
 
 
@@ -114,7 +118,7 @@ def test_a_client_that_reads_nothing_holds_nobody_up(site: Site) -> None:
     """A large page is sent as far as it goes; the client is dropped when its time is over."""
     deaf = site.connect(GET)
     wait_for(site.responder.turn, "the request")
-    site.responder.answer(HTTPStatus.OK, b"x" * 50_000_000, "text/plain")
+    site.responder.answer(METRICS, Answer(HTTPStatus.OK, b"x" * 50_000_000))
     for _ in range(20):
         site.responder.turn()
     assert site.answered(site.connect(GET)).endswith(b"a 1\n")
@@ -127,15 +131,54 @@ def test_a_large_page_arrives_whole(site: Site) -> None:
     """In as many turns as it takes."""
     client = site.connect(GET)
     wait_for(site.responder.turn, "the request")
-    site.responder.answer(HTTPStatus.OK, b"x" * 5_000_000, "text/plain")
+    site.responder.answer(METRICS, Answer(HTTPStatus.OK, b"x" * 5_000_000))
     assert site.answered(client).endswith(b"x" * 5_000_000)
 
 
+def test_a_probe_is_answered_beside_a_scrape_that_waits(site: Site) -> None:
+    """Each path has its own answer; the one that waits goes on waiting."""
+    scraping, probing = site.connect(GET), site.connect(PROBE)
+    wait_for(lambda: len(site.responder.turn()) == 2, "both requests")
+    assert site.responder.turn() == ["/livez", "/metrics"]
+    site.responder.answer("/livez", ALIVE)
+    assert site.responder.turn() == ["/metrics"]
+    assert site.answered(probing).endswith(b"alive\n")
+    assert site.answered(scraping).endswith(b"a 1\n")
+
+
+def test_a_crowd_at_once_is_answered(site: Site) -> None:
+    """None that waits for its answer is dropped for a later one."""
+    crowd = [site.connect(PROBE) for _ in range(100)]
+    assert all(site.answered(client).endswith(b"alive\n") for client in crowd)
+
+
+def test_of_too_many_the_one_without_a_request_goes(site: Site) -> None:
+    """However long the others wait already."""
+    waiting = [site.connect(GET) for _ in range(MOST_CONNECTIONS - 1)]
+    drip = site.connect(b"GET /liv")
+
+    def all_wait() -> bool:
+        site.responder.turn()
+        return sum(each.waits for each in site.responder._connections) == len(waiting)
+
+    wait_for(all_wait, "the scrapes")
+    site.now += SENDING_S
+    probing = site.connect(PROBE)
+    assert site.answered(probing).endswith(b"alive\n")
+    assert site.answered(drip) == b""
+    assert all(site.answered(client).endswith(b"a 1\n") for client in waiting)
+
+
 def test_there_are_never_too_many(site: Site) -> None:
-    """The oldest goes, so that a crowd of silent clients locks nobody out."""
+    """The oldest goes, so that a crowd of silent clients locks nobody out for long."""
     crowd = [site.connect() for _ in range(MOST_CONNECTIONS)]
     site.turn_until(lambda: len(site.responder._connections) == MOST_CONNECTIONS)
-    assert site.answered(site.connect(GET)).endswith(b"a 1\n")
+    late = site.connect(GET)
+    for _ in range(3):
+        site.responder.turn()
+        assert len(site.responder._connections) == MOST_CONNECTIONS
+    site.now += SENDING_S
+    assert site.answered(late).endswith(b"a 1\n")
     assert site.answered(crowd[0]) == b""
     assert len(site.responder._connections) <= MOST_CONNECTIONS
 
@@ -176,7 +219,7 @@ def test_a_client_that_leaves_is_its_own_affair(site: Site) -> None:
     wait_for(site.responder.turn, "the request")
     leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     leaving.close()
-    site.responder.answer(HTTPStatus.OK, b"x" * 1_000_000, "text/plain")
+    site.responder.answer(METRICS, Answer(HTTPStatus.OK, b"x" * 1_000_000))
     site.turn_until(lambda: not site.responder.is_busy)
 
 

@@ -405,3 +405,66 @@ def test_a_run_that_is_under_way_is_given_up_for_it() -> None:
     scheduler.arm(timer.later)
     timer.advance(3 * PAUSE_S)
     assert (closed, job.resumed) == ([0, 1], 4)
+
+
+class OfflineJob(FakeJob):
+    """Runs without a broker too."""
+
+    name = "offline"
+    without_broker = True
+
+
+def test_a_job_that_needs_no_broker_runs_on_the_turns_of_the_loop() -> None:
+    """Before the first connection and after a loss; with a broker a turn does nothing."""
+    job, other = OfflineJob(slices=0), FakeJob(slices=0)
+    scheduler, timer, _events = scheduled(job)
+    scheduler.add(other)
+    timer.now += 11
+    scheduler.turn()
+    scheduler.turn()
+    assert job.runs == 1
+    scheduler.arm(timer.later)
+    assert scheduler.is_armed
+    timer.now += 30
+    scheduler.turn()
+    assert job.runs == 1
+    scheduler.disarm()
+    scheduler.turn()  # it is due at once
+    assert job.runs == 2
+    timer.now += 12
+    scheduler.turn()
+    assert (job.runs, other.runs) == (3, 0)
+
+
+def test_slices_of_such_a_run_go_on_with_the_turns() -> None:
+    """One slice a turn."""
+    job = OfflineJob(slices=3)
+    scheduler, timer, _events = scheduled(job)
+    timer.now += 11
+    for _ in range(4):
+        scheduler.turn()
+    assert (job.runs, job.resumed) == (1, 3)
+
+
+def test_a_failure_in_a_turn_is_reported_and_waits_for_its_pause() -> None:
+    """As with a timer."""
+    job = OfflineJob(error=ValueError("no"))
+    scheduler, timer, events = scheduled(job)
+    timer.now += 11
+    for _ in range(5):
+        scheduler.turn()
+    assert (job.runs, len(events)) == (1, 1)
+
+
+def test_run_now_respects_the_pause_after_a_failure() -> None:
+    """So that what asks often does not report often; it never raises."""
+    job = OfflineJob(error=ValueError("no"))
+    scheduler, timer, events = scheduled(job)
+    for _ in range(5):
+        scheduler.run_now("offline")
+    assert (job.runs, len(events)) == (1, 1)
+    job.error = None
+    timer.now += 20
+    scheduler.run_now("offline")
+    assert (job.runs, job.resumed) == (2, 1)
+    scheduler.run_now("none such")

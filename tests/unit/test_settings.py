@@ -37,6 +37,11 @@ def test_defaults_are_the_contracts() -> None:
         ("interval", float("inf"), "seconds, above 0"),
         ("revoked_grace", -1, "seconds, 0 or more"),
         ("revoked_verify", None, "True or False"),
+        ("stall_after", 0, "None (never), or seconds, above 0"),
+        ("stall_after", "2m", "None (never), or seconds, above 0"),
+        ("stall_action", "restart", "'log' or 'reconnect' or 'shutdown'"),
+        ("unblock_after", 29.9, "None (never), or seconds, 30 or more"),
+        ("unblock_after", True, "None (never), or seconds, 30 or more"),
         ("log_format", "xml", "'json' or 'console' or 'inherit'"),
     ],
 )

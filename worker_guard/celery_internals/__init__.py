@@ -6,6 +6,7 @@ The tests run on Celery 5.3.6, 5.4.0, 5.5.3, 5.6.3 and 5.7.0. If a release lacks
 function raises :exc:`MissingInternalError`; the part that needs it stays off and says so.
 """
 
+from worker_guard.celery_internals.blocked_reads import check_platform, end_read, sample_read
 from worker_guard.celery_internals.children import (
     PoolChild,
     PoolChildren,
@@ -16,6 +17,9 @@ from worker_guard.celery_internals.configuration import (
     is_set_on_app,
     names_in_source,
 )
+from worker_guard.celery_internals.consumer import TaskConsumer
+from worker_guard.celery_internals.consumer_kinds import task_consumer
+from worker_guard.celery_internals.deaths import PoolDeaths
 from worker_guard.celery_internals.hooks import (
     Hook,
     MissingInternalError,
@@ -28,6 +32,13 @@ from worker_guard.celery_internals.host import (
     pool_name,
     shut_down_warmly,
     watch_accepted,
+)
+from worker_guard.celery_internals.loop import (
+    count_received,
+    expand_node,
+    is_stopping,
+    watch_full_pool,
+    watch_turns,
 )
 from worker_guard.celery_internals.mailbox import Mailbox, QuestionEndedError
 from worker_guard.celery_internals.queues import EmptyQueues
@@ -73,12 +84,18 @@ __all__ = [
     "MissingInternalError",
     "PoolChild",
     "PoolChildren",
+    "PoolDeaths",
     "PoolStarts",
     "QuestionEndedError",
     "ReplacedSetError",
     "RunningTask",
+    "TaskConsumer",
     "allow_recycling",
+    "check_platform",
+    "count_received",
     "count_stamps",
+    "end_read",
+    "expand_node",
     "has_just_arrived",
     "held_ids",
     "held_task_ids",
@@ -88,6 +105,7 @@ __all__ = [
     "is_redis",
     "is_replaced",
     "is_set_on_app",
+    "is_stopping",
     "keep_replacements_alive",
     "key_prefix",
     "naive_date_ahead_s",
@@ -101,11 +119,15 @@ __all__ = [
     "results_client",
     "revoke_stamp",
     "revoked_stamps",
+    "sample_read",
     "shut_down_warmly",
     "statedb",
     "successor",
+    "task_consumer",
     "the_revoked_set",
     "waiting_messages",
     "watch_accepted",
+    "watch_full_pool",
     "watch_revoked_set",
+    "watch_turns",
 ]

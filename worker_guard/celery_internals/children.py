@@ -9,7 +9,7 @@ Celery 5.3.6 to 5.7, run on billiard 4.2.0 and 4.3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,24 @@ class RunningTask:
     task_id: str
     task_name: str
     since_mono: float | None
+
+
+def running_tasks(pool: Any) -> Iterator[tuple[int, Any, RunningTask]]:
+    """The process id, the job and the task of each job that a child accepted and has not finished.
+
+    Relies on ``ApplyResult._time_accepted``, a reading of the child's monotonic clock. On platforms
+    that fork, the main process has the same clock, as Celery's own ``time_start`` assumes.
+    """
+    for job in list(pool._cache.values()):
+        if job.correlation_id and job.accepted() and not job.ready():
+            known = state.requests.get(job.correlation_id)
+            task = RunningTask(
+                task_id=job.correlation_id,
+                task_name=str(getattr(known, "name", "")),
+                since_mono=getattr(job, "_time_accepted", None),
+            )
+            for pid in job.worker_pids():
+                yield pid, job, task
 
 
 class PoolChildren:
@@ -105,26 +123,21 @@ class PoolChildren:
         pool = self._task_pool._pool
         return 0 if pool is None else int(pool._processes)
 
-    def running(self) -> dict[int, RunningTask]:
-        """The task that each busy child has accepted and not finished.
+    def count_up(self) -> int:
+        """How many children are alive and, with an event loop, have said that they take tasks.
 
-        Relies on ``ApplyResult._time_accepted``, a reading of the child's monotonic clock. On
-        platforms that fork, the main process has the same clock, as Celery's own ``time_start``
-        assumes.
+        Unlike ``PoolChild.up`` it is exact for the children that the pool starts with too.
         """
         pool = self._task_pool._pool
-        found: dict[int, RunningTask] = {}
-        for job in () if pool is None else list(pool._cache.values()):
-            if job.correlation_id and job.accepted() and not job.ready():
-                known = state.requests.get(job.correlation_id)
-                name = str(getattr(known, "name", ""))
-                for pid in job.worker_pids():
-                    found[pid] = RunningTask(
-                        task_id=job.correlation_id,
-                        task_name=name,
-                        since_mono=getattr(job, "_time_accepted", None),
-                    )
-        return found
+        alive = [p for p in (() if pool is None else list(pool._pool)) if p.exitcode is None]
+        if self.has_event_loop:
+            alive = [process for process in alive if inboxes.is_known(pool, process)]
+        return len(alive)
+
+    def running(self) -> dict[int, RunningTask]:
+        """The task that each busy child has accepted and not finished."""
+        pool = self._task_pool._pool
+        return {} if pool is None else {pid: task for pid, _, task in running_tasks(pool)}
 
     def is_busy(self, pid: int) -> bool:
         """Whether the pool gave this child a job that isn't known to be finished."""

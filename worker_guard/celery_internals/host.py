@@ -18,7 +18,12 @@ from billiard.util import set_pdeathsig
 from celery import concurrency, signals
 from celery.worker import request, state
 
-from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Namespace
+from worker_guard.celery_internals.hooks import Hook, MissingInternalError, Namespace, Wrap
+from worker_guard.celery_internals.sockets import bound_all_reads, bound_other_reads
+
+#: Seconds for each read while the guard's own shutdown closes the connections. Redis answers a
+#: pending BRPOP within one.
+_CLOSING_S = 5.0
 
 
 def pool_name(worker: Any) -> str:
@@ -61,32 +66,59 @@ def watch_accepted(on_accepted: Callable[[int, str], None]) -> Hook:
 
 
 def held_task_ids(worker: Any) -> set[str]:
-    """The ids of the messages that this worker holds: running, waiting, or due later.
+    """The ids of the messages that this worker holds: running, waiting, or due later."""
+    return {each.id for each in held_requests(worker)}
 
-    Relies on ``state.requests``, which has those that wait for the pool or run (from 5.7 on those
-    with an ETA too); on ``consumer.timer.schedule.queue``, as ``inspect scheduled`` does; and on
-    ``consumer.task_buckets``, which hold those over their rate limit.
+
+def held_requests(worker: Any) -> list[Any]:
+    """The messages that this worker holds: running, waiting, or due later. Two can have one id.
+
+    Relies on ``state.requests`` and ``reserved_requests``, which have those that wait for the pool
+    or run (from 5.7 on those with an ETA too); on ``consumer.timer.schedule.queue``, as ``inspect
+    scheduled`` does; and on ``consumer.task_buckets``, which hold those over their rate limit.
     """
-    held = set(state.requests)
+    held = [*list(state.requests.values()), *list(state.reserved_requests)]
     consumer = worker.consumer
     schedule = getattr(getattr(consumer, "timer", None), "schedule", None)
     for waiting in list(getattr(schedule, "queue", ())):
-        for argument in (getattr(waiting.entry, "args", None) or ())[:1]:
-            if isinstance(argument, request.Request):
-                held.add(argument.id)
+        arguments = (getattr(waiting.entry, "args", None) or ())[:1]
+        held.extend(each for each in arguments if isinstance(each, request.Request))
     for bucket in list(getattr(consumer, "task_buckets", {}).values()):
-        held.update(message.id for message, _ in list(getattr(bucket, "contents", ())))
-    return held
+        held.extend(message for message, _ in list(getattr(bucket, "contents", ())))
+    return list({id(each): each for each in held}.values())
 
 
-def shut_down_warmly() -> None:
-    """Let the worker finish its running tasks and exit with code 0.
+def shut_down_warmly(worker: Any) -> None:
+    """Let the worker finish its running tasks and exit with code 0, also if a connection is dead.
 
-    Relies on ``celery.worker.state.should_stop``, which every kind of consumer loop checks.
+    Closing a connection reads from it, and a dead one never answers. So the reads get a time limit,
+    but none that can cost an acknowledgement: when the consumer stops, those of the connections for
+    events and remote control; after the last task, all.
+
+    Relies on ``celery.worker.state.should_stop``, which every kind of consumer loop checks, and on
+    ``Consumer.stop`` and ``Consumer.shutdown``, which Celery calls before it waits for the tasks,
+    and after.
     """
     if not hasattr(state, "should_stop"):
         raise MissingInternalError("this Celery release has no worker.state.should_stop")
+    consumer = Namespace(worker.consumer)
+    Hook(consumer, "stop", _after(lambda: bound_other_reads(worker, _CLOSING_S)))
+    Hook(consumer, "shutdown", _after(lambda: bound_all_reads(worker, _CLOSING_S)))
     state.should_stop = EX_OK
+
+
+def _after(first: Callable[[], None]) -> Wrap:
+    """A wrapper that does something first. If that raises, the function is called all the same."""
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with contextlib.suppress(Exception):
+                first()
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return wrap
 
 
 def outlive_the_forking_thread() -> None:

@@ -12,31 +12,42 @@ from worker_guard.backoff import Backoff
 from worker_guard.celery_internals import (
     MissingInternalError,
     PoolChildren,
+    PoolDeaths,
     PoolStarts,
     RunningTask,
 )
+from worker_guard.memory import cgroups
+from worker_guard.memory.death_watch import DeathWatch
+from worker_guard.memory.growth_watch import GrowthWatch
 from worker_guard.memory.policy import ChildPolicy, Reading
 from worker_guard.memory.reader import MemoryReader, available_bytes
 from worker_guard.memory.recycler import Recycler
 from worker_guard.memory.roster import Roster
 from worker_guard.memory.start_watch import StartWatch
+from worker_guard.memory.total import TotalPolicy
+from worker_guard.memory.total_watch import TotalWatch
 from worker_guard.memory.watchdog import Child, MemoryDryRun, MemoryWatchdog, NoChildren
 from worker_guard.part import ON, Context, Part
 from worker_guard.settings import Settings
 from worker_guard.status_model import (
     ChildStatus,
     MemoryStatus,
+    OwnProcessStatus,
     ProcessStatus,
     SuspensionStatus,
     TaskStatus,
 )
 from worker_guard.values.sizes import size_bytes
 
+#: Of the processes that a child started, the status names so many, the biggest.
+OWN_PROCESSES = 5
+
 
 @dataclass(frozen=True)
 class Acting:
     """Does what the watchdog decides. ``recycler`` is None if no child can be recycled."""
 
+    worker: Any
     recycler: Recycler | None
 
     def recycle(self, child: Child, reading: Reading) -> bool:
@@ -47,14 +58,14 @@ class Acting:
 
     def shut_down(self) -> None:
         """Have the worker finish its running tasks and end."""
-        celery_internals.shut_down_warmly()
+        celery_internals.shut_down_warmly(self.worker)
 
 
 class MemoryPart(Part):
     """Watches the memory of one worker's processes, and recycles children over their limit."""
 
     name: ClassVar[str] = "memory"
-    also: ClassVar[tuple[str, ...]] = ("recycling",)
+    also: ClassVar[tuple[str, ...]] = ("recycling", "killed_children")
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -63,19 +74,25 @@ class MemoryPart(Part):
         self._pool_hooks = Backoff("memory_pool", first_pause_s=settings.interval, report=report)
         self._hooks = ExitStack()
         self._pool: PoolChildren | None = None
-        off = ""
+        self._deaths: PoolDeaths | None = None
+        off = why = ""
         try:
             self._pool = PoolChildren(context.worker)
         except MissingInternalError as exc:
-            off = str(exc)
+            off = why = str(exc)
+        else:
+            why = self._find_deaths(self._pool)
         off = off or _reason_not_to_recycle(self._pool, settings)
         self.states["recycling"] = off or ON
+        self.states["killed_children"] = why or ON
 
         reader = MemoryReader(settings.memory_metric)
         available = available_bytes()
         limit_bytes = size_bytes(settings.child_memory_limit, available)
-        policy = limit_bytes and ChildPolicy(
+        self._total_limit_bytes = size_bytes(settings.total_memory_limit, available)
+        policy = (limit_bytes or self._total_limit_bytes) and ChildPolicy(
             limit_bytes=limit_bytes,
+            total_limit_bytes=self._total_limit_bytes,
             strikes=settings.memory_strikes,
             concurrency=settings.recycle_concurrency if settings.dry_run or not off else 0,
             min_lifetime_s=settings.recycle_min_lifetime,
@@ -106,11 +123,33 @@ class MemoryPart(Part):
             parent_limit_bytes=size_bytes(settings.parent_memory_limit, available),
             parent_action=settings.parent_action,
             strikes=settings.memory_strikes,
-            actor=MemoryDryRun() if settings.dry_run else Acting(self._recycler),
+            actor=MemoryDryRun() if settings.dry_run else Acting(context.worker, self._recycler),
             report=report,
             monotonic=monotonic,
         )
+        self._total = None if self._pool is None else self._total_watch(self._pool)
+        self._growth = GrowthWatch(
+            roster=self._roster,
+            reader=reader,
+            parent=lambda: self._watchdog.parent,
+            parent_limit_bytes=self._watchdog.parent_limit_bytes,
+            report=report,
+            monotonic=monotonic,
+        )
+        self._death_watch = None
         self.jobs.append(self._watchdog)
+        if self._total is not None:
+            self.jobs.append(self._total)
+        if (limit_bytes and self._pool) or self._watchdog.parent_limit_bytes is not None:
+            self.jobs.append(self._growth)
+        if self._deaths is not None:
+            self._death_watch = DeathWatch(
+                deaths=self._deaths,
+                read_count=cgroups.oom_kills,
+                report=report,
+                monotonic=monotonic,
+            )
+            self.jobs.append(self._death_watch)
         if self._recycler is not None:
             self.jobs.append(self._recycler)
         if self._pool is not None and self._starts is not None and self._pool.has_event_loop:
@@ -127,6 +166,9 @@ class MemoryPart(Part):
         """Begin to watch which child runs which task, and when a child is up."""
         if self._pool is None:
             return
+        if self._deaths is not None and self._death_watch is not None:
+            self._hooks.callback(self._deaths.watch(self._was_killed, self._hook_failed))
+            self._death_watch.start()
         try:
             self._hooks.callback(celery_internals.watch_accepted(self._began).undo)
         except MissingInternalError:
@@ -155,6 +197,8 @@ class MemoryPart(Part):
             self._hook_failed(exc)
         # Undoes each hook, even if another raises.
         self._hooks.close()
+        if self._death_watch is not None:
+            self._death_watch.look()  # else those that were killed just now are never reported
 
     def status(self, *, quick: bool) -> dict[str, Any]:
         """The last reading of each process against its limit, and what each child runs.
@@ -167,15 +211,20 @@ class MemoryPart(Part):
                 metric=roster.reader.metric,
                 child_limit_bytes=roster.limit_bytes,
                 parent_limit_bytes=self._watchdog.parent_limit_bytes,
-                parent=ProcessStatus(**_values(parent)) if parent else None,
+                parent=ProcessStatus(**self._values(parent)) if parent else None,
                 children=self._children_status(),
+                total_bytes=self._total.used_bytes if self._total else None,
+                total_limit_bytes=self._total.policy.limit_bytes if self._total else None,
                 suspended=self._suspension_status(),
                 suspects=None if quick else tuple(roster.suspects.top()),
             )
         }
 
     def _suspension_status(self) -> SuspensionStatus | None:
-        gains = self._roster.policy.gains if self._roster.policy else None
+        """The one for the children's limit, else the one for that of the worker."""
+        known = [self._roster.policy.gains] if self._roster.policy else []
+        known += [self._total.policy.gains] if self._total else []
+        gains = next((each for each in known if each.current is not None), None)
         if gains is None or gains.current is None:
             return None
         return SuspensionStatus(
@@ -198,10 +247,11 @@ class MemoryPart(Part):
             reading = roster.readings.get(child.pid)
             found.append(
                 ChildStatus(
-                    **_values(reading) if reading else {"pid": child.pid},
+                    **self._values(reading) if reading else {"pid": child.pid},
                     age_s=round(now - roster.born_mono.get(child.pid, now), 1),
                     recycles=roster.recycles[child.slot],
                     processes=reading.processes if reading else 1,
+                    own_processes=_own_processes(reading) if reading else (),
                     leaving=child.pid in leaving,
                     waiting_for=waiting.get(child.slot),
                     task=_task_status(running.get(child.pid), now),
@@ -209,8 +259,50 @@ class MemoryPart(Part):
             )
         return tuple(found)
 
+    def _values(self, reading: Reading) -> dict[str, Any]:
+        return {
+            "pid": reading.pid,
+            "rss_bytes": reading.rss_bytes,
+            "used_bytes": reading.used_bytes,
+            "metric": reading.metric,
+            "limit_in_s": self._growth.limit_in_s(reading.pid),
+        }
+
     def _hook_failed(self, error: Exception) -> None:
         self._pool_hooks.noticed(error, self.context.monotonic())
+
+    def _total_watch(self, pool: PoolChildren) -> TotalWatch | None:
+        """The job for the limit of the worker, if there is one."""
+        settings = self.context.settings
+        if self._total_limit_bytes is None:
+            return None
+        return TotalWatch(
+            interval_s=settings.memory_interval,
+            pid=os.getpid(),
+            children=pool,
+            roster=self._roster,
+            reader=MemoryReader("pss", with_relatives=True),
+            policy=TotalPolicy(
+                limit_bytes=self._total_limit_bytes, strikes=settings.memory_strikes
+            ),
+            request=self._watchdog.request,
+            monotonic=self.context.monotonic,
+        )
+
+    def _find_deaths(self, pool: PoolChildren) -> str:
+        """Why the children that are killed can't be seen; empty if they can."""
+        try:
+            self._deaths = PoolDeaths(self.context.worker, has_event_loop=pool.has_event_loop)
+        except MissingInternalError as exc:
+            return str(exc)
+        return ""
+
+    def _was_killed(self, pid: int) -> None:
+        reading = self._roster.readings.get(pid)
+        if reading is not None and self._death_watch is not None:
+            self._death_watch.used_bytes[pid] = reading.used_bytes
+        if self._pool is not None and self._pool.has_event_loop:  # else a thread of the pool calls
+            self.context.scheduler.run_soon(DeathWatch.name)
 
     def _child_forked(self) -> None:
         self.context.scheduler.run_soon(StartWatch.name)
@@ -232,13 +324,13 @@ class MemoryPart(Part):
         return pool is None or starts is None or pool.is_busy(pid) or starts.said_more(pid)
 
 
-def _values(reading: Reading) -> dict[str, Any]:
-    return {
-        "pid": reading.pid,
-        "rss_bytes": reading.rss_bytes,
-        "used_bytes": reading.used_bytes,
-        "metric": reading.metric,
-    }
+def _own_processes(reading: Reading) -> tuple[OwnProcessStatus, ...]:
+    return tuple(
+        OwnProcessStatus(
+            pid=each.pid, command=each.command, used_bytes=used_bytes, metric=reading.metric
+        )
+        for each, used_bytes in reading.biggest(OWN_PROCESSES)
+    )
 
 
 def _task_status(task: RunningTask | None, now: float) -> TaskStatus | None:
@@ -253,8 +345,8 @@ def _task_status(task: RunningTask | None, now: float) -> TaskStatus | None:
 
 
 def _reason_not_to_recycle(pool: PoolChildren | None, settings: Settings) -> str:
-    if settings.child_memory_limit is None:
-        return "worker_guard_child_memory_limit is None"
+    if settings.child_memory_limit is None and settings.total_memory_limit is None:
+        return "worker_guard_child_memory_limit and worker_guard_total_memory_limit are None"
     if settings.dry_run:
         return "a dry run"
     return "" if pool is None else pool.why_not_to_recycle()

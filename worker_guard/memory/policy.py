@@ -11,13 +11,21 @@ from worker_guard.memory.suspension import FIRST_TASKS, Gains
 #: limit, so that one that hovers around it doesn't fill the log.
 REARM_SHARE = 0.95
 
+#: More than any process uses.
+_NO_LIMIT = 2**63
+
 
 @dataclass(frozen=True, kw_only=True)
 class Relative:
-    """A process that a child started, directly or not. Pid and start time identify it."""
+    """A process that a child started, directly or not. Pid and start time identify it.
+
+    ``command`` is its name, without arguments: these can hold secrets.
+    """
 
     pid: int
     started_at: float
+    command: str = field(default="", compare=False)
+    rss_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,14 @@ class Reading:
     def processes(self) -> int:
         """The process and its relatives."""
         return 1 + len(self.relatives)
+
+    def biggest(self, most: int) -> list[tuple[Relative, int]]:
+        """The relatives that use most, and how much each uses by ``metric``."""
+        used = [
+            (each, each.rss_bytes if self.metric == "rss" else used_bytes)
+            for each, used_bytes in self.relatives.items()
+        ]
+        return sorted(used, key=lambda one: (-one[1], one[0].pid))[:most]
 
 
 @dataclass
@@ -83,24 +99,27 @@ class _Child:
 class ChildPolicy:
     """Decides which children are recycled, and when.
 
-    A child that was chosen counts as leaving until :meth:`gone`, :meth:`spared` or :meth:`put_back`
-    is called. A ``concurrency`` of 0 chooses none. ``gains`` says whether recycling is worth it at
-    all.
+    Without a ``limit_bytes`` no child is due by itself; ``total_limit_bytes`` is then the limit of
+    the worker, for which :meth:`choose` chooses. A child that was chosen counts as leaving until
+    :meth:`gone`, :meth:`spared` or :meth:`put_back` is called. A ``concurrency`` of 0 chooses none.
+    ``gains`` says whether recycling is worth it at all.
     """
 
-    limit_bytes: int
+    limit_bytes: int | None
     strikes: int
     concurrency: int
     min_lifetime_s: float
+    total_limit_bytes: int | None = None
     gains: Gains = field(init=False)
     _children: dict[int, _Child] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.gains = Gains(self.limit_bytes)
+        self.gains = Gains(self.limit_bytes or self.total_limit_bytes or _NO_LIMIT)
 
     def born(self, pid: int, now: float, *, replaces: bool = False) -> None:
         """A child was seen for the first time; ``replaces``: it replaces a recycled one."""
-        self._children[pid] = _Child(now, Strikes(self.limit_bytes), on_trial=replaces)
+        strikes = Strikes(self.limit_bytes or _NO_LIMIT)
+        self._children[pid] = _Child(now, strikes, on_trial=replaces)
 
     def began(self, pid: int) -> None:
         """A child began a task."""
@@ -131,6 +150,22 @@ class ChildPolicy:
             self._children[reading.pid].leaving = True
             self.gains.chose(now)
         return MemoryDecision(went_over=went_over, recycle=recycle)
+
+    def choose(self, pids: Iterable[int], now: float) -> int | None:
+        """The first of these children that may leave now, for the limit of the worker; or None."""
+        if self.gains.safe(self._free_places(), now) < 1:
+            return None
+        for pid in pids:
+            child = self._children.get(pid)
+            if child is not None and self._may_leave(child, now):
+                child.leaving = True
+                self.gains.chose(now, for_another_limit=True)
+                return pid
+        return None
+
+    def tasks(self, pid: int) -> int:
+        """How many tasks this child has begun, as far as is known."""
+        return self._children[pid].tasks if pid in self._children else 0
 
     def leaving(self) -> set[int]:
         """The children that were chosen and are not gone yet."""
@@ -186,10 +221,12 @@ class ChildPolicy:
             self.gains.stayed_small(now)
 
     def _due(self, child: _Child, now: float) -> bool:
+        due = child.strikes.count >= self.strikes and not child.spared
+        return due and self._may_leave(child, now)
+
+    def _may_leave(self, child: _Child, now: float) -> bool:
         return (
-            child.strikes.count >= self.strikes
-            and now - child.born_mono >= self.min_lifetime_s
+            now - child.born_mono >= self.min_lifetime_s
             and now >= child.not_before_mono
             and not child.leaving
-            and not child.spared
         )

@@ -6,9 +6,11 @@ import os
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from worker_guard.memory import cgroups
 from worker_guard.memory.policy import Reading, Relative
 
 #: Two readings of a process's start time differ if the clock was set meanwhile; up to this much
@@ -19,6 +21,9 @@ _SAME_START_S = 2.0
 #: Links of ``/proc/PID/task`` for a process with one thread: it holds a directory for each.
 _LINKS_OF_ONE_THREAD = 3
 
+#: Longest name of a command, in characters; the kernel cuts what is longer.
+_COMMAND = 15
+
 
 class MemoryReader:
     """Reads processes of this machine by ``worker_guard_memory_metric``.
@@ -28,10 +33,11 @@ class MemoryReader:
     RSS is over the limit.
 
     A process that has started others is read with them, by the PSS of all: if it forked a helper,
-    its USS is next to nothing, since the two share their pages. ``"rss"`` reads the process alone.
+    its USS is next to nothing, since the two share their pages. ``"rss"`` reads the process alone,
+    unless ``with_relatives``.
     """
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str, *, with_relatives: bool = False) -> None:
         import psutil  # not at the top: `celery --version` and the command line need no psutil
 
         self._psutil = psutil
@@ -39,6 +45,7 @@ class MemoryReader:
         has = psutil.Process().memory_full_info()
         self.metric = metric if metric == "rss" or hasattr(has, metric) else "rss"
         self._shared_metric = "pss" if hasattr(has, "pss") else self.metric
+        self._alone = self.metric == "rss" and not with_relatives
         self._ended = (psutil.NoSuchProcess, ProcessLookupError)
         self._unreadable = (*self._ended, psutil.AccessDenied, PermissionError)
         self._processes: dict[int, Any] = {}
@@ -70,14 +77,17 @@ class MemoryReader:
             if process is None:
                 process = self._processes[pid] = self._psutil.Process(pid)
             own_bytes = int(process.memory_info().rss)
+            if not own_bytes:
+                self.forget(pid)
+                return None  # it has ended, and was not reaped yet
             relatives: dict[Relative, int] = {}
             for relative in self._relatives_of(pid):
                 with suppress(*self._unreadable):
                     used_bytes = int(relative.memory_info().rss)
                     if used_bytes:  # else it has ended, and was not reaped yet
-                        relatives[_identity(relative)] = used_bytes
+                        relatives[self._described(relative, used_bytes)] = used_bytes
                 yield
-            if self.metric == "rss":
+            if self._alone:
                 relatives = dict.fromkeys(relatives, 0)
             rss_bytes = own_bytes + sum(relatives.values())
             metric = "rss"
@@ -151,6 +161,14 @@ class MemoryReader:
         """The process has ended; its pid may be used again."""
         self._processes.pop(pid, None)
 
+    def _described(self, process: Any, rss_bytes: int) -> Relative:
+        command = ""
+        with suppress(*self._unreadable):
+            # Of a name that the kernel cut, psutil takes the rest from the command line, where a
+            # process can write anything.
+            command = process.name()[:_COMMAND]
+        return replace(_identity(process), command=command, rss_bytes=rss_bytes)
+
     def _exactly(self, process: Any, metric: str) -> int:
         if metric == "rss":
             return int(process.memory_info().rss)
@@ -218,39 +236,9 @@ def _content(path: str) -> bytes:
     return content
 
 
-def available_bytes(
-    *, proc: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
-) -> int:
+def available_bytes(*, proc: Path = cgroups.PROC, mount: Path = cgroups.MOUNT) -> int:
     """The memory that this process may use: the tightest cgroup limit, else the machine's."""
     import psutil  # not at the top, see above
 
     machine_bytes = int(psutil.virtual_memory().total)
-    return min([machine_bytes, *_cgroup_limits(proc, mount)])
-
-
-def _cgroup_limits(proc: Path, mount: Path) -> Iterator[int]:
-    """The limits of this process's cgroup and of those above it, version 2 and version 1."""
-    try:
-        lines = proc.read_text().splitlines()
-    except OSError:
-        return  # not Linux
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            root, name = mount, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = mount / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # In a container the path can be the host's, while only its root is mounted.
-        group = root / path.lstrip("/")
-        for directory in (group, *group.parents):
-            try:
-                limit = (directory / name).read_text().strip()
-            except OSError:
-                limit = ""
-            if limit.isdecimal():  # not "max"
-                yield int(limit)
-            if directory == root:
-                break
+    return min([machine_bytes, *cgroups.limits(proc, mount)])

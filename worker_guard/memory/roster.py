@@ -12,7 +12,7 @@ from worker_guard.backoff import Backoff
 from worker_guard.events import Event, RecyclingResumed, RecyclingSuspended
 from worker_guard.memory.policy import ChildPolicy, Reading, Relative
 from worker_guard.memory.suspects import Suspects
-from worker_guard.memory.suspension import Start, Suspension
+from worker_guard.memory.suspension import Resumption, Start, Suspension
 
 
 class Reader(Protocol):
@@ -140,7 +140,11 @@ class Roster:
 
     def tell_changes(self) -> None:
         """Report each suspension and each resumption of recycling."""
-        news = self.policy.gains.news if self.policy is not None else ()
+        if self.policy is not None:
+            self.tell(self.policy.gains.news)
+
+    def tell(self, news: deque[Suspension | Resumption]) -> None:
+        """Report these, and take them out."""
         while news:
             change = news.popleft()
             if isinstance(change, Suspension):
@@ -189,5 +193,5 @@ class Roster:
         )
 
     def _newborn(self, reading: Reading, now: float) -> None:
-        if self.policy is not None:
+        if self.policy is not None and self.policy.limit_bytes is not None:
             self.policy.gains.newborn(reading.used_bytes, now)

@@ -36,6 +36,7 @@ SLOW_START_SHARE = 0.5
 RETRY_S = 900.0
 
 LIMIT_SETTING = "worker_guard_child_memory_limit"
+TOTAL_SETTING = "worker_guard_total_memory_limit"
 START_SETTING = "worker_proc_alive_timeout"
 
 
@@ -69,11 +70,13 @@ class Resumption:
 class Gains:
     """Whether replacing a child gains anything, judged by the children so far.
 
-    ``start_timeout_s`` is how long the pool waits for a new child; None: for ever. Each change is
-    put into ``news``, for the caller to take out and report.
+    ``setting`` is the setting that holds the limit. ``start_timeout_s`` is how long the pool waits
+    for a new child; None: for ever. Each change is put into ``news``, for the caller to take out
+    and report.
     """
 
     limit_bytes: int
+    setting: str = LIMIT_SETTING
     start_timeout_s: float | None = None
     current: Suspension | None = None
     newest_start: Start | None = None
@@ -91,17 +94,26 @@ class Gains:
 
     def allowed(self, places: int, now: float) -> int:
         """How many of ``places`` children may be recycled now."""
+        free = self.safe(places, now)
+        return free if self.current is None else self._as_a_try(free, now)
+
+    def safe(self, places: int, now: float) -> int:
+        """The same for another limit: all that counts is that a replacement can start."""
         if self.start_timeout_s is not None and self.newest_start is None:
             return 0  # not before it is known how long a replacement will take
         if self._unfilled:
             return 0  # else the pool could lose one child after the other
-        if self.current is None:
-            return places
+        return self._as_a_try(places, now) if self._starts_in_doubt() else places
+
+    def _as_a_try(self, places: int, now: float) -> int:
         return min(places, 1) if now >= self._retry_mono else 0
 
-    def chose(self, now: float) -> None:
+    def _starts_in_doubt(self) -> bool:
+        return self.current is not None and self.current.reason == "replacement_not_up"
+
+    def chose(self, now: float, *, for_another_limit: bool = False) -> None:
         """A child is recycled. If recycling is suspended, that is a try."""
-        if self.current is not None:
+        if self._starts_in_doubt() if for_another_limit else self.current is not None:
             self._tried = True
             self._pause_s *= 2
             self._retry_mono = now + self._pause_s
@@ -123,7 +135,7 @@ class Gains:
         over = used_bytes > self.limit_bytes
         self._newborns_over = self._newborns_over + 1 if over else 0
         if self._newborns_over >= AGREEING_NEWBORNS:
-            self._suspend("baseline_over_limit", used_bytes, LIMIT_SETTING, now)
+            self._suspend("baseline_over_limit", used_bytes, self.setting, now)
         elif used_bytes <= self.limit_bytes * RESUME_SHARE:
             self._resume("baseline_over_limit", now)
 
@@ -154,7 +166,7 @@ class Gains:
         """A replacement is over the limit again after its first tasks."""
         self._regrown += 1
         if self._regrown >= REGROWN_IN_A_ROW and self._leaks_shown < LEAKS_SHOWN:
-            self._suspend("regrows_at_once", used_bytes, LIMIT_SETTING, now)
+            self._suspend("regrows_at_once", used_bytes, self.setting, now)
             self._largest_bytes = max(self._largest_bytes, used_bytes)
 
     def stayed_small(self, now: float) -> None:

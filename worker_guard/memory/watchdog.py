@@ -12,6 +12,7 @@ from worker_guard.events import (
     ChildOverLimit,
     ChildRecycleRequested,
     Event,
+    LimitName,
     MemorySampled,
     ParentOverLimit,
     ProcessMemory,
@@ -181,14 +182,15 @@ class MemoryWatchdog:
                         child_pid=reading.pid,
                         metric=reading.metric,
                         used_bytes=reading.used_bytes,
-                        limit_bytes=policy.limit_bytes,
+                        limit_bytes=policy.limit_bytes or 0,
                         processes=reading.processes,
                     )
                 )
             running = self.children.running() if chosen else {}
             while chosen:
                 child = children[chosen[0].pid]
-                if not self._request(child, chosen[0], running.get(child.pid)):
+                limit_bytes = policy.limit_bytes or 0
+                if not self.request(child, chosen[0], running.get(child.pid), limit_bytes):
                     policy.spared(child.pid)
                 chosen.popleft()
         finally:
@@ -196,13 +198,21 @@ class MemoryWatchdog:
             for reading in chosen:
                 policy.put_back(reading.pid)
 
-    def _request(self, child: Child, reading: Reading, task: Task | None) -> bool:
+    def request(
+        self,
+        child: Child,
+        reading: Reading,
+        task: Task | None,
+        limit_bytes: int,
+        limit: LimitName = "child",
+    ) -> bool:
         """Have a child recycled, and report it; False: it stays."""
         self.report(
             ChildRecycleRequested(
                 child_pid=reading.pid,
                 used_bytes=reading.used_bytes,
-                limit_bytes=self.roster.limit_bytes or 0,
+                limit_bytes=limit_bytes,
+                limit=limit,
                 busy=task is not None or self.children.is_busy(reading.pid),
                 task_id=task.task_id if task else None,
                 task_name=task.task_name if task else None,

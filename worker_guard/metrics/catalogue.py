@@ -1,7 +1,7 @@
 """The catalogue: every metric of the guard, from plain values. Pure: no I/O, no clock.
 
-Labels are bounded: origins, parts, alerts, causes and triggers, which are fixed sets. No task, no
-task's name and no process is a label.
+Labels are bounded: origins, parts, alerts, causes, triggers and kinds of process, which are fixed
+sets. No task, no task's name and no process id is a label.
 """
 
 from __future__ import annotations
@@ -131,6 +131,12 @@ def _origins(revoked: RevokedStatus) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count is not None}
 
 
+def _limits_in_s(figures: Figures) -> dict[str, float]:
+    children = [c.limit_in_s for c in figures.memory.children if c.limit_in_s is not None]
+    soonest = {"main": figures.parent.limit_in_s, "child": min(children, default=None)}
+    return {process: in_s for process, in_s in soonest.items() if in_s is not None}
+
+
 #: All metrics, in the order in which they are scraped.
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -162,6 +168,12 @@ FAMILIES: tuple[Family, ...] = (
         # From 0 on, so that the first one is an increase.
         lambda f: {**dict.fromkeys(f.status.parts, 0), **f.activity.part_failures},
     ),
+    _one(
+        "gauge",
+        "ready",
+        "1: the worker is connected, not stalled, not stopping, and a child is up.",
+        lambda f: None if f.status.health is None else f.status.health.ready,
+    ),
     _one("gauge", "revoked_set_ids", "Ids in the revoked set.", lambda f: f.revoked.total),
     _by(
         "origin",
@@ -188,6 +200,13 @@ FAMILIES: tuple[Family, ...] = (
     _total("expired_results_deleted", "Results that this worker deleted."),
     _total("task_states_cleaned", "Keys to which this worker gave a TTL."),
     _total("children_recycled", "Children that were replaced."),
+    _by(
+        "oom",
+        "counter",
+        "children_killed_total",
+        "Children that were killed, by whether the kernel did it for memory.",
+        lambda f: f.activity.killed,
+    ),
     _one(
         "gauge",
         "parent_memory_bytes",
@@ -223,6 +242,44 @@ FAMILIES: tuple[Family, ...] = (
         "child_memory_limit_bytes",
         "worker_guard_child_memory_limit.",
         lambda f: f.memory.child_limit_bytes,
+    ),
+    _by(
+        "process",
+        "gauge",
+        "process_limit_seconds",
+        "Seconds until the main process, or the first child, reaches its limit if it grows on.",
+        _limits_in_s,
+    ),
+    _one(
+        "gauge",
+        "stalled",
+        "1: messages wait, the consumer would take them, and none comes.",
+        lambda f: None if f.status.stall is None else f.status.stall.stalled,
+    ),
+    _one(
+        "gauge",
+        "consumer_idle_seconds",
+        "Time since the last message, or since the consumer could take one.",
+        lambda f: None if f.status.stall is None else f.status.stall.idle_s,
+    ),
+    _by(
+        "action",
+        "counter",
+        "stall_actions_total",
+        "What the guard did about a stalled consumer or a main loop that hung.",
+        lambda f: f.activity.stall_actions,
+    ),
+    _one(
+        "gauge",
+        "total_memory_bytes",
+        "Memory of all processes of the worker, if there is a limit for it.",
+        lambda f: f.memory.total_bytes,
+    ),
+    _one(
+        "gauge",
+        "total_memory_limit_bytes",
+        "worker_guard_total_memory_limit.",
+        lambda f: f.memory.total_limit_bytes,
     ),
     _one(
         "gauge",

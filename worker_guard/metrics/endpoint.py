@@ -1,4 +1,4 @@
-"""The job that serves the metrics on a port of their own."""
+"""The job that serves metrics and answers probes on a port of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import ClassVar
 
 from worker_guard.events import Trigger
 from worker_guard.metrics.collector import Page
+from worker_guard.metrics.http import METRICS, Answer
+from worker_guard.metrics.probes import probe_answer
 from worker_guard.metrics.responder import Responder
 from worker_guard.scheduler import run_to_end
+from worker_guard.status_model import HealthStatus
 
 #: Seconds between two looks for a scrape, and while a client is connected.
 IDLE_S = 0.2
@@ -29,22 +32,27 @@ _STOP_S = 1.0
 
 @dataclass(kw_only=True)
 class Endpoint:
-    """Looks for scrapes now and then, and answers them.
+    """Looks for scrapes and probes now and then, and answers them.
 
-    ``threaded``: on a thread of its own (with gevent, a greenlet); else in the scheduler's slices.
-    ``write`` makes the page, in slices. If it raises, ``failed`` gets the exception, and the scrape
-    is answered with 500. ``opened`` is called when the port is open. Nothing happens until
-    ``begun`` is True.
+    ``threaded``: on a thread of its own (with gevent, a greenlet); else in the scheduler's slices,
+    also while the worker has no broker. ``write`` makes the page of metrics, in slices. If it
+    raises, ``failed`` gets the exception, and the scrape is answered with 500. With
+    ``why_no_metrics`` it is answered with 501 and that text. ``health`` is what the probes are
+    answered by. ``opened`` is called when the port is open. Nothing happens until ``begun`` is
+    True.
     """
 
     name: ClassVar[str] = "metrics_port"
+    without_broker: ClassVar[bool] = True
 
     responder: Responder
     write: Callable[[], Generator[None, None, Page]]
+    health: Callable[[], HealthStatus | None]
     failed: Callable[[Exception], None]
     opened: Callable[[], None]
     monotonic: Callable[[], float]
     threaded: bool = False
+    why_no_metrics: str = ""
     begun: bool = False
     _page: Page | None = field(default=None, init=False)
     _written_mono: float = field(default=0.0, init=False)
@@ -89,8 +97,27 @@ class Endpoint:
         self.responder.close()
 
     def _turn(self) -> Iterator[None]:
-        if not self.responder.turn():
-            return
+        asked = self.responder.turn()
+        # A probe does not wait until the metrics are written.
+        for path in asked:
+            if path != METRICS:
+                self.responder.answer(path, self._probed(path))
+        if METRICS in asked:
+            self.responder.answer(METRICS, (yield from self._metrics()))
+        if asked:
+            self.responder.turn()
+
+    def _probed(self, path: str) -> Answer:
+        health = None
+        try:
+            health = self.health()
+        except Exception as exc:  # noqa: BLE001 - reported; a probe must not fail by this
+            self.failed(exc)
+        return probe_answer(path, health)
+
+    def _metrics(self) -> Generator[None, None, Answer]:
+        if self.why_no_metrics:
+            return Answer(HTTPStatus.NOT_IMPLEMENTED, f"{self.why_no_metrics}\n".encode())
         if self._page is None or self.monotonic() - self._written_mono > FRESH_S:
             self._page = None
             try:
@@ -99,10 +126,8 @@ class Endpoint:
             except Exception as exc:  # noqa: BLE001 - reported; the scrape is answered with it
                 self.failed(exc)
         if self._page is None:
-            self.responder.answer(HTTPStatus.INTERNAL_SERVER_ERROR, None, "text/plain")
-        else:
-            self.responder.answer(HTTPStatus.OK, self._page.body, self._page.content_type)
-        self.responder.turn()
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
+        return Answer(HTTPStatus.OK, self._page.body, self._page.content_type)
 
     def _serve(self) -> None:
         while not self._stopping.wait(BUSY_S if self.responder.is_busy else IDLE_S):

@@ -1,4 +1,4 @@
-"""The part that serves the guard's figures to Prometheus."""
+"""The part that serves the guard's figures to Prometheus, and answers probes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from celery import signals
 from worker_guard import celery_internals
 from worker_guard.backoff import Backoff
 from worker_guard.metrics.catalogue import Figures
-from worker_guard.metrics.collector import GuardCollector, application_registry, written
+from worker_guard.metrics.collector import (
+    GuardCollector,
+    NoPrometheusError,
+    application_registry,
+    written,
+)
 from worker_guard.metrics.endpoint import Endpoint
 from worker_guard.metrics.responder import Responder
 from worker_guard.part import ON, Context, Part
@@ -25,7 +30,8 @@ _POOLS_WITH_THREADS = ("solo", "threads", "gevent", "eventlet")
 class MetricsPart(Part):
     """The guard's figures on the application's registry, and on a port if one is asked for.
 
-    The port's state can change: a port that is taken is tried again.
+    Without prometheus_client there are no figures, and the port answers only probes. The port's
+    state can change: a port that is taken is tried again.
     """
 
     name: ClassVar[str] = "metrics"
@@ -51,6 +57,7 @@ class MetricsPart(Part):
         self._endpoint = Endpoint(
             responder=Responder(settings.metrics_host, settings.metrics_port, monotonic=monotonic),
             write=lambda: written(self._registry, monotonic),
+            health=lambda: context.status_of("health").get("health"),
             failed=failed,
             opened=self._opened,
             monotonic=monotonic,
@@ -59,9 +66,14 @@ class MetricsPart(Part):
 
     def start(self) -> None:
         """Register the figures, and open the port."""
-        registry = application_registry()
-        self._collector.register(registry)
-        self._registry = registry
+        try:
+            registry = application_registry()
+            self._collector.register(registry)
+            self._registry = registry
+        except NoPrometheusError as exc:
+            self.states[self.name] = str(exc)
+            if self._endpoint is not None:
+                self._endpoint.why_no_metrics = str(exc)
         if self._endpoint is not None:
             pool = celery_internals.pool_name(self.context.worker)
             self._endpoint.threaded = pool in _POOLS_WITH_THREADS

@@ -126,6 +126,7 @@ class MemoryFacts:
     #: That limit as text, if it is no number.
     malformed_child_limit: str | None = None
     guard_child_limit_bytes: int | None = None
+    guard_total_limit_bytes: int | None = None
     #: The RSS of the audit's process, which has loaded the app: an estimate of a new child's.
     newborn_bytes: int = 60_000_000
     #: The memory of this machine, or of its cgroup.
@@ -157,8 +158,6 @@ class GuardFacts:
     given: frozenset[str] = frozenset()
     parent_limit: bool = False
     parent_action: str = "log"
-    #: Whether prometheus_client is installed where the audit runs.
-    has_prometheus: bool = True
     #: Whether the results part deletes: it has an age of its own and a schedule.
     deletes_results: bool = False
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 from celery.app.defaults import DEFAULTS
@@ -186,12 +185,16 @@ def _memory(app: Any, settings: Settings, own_bytes: int) -> MemoryFacts:
     limit = app.conf.worker_max_memory_per_child
     is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
     available = available_bytes()
+    guarded = settings.enabled and _has_guard(app)
     return MemoryFacts(
         # As in billiard, 0 means no limit.
         child_limit_kib=float(limit) if is_number and limit > 0 else None,
         malformed_child_limit=None if is_number or not limit else repr(limit),
         guard_child_limit_bytes=size_bytes(settings.child_memory_limit, available)
-        if settings.enabled and _has_guard(app)
+        if guarded
+        else None,
+        guard_total_limit_bytes=size_bytes(settings.total_memory_limit, available)
+        if guarded
         else None,
         newborn_bytes=own_bytes,
         available_bytes=available,
@@ -248,7 +251,6 @@ def _guard(app: Any, settings: Settings, rejected: str | None, results: ResultsF
             # None switches a part off on purpose.
             if rejected is not None or getattr(settings, name) not in (None, ())
         ),
-        has_prometheus=find_spec("prometheus_client") is not None,
         parent_limit=settings.parent_memory_limit is not None,
         parent_action=settings.parent_action,
         deletes_results=works

@@ -17,6 +17,7 @@ from worker_guard.status_model import (
     ChildStatus,
     GuardStatus,
     MemoryStatus,
+    OwnProcessStatus,
     PastBackfill,
     ProcessStatus,
 )
@@ -127,6 +128,7 @@ def _worst(memory: MemoryStatus | None) -> Text:
     shares = [share(child, memory.child_limit_bytes) for child in memory.children]
     parent = memory.parent or ProcessStatus()
     shares.append(share(parent, memory.parent_limit_bytes))
+    shares.append(share(ProcessStatus(used_bytes=memory.total_bytes), memory.total_limit_bytes))
     known = [value for value in shares if value is not None]
     if known:
         return _percent(max(known))
@@ -314,6 +316,11 @@ def _done(guard: GuardStatus, old_s: float) -> Iterator[tuple[str, Text]]:
             facts.append(f"{count(results.task_states_cleaned, 'key')} {would}given a TTL")
         what = ", ".join(facts) or "nothing was old enough"
         yield "results", Text(f"{what}, {_ago(results.age_s, old_s)} ago")
+    if guard.stall is not None and (reconnects := guard.stall.reconnects):
+        times = count(reconnects, "time")
+        yield f"{would}reconnected", Text(f"{times} in the last hour: the consumer had stalled")
+    if killed := guard.totals.children_killed:
+        yield "killed", Text(f"{count(killed, 'child', 'children')} since the start")
     if recycled := guard.totals.children_recycled:
         yield "replaced", Text(f"{count(recycled, 'child', 'children')} since the start")
 
@@ -322,6 +329,7 @@ def _limits(memory: MemoryStatus) -> str:
     limits = (
         ("for each child", memory.child_limit_bytes),
         ("for the main process", memory.parent_limit_bytes),
+        ("for all processes together", memory.total_limit_bytes),
     )
     return ", ".join(f"{size(limit, limit)} {whose}" for whose, limit in limits if limit)
 
@@ -331,16 +339,22 @@ def _processes(
 ) -> Iterable[RenderableType]:
     """The main process, the biggest children, what these run, and how many more there are."""
     children = biggest(memory.children, count_of)
-    numbers = ("memory", "of limit", "", "age", "recycled")
-    table = _table("process", *numbers, *(["runs"] if wide else []))
-    for index in (1, 3, 4, 5):
-        table.columns[index].justify = "right"
     parent = memory.parent or ProcessStatus()
-    table.add_row(*_process("main", parent, memory.parent_limit_bytes), _ago(guard.uptime_s))
+    # No process grows, as a rule: then there is no column that says when.
+    grows = any(process.limit_in_s is not None for process in (parent, *children))
+    numbers = ("memory", "of limit", "", *(["full"] if grows else []), "age", "recycled")
+    table = _table("process", *numbers, *(["runs"] if wide else []))
+    for index in (1, *range(3, len(numbers) + 1)):
+        table.columns[index].justify = "right"
+    main = _process("main", parent, memory.parent_limit_bytes, grows=grows)
+    table.add_row(*main, _ago(guard.uptime_s))
     for child in children:
-        cells = _process("leaving" if child.leaving else "child", child, memory.child_limit_bytes)
+        label = "leaving" if child.leaving else "child"
+        cells = _process(label, child, memory.child_limit_bytes, grows=grows)
         recycled = str(child.recycles) if child.recycles else ""
         table.add_row(*cells, _ago(child.age_s), recycled, *([_task(child)] if wide else []))
+        for row in _own_processes(child, memory.child_limit_bytes):
+            table.add_row(*row)
     yield table
     if not wide and any(child.task for child in children):
         running = _table("child", "runs")
@@ -357,14 +371,34 @@ def _processes(
         yield Text(f"and {rest}: {most} at most, {busy} busy")
 
 
-def _process(label: str, process: ProcessStatus, limit_bytes: int | None) -> list[RenderableType]:
-    used, part = process.used_bytes, share(process, limit_bytes)
-    return [
+def _process(
+    label: str, process: ProcessStatus, limit_bytes: int | None, *, grows: bool
+) -> list[RenderableType]:
+    part, in_s = share(process, limit_bytes), process.limit_in_s
+    cells = [
         f"{label} {_pid(process)}",
-        "unread" if used is None else f"{size(used, limit_bytes)} {(process.metric or '').upper()}",
+        _used(process, limit_bytes),
         _bar(part) if part is not None else "" if limit_bytes else "no limit",
         "" if part is None else _percent(part),
     ]
+    return [*cells, *(["" if in_s is None else f"in {duration(in_s)}"] if grows else [])]
+
+
+def _own_processes(
+    child: ChildStatus, limit_bytes: int | None
+) -> Iterator[tuple[RenderableType, ...]]:
+    """The processes that a child started: the biggest, and how many more there are."""
+    for process in child.own_processes:
+        name = plain(f"  {_pid(process)} {process.command or _UNKNOWN}")
+        yield name, _used(process, limit_bytes)
+    if (rest := (child.processes or 1) - 1 - len(child.own_processes)) > 0:
+        yield (f"  and {rest} more" if child.own_processes else f"  and {rest} of its own",)
+
+
+def _used(process: ProcessStatus | OwnProcessStatus, limit_bytes: int | None) -> str:
+    if process.used_bytes is None:
+        return "unread"
+    return f"{size(process.used_bytes, limit_bytes)} {(process.metric or '').upper()}"
 
 
 def _bar(part: float) -> ProgressBar:
@@ -396,7 +430,7 @@ def _percent(part: float) -> Text:
     return Text(f"{max(whole, 101) if part > 1 else whole} %", _style(part))
 
 
-def _pid(process: ProcessStatus) -> str:
+def _pid(process: ProcessStatus | OwnProcessStatus) -> str:
     return _UNKNOWN if process.pid is None else str(process.pid)
 
 

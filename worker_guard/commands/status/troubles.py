@@ -10,8 +10,10 @@ from worker_guard.status_model import (
     AlertStatus,
     ChildStatus,
     GuardStatus,
+    KilledStatus,
     MemoryStatus,
     ProcessStatus,
+    StallStatus,
     SuspensionStatus,
 )
 from worker_guard.values.counts import count, some
@@ -21,6 +23,8 @@ from worker_guard.values.sizes import size
 TroubleKind = Literal[
     "alert",
     "over_limit",
+    "stalled",
+    "child_killed",
     "part_fails",
     "recycling_suspended",
     "no_guard",
@@ -32,6 +36,9 @@ TroubleKind = Literal[
 
 #: Of more processes or tasks only so many are named.
 _NAMED = 3
+
+#: Seconds for which a child that was killed is trouble.
+_KILLED_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +94,42 @@ def fell_silent(for_s: float) -> Trouble:
 
 def troubles_of(guard: GuardStatus) -> Iterator[Trouble]:
     """What is wrong by the guard's own answer."""
+    if guard.stall is not None and guard.stall.stalled:
+        yield _stalled(guard.stall, guard)
     for alert in guard.alerts:
         yield _alert(alert, guard)
     if guard.memory is not None:
         yield from _over_limit(guard.memory, guard)
         if guard.memory.suspended is not None:
             yield _suspended(guard.memory.suspended)
+    if guard.last_killed is not None and (guard.last_killed.age_s or 0) < _KILLED_S:
+        yield _killed(guard.last_killed)
     for part, failures in guard.failing.items():
         text = f"{part} failed {count(failures, 'time')}{'' if failures == 1 else ' in a row'}"
         to_do = "see why: grep worker_guard.part_failed in the worker's log"
         yield Trouble(kind="part_fails", text=text, to_do=to_do)
+
+
+# -- the consumer ------------------------------------------------------------------------------
+
+
+def _stalled(stall: StallStatus, guard: GuardStatus) -> Trouble:
+    waits = "waits" if stall.waiting_messages == 1 else "wait"
+    where = "" if stall.queue is None else f" in the queue {stall.queue}"
+    messages = count(stall.waiting_messages, "message") if stall.waiting_messages else "messages"
+    since = "" if stall.idle_s is None else f", and none has come for {duration(stall.idle_s)}"
+    text = f"the consumer has stalled: {messages} {waits}{where}{since}"
+    to_do = "restart the worker; worker_guard_stall_action can have it connect again by itself"
+    if guard.dry_run:
+        to_do = "restart the worker: in a dry run the guard does nothing"
+    elif stall.action == "reconnect":
+        to_do = "nothing; the guard has it connect again"
+    elif stall.action == "wait":
+        tasks = count(stall.held_back_by, "task") if stall.held_back_by else "its tasks"
+        to_do = f"nothing; it connects again when {tasks} would no longer run twice by that"
+    elif stall.action == "shutdown":
+        to_do = "nothing; it shuts down when its tasks have ended"
+    return Trouble(kind="stalled", text=text, to_do=to_do)
 
 
 # -- alerts ------------------------------------------------------------------------------------
@@ -169,6 +202,14 @@ def _over_limit(memory: MemoryStatus, guard: GuardStatus) -> Iterator[Trouble]:
             f"{size(parent_limit, parent_limit)}",
             to_do="restart the worker, unless worker_guard_parent_action is shutdown",
         )
+    total, total_limit = memory.total_bytes, memory.total_limit_bytes
+    if total and total_limit and total > total_limit:
+        yield Trouble(
+            kind="over_limit",
+            text=f"all processes together use {size(total, total_limit)}, their limit is "
+            f"{size(total_limit, total_limit)}",
+            to_do=_about_children([c for c in memory.children if c.leaving], memory, guard),
+        )
     over = [child for child in memory.children if (share(child, limit) or 0) > 1]
     if not over or not limit:
         return
@@ -206,6 +247,23 @@ def _used(process: ProcessStatus, limit_bytes: int) -> str:
     return size(process.used_bytes or 0, limit_bytes)
 
 
+def _killed(killed: KilledStatus) -> Trouble:
+    """Which task ran when it was killed, and by whom."""
+    task = f", running {killed.task_name or '?'} {killed.task_id}" if killed.task_id else ""
+    used = "" if killed.used_bytes is None else f"; it last used {size(killed.used_bytes)}"
+    by = f"by {killed.signal}"
+    if killed.oom:
+        by = "by the kernel, which had no memory left"
+        to_do = "set worker_guard_total_memory_limit, give it more memory, or run fewer children"
+    elif killed.signal == "SIGKILL":
+        to_do = "find out who sends SIGKILL: the kernel's log, a supervisor, a person"
+    else:
+        to_do = "if the task calls native code, look there; see the kernel's log"
+    when = "" if killed.age_s is None else f", {duration(killed.age_s)} ago"
+    text = f"child {killed.child_pid} was killed {by}{when}{task}{used}"
+    return Trouble(kind="child_killed", text=text, to_do=to_do)
+
+
 def _suspended(suspension: SuspensionStatus) -> Trouble:
     limit = suspension.limit_bytes
     of_limit = f" of {size(limit, limit)}" if limit else ""
@@ -221,6 +279,13 @@ def _suspended(suspension: SuspensionStatus) -> Trouble:
             else:
                 text = "a replacement is not up within the time that Celery gives it"
                 to_do = f"raise {suspension.setting}, or make children start faster"
+        case _ if suspension.setting == "worker_guard_total_memory_limit":
+            used = suspension.baseline_bytes
+            use = "" if used is None else f", {size(used, limit)},"
+            text = (
+                f"all processes together{use} would be over the limit{of_limit} with new children"
+            )
+            to_do += ", load less before the fork, or run fewer children"
         case _:
             used = suspension.baseline_bytes
             uses = "" if used is None else f" uses {size(used, limit)} and so"

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from worker_guard.commands.audit.facts import Facts
 from worker_guard.commands.audit.finding import Finding
 from worker_guard.values.counts import some
+from worker_guard.values.sizes import size
 
 _ADD = 'app.steps["worker"].add(WorkerGuard)'
 
 _CHILD_LIMIT = "worker_guard_child_memory_limit"
+_TOTAL_LIMIT = "worker_guard_total_memory_limit"
 _METRICS_PORT = "worker_guard_metrics_port"
+_HEARTBEAT_FILE = "worker_guard_heartbeat_file"
 
 _OF_RESULTS = {
     "worker_guard_results_schedule",
@@ -21,6 +24,7 @@ _OF_RESULTS = {
 _OF_REDIS_MEMORY = {"worker_guard_alert_redis_memory"}
 _OF_CHILDREN = {
     _CHILD_LIMIT,
+    _TOTAL_LIMIT,
     "worker_guard_recycle_concurrency",
     "worker_guard_recycle_min_lifetime",
     "worker_guard_alert_recycles_per_hour",
@@ -126,14 +130,23 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             + f", or {spelling.name('worker_guard_parent_memory_limit')}",
         )
     of_recycling = sorted(guard.given & _OF_RECYCLING)
-    if of_recycling and facts.has_children and _CHILD_LIMIT not in guard.given:
+    if of_recycling and facts.has_children and not guard.given & {_CHILD_LIMIT, _TOTAL_LIMIT}:
         yield _no_effect(
             of_recycling,
             "without a limit no child is recycled",
-            {_CHILD_LIMIT: None},
+            {_CHILD_LIMIT: None, _TOTAL_LIMIT: None},
             spelling.line(_CHILD_LIMIT, '"400MB"'),
         )
-    yield from _metrics_without_effect(facts)
+    child_bytes = facts.memory.guard_child_limit_bytes
+    total_bytes = facts.memory.guard_total_limit_bytes
+    if facts.has_children and child_bytes and total_bytes and child_bytes >= total_bytes:
+        yield _no_effect(
+            [_CHILD_LIMIT],
+            "the worker reaches its total limit before a child reaches this one",
+            {_CHILD_LIMIT: size(child_bytes), _TOTAL_LIMIT: size(total_bytes)},
+            spelling.line(_CHILD_LIMIT, f'"{total_bytes // 4 // 1024**2}MiB"'),
+        )
+    yield from _needed_setting_missing(facts)
     if guard.parent_action != "log" and not guard.parent_limit:
         yield _no_effect(
             ["worker_guard_parent_action"],
@@ -143,23 +156,21 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _metrics_without_effect(facts: Facts) -> Iterator[Finding]:
-    guard = facts.guard
-    if _METRICS_PORT not in guard.given:
-        if "worker_guard_metrics_host" in guard.given:
-            yield _no_effect(
-                ["worker_guard_metrics_host"],
-                "without a port nothing listens",
-                {_METRICS_PORT: None},
-                facts.spelling.line(_METRICS_PORT, "9808"),
-            )
-    elif not guard.has_prometheus:
-        yield _no_effect(
-            [_METRICS_PORT],
-            "prometheus_client is not installed here, so there are no metrics",
-            {"prometheus_client": None},
-            'pip install "worker-guard[prometheus]"',
-        )
+def _needed_setting_missing(facts: Facts) -> Iterator[Finding]:
+    """Settings that only shape what another setting switches on."""
+    given = facts.guard.given
+    for setting, needed, why, value in (
+        ("worker_guard_metrics_host", _METRICS_PORT, "without a port nothing listens", "9808"),
+        (
+            "worker_guard_heartbeat_interval",
+            _HEARTBEAT_FILE,
+            "without a path no heartbeat is written",
+            '"/run/worker/%n.json"',
+        ),
+    ):
+        if setting in given and needed not in given:
+            line = facts.spelling.line(needed, value)
+            yield _no_effect([setting], why, {needed: None}, line)
 
 
 def _no_effect(settings: list[str], why: str, evidence: dict[str, object], change: str) -> Finding:
