@@ -7,7 +7,7 @@ BESIDE = --numprocesses 2 --dist loadfile
 
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test test-slow lint type check bench docs matrix build clean
+.PHONY: help demo test test-slow lint type check bench soak docs matrix build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ check: lint type test ## lint, type and test
 bench: ## measure what the guard costs, as ratios within one run
 	@$(SETUP) redis test
 	@$(BIN)/python -m tests.bench
+
+soak: ## an hour of load on workers of each pool, and what has grown; MINUTES=60
+	@$(SETUP) redis test
+	@$(BIN)/python -m tests.bench.soak $(MINUTES)
 
 docs: ## build the documentation into docs/_build
 	@$(SETUP) docs

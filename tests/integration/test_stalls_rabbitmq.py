@@ -137,13 +137,17 @@ def test_a_dead_connection_ends_the_worker(make_stand: Any, pool: str) -> None:
     [
         ("prefork", {"worker_guard_stall_action": "reconnect"}, "log"),
         ("gevent", {"worker_guard_stall_action": "reconnect"}, "log"),
+        ("gevent", {"worker_guard_stall_action": "shutdown"}, "log"),
         ("prefork", {"worker_guard_dry_run": True}, "shutdown"),
     ],
 )
 def test_there_is_no_reconnect(
     make_stand: Any, pool: str, conf: dict[str, Any], action: str
 ) -> None:
-    """It would end a worker of Celery 5.7; a dry run does nothing either."""
+    """It would end a worker of Celery 5.7; a dry run does nothing either.
+
+    Nor is there a shutdown with gevent: it would not end.
+    """
     stand = make_stand(**conf)
     worker = stand.start(pool)
     stand.works()

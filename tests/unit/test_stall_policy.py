@@ -39,13 +39,16 @@ def holding(tasks: int) -> Look:
 class Run:
     """A policy, and a clock that goes on by a second for each look."""
 
-    def __init__(self, action: str = "log", *, can_reconnect: bool = True) -> None:
+    def __init__(
+        self, action: str = "log", *, can_reconnect: bool = True, can_shut_down: bool = True
+    ) -> None:
         self.now = 100.0
         self.policy = StallPolicy(
             after_s=AFTER_S,
             interval_s=1.0,
             action=action,
             can_reconnect=can_reconnect,
+            can_shut_down=can_shut_down,
             now=self.now,
         )
 
@@ -181,6 +184,12 @@ def test_where_celery_does_not_connect_again(action: str, done: list[Any]) -> No
     """A lost connection would end the worker: nothing is done that could."""
     run = Run(action, can_reconnect=False)
     assert run.look(WAITING, 60) == [ActionDue(action=each) for each in done]
+
+
+def test_where_a_shutdown_would_not_end() -> None:
+    """A worker that only reports is still there when its broker is back."""
+    run = Run("shutdown", can_reconnect=False, can_shut_down=False)
+    assert run.look(WAITING, 60) == [ActionDue(action="log")]
 
 
 def test_a_reconnect_waits_for_tasks_that_would_run_again() -> None:

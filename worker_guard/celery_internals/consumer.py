@@ -36,6 +36,9 @@ class TaskConsumer(ABC):
     #: Whether Celery makes a lost connection anew; otherwise it ends the worker.
     can_reconnect: bool
 
+    #: Whether a warm shutdown ends if the connection is dead.
+    can_shut_down: bool = True
+
     def __init__(self, worker: Any) -> None:
         self._worker, self._consumer = worker, worker.consumer
         missing = [name for name in self._NEEDED if not hasattr(self._consumer, name)]

@@ -120,6 +120,8 @@ class AmqpConsumer(TaskConsumer):
 
     def __init__(self, worker: Any) -> None:
         super().__init__(worker)
+        # With greenlets it was seen to stop consuming, and not to end.
+        self.can_shut_down = not getattr(worker.pool, "is_green", False)
         self._own: Any = None
         self._own_channel: Any = None
         self._own_of: Any = None

@@ -125,6 +125,7 @@ class StallPart(Part):
                 interval_s=interval_s,
                 action=settings.stall_action,
                 can_reconnect=consumer.can_reconnect,
+                can_shut_down=consumer.can_shut_down,
                 now=context.monotonic(),
             ),
             consumer=consumer,

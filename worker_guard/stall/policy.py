@@ -71,13 +71,22 @@ class StallPolicy:
     The consumer has stalled if three looks in a row found that messages wait and that it would take
     one, and none came for ``after_s``. Each doubt begins the count anew. If Celery heals a dead
     connection by itself within a known time, the looks must have found that for as long.
+    What can't be done (``can_reconnect``, ``can_shut_down``) is left out of ``action``.
     """
 
     def __init__(
-        self, *, after_s: float, interval_s: float, action: str, can_reconnect: bool, now: float
+        self,
+        *,
+        after_s: float,
+        interval_s: float,
+        action: str,
+        can_reconnect: bool,
+        can_shut_down: bool,
+        now: float,
     ) -> None:
         self.after_s, self.interval_s = after_s, interval_s
-        self.action, self.can_reconnect = action, can_reconnect
+        self.action = action
+        self.can_reconnect, self.can_shut_down = can_reconnect, can_shut_down
         #: When the last message came; it may be set from outside, at each message.
         self.message_mono = now
         #: Since when the consumer would have taken a message.
@@ -165,7 +174,7 @@ class StallPolicy:
                 return "wait"
             self._reconnects.append(now)
             return "reconnect"
-        if self.action == "shutdown":
+        if self.action == "shutdown" and self.can_shut_down:
             self._shutting_down = True
             return "shutdown"
         return "log"
