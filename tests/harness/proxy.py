@@ -68,8 +68,12 @@ class Proxy:
                 with self._lock, contextlib.suppress(OSError):
                     if key.fileobj is self._listener:
                         self._accept()
-                    elif key.fileobj in self._selector.get_map():
+                    elif self._is_alive(key.fileobj):
                         self._pass_on(key.fileobj)  # type: ignore[arg-type]
+
+    def _is_alive(self, end: object) -> bool:
+        """Not closed with its peer a moment ago, nor dead."""
+        return end in self._peers and end in self._selector.get_map()
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
