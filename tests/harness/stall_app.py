@@ -51,6 +51,14 @@ def runs_late(self: Any, url: str, seconds: float = 0.0) -> None:
 
 
 @control_command()
+def keep_in_timers(state: Any, times: int, seconds: float) -> str:
+    """Hold one turn of the loop by timers that come due one after the other."""
+    for number in range(times):
+        state.consumer.timer.call_after(0.95 * seconds * number, time.sleep, (seconds,))
+    return "they are due"
+
+
+@control_command()
 def lose_silently(state: Any) -> str:
     """Close the connection that waits for messages, in a timer callback, without an error."""
     consumer = state.consumer

@@ -350,6 +350,17 @@ def test_a_warm_shutdown_is_none(make_stand: Any) -> None:
     assert worker.events("stalled") == []
 
 
+def test_timers_that_hold_a_turn_of_the_loop(make_stand: Any) -> None:
+    """Several looks in one turn find that messages wait; none could have been read in between."""
+    stand = make_stand()
+    worker = stand.start("prefork")
+    stand.works()
+    worker.ask("keep_in_timers", times=9, seconds=0.9)
+    stand.heals()
+    assert worker.events("stalled") == []
+    once(stand)
+
+
 @pytest.mark.slow
 def test_three_workers_that_share_queues_with_priorities(make_stand: Any) -> None:
     """Bursts and pauses, of which each worker gets some."""

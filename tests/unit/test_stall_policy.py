@@ -167,6 +167,15 @@ def test_shutdown_connects_again_once_and_then_shuts_down_once() -> None:
     assert done == [ActionDue(action="reconnect"), ActionDue(action="shutdown")]
 
 
+def test_a_slow_trickle_is_no_stall() -> None:
+    """A message came between each three looks, though none for longer than it waits."""
+    run = Run()
+    run.policy.after_s = 2.0
+    for _ in range(20):
+        assert run.look(WAITING, LOOKS - 1, step_s=2.5) == []
+        run.message()
+
+
 def test_a_stall_after_an_hour_is_a_new_one() -> None:
     """Shutdown connects again first."""
     run = Run("shutdown")
@@ -209,7 +218,7 @@ def test_celerys_own_healing_comes_first() -> None:
     assert run.look(WAITING) == [ActionDue(action="log")]
     run.look(WAITING)
     run.message()
-    assert run.look(WAITING, 20) == [NoLongerStalled(action="log")]
+    assert run.look(WAITING, 21) == [NoLongerStalled(action="log")]
     assert run.look(WAITING) == [ActionDue(action="log")]
 
 

@@ -45,6 +45,7 @@ class TaskConsumer(ABC):
         missing += self._missing()
         if missing:
             raise MissingInternalError(f"this release's consumer has no {', '.join(missing)}")
+        self._has_polled = True
 
     def watch_messages(self, on_message: Callable[[], None]) -> Hook:
         """Call ``on_message()`` before and after each message, from the next connection on.
@@ -81,6 +82,21 @@ class TaskConsumer(ABC):
             and bool(self._consumer.connection)
             and self._channel() is not None
         )
+
+    def has_polled(self) -> bool:
+        """Whether the event loop has read its connections since this was last asked.
+
+        One turn of the loop runs up to ten timers first, and again those that come due meanwhile.
+        Without an event loop this can't be told, and is True.
+        """
+        if self._consumer.hub is None:
+            return True
+        has_polled, self._has_polled = self._has_polled, False
+        self._consumer.call_soon(self._next_turn)
+        return has_polled
+
+    def _next_turn(self) -> None:
+        self._has_polled = True
 
     def is_free(self) -> bool:
         """Whether it would take a message now."""

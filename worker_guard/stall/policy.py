@@ -69,8 +69,9 @@ class StallPolicy:
     """Judges one look after the other.
 
     The consumer has stalled if three looks in a row found that messages wait and that it would take
-    one, and none came for ``after_s``. Each doubt begins the count anew. If Celery heals a dead
-    connection by itself within a known time, the looks must have found that for as long.
+    one, none came between these looks, and none came for ``after_s``. Each doubt begins the count
+    anew. If Celery heals a dead connection by itself within a known time, the looks must have found
+    that for as long.
     What can't be done (``can_reconnect``, ``can_shut_down``) is left out of ``action``.
     """
 
@@ -136,7 +137,10 @@ class StallPolicy:
         blocked = self._looked_mono is not None and now - self._looked_mono >= max(
             BLOCKED_S, BLOCKED_INTERVALS * self.interval_s
         )
+        came = self._looked_mono is None or self.message_mono >= self._looked_mono
         self._looked_mono = now
+        if came:
+            self._waiting_looks = 0
         if look.consuming and not blocked and look.free and look.fullest is not None:
             if not self._waiting_looks:
                 self._waiting_mono = now

@@ -25,6 +25,9 @@ class Consumer(Protocol):
     def is_consuming(self) -> bool:
         """Whether it is connected and runs."""
 
+    def has_polled(self) -> bool:
+        """Whether it could read a message since this was last asked."""
+
     def is_free(self) -> bool:
         """Whether it would take a message now."""
 
@@ -78,7 +81,12 @@ class StallWatch:
     look: Look = NO_LOOK
 
     def run(self, trigger: Trigger = "timer") -> Iterator[None]:  # noqa: ARG002
-        """Look once: observe, decide, act, report."""
+        """Look once: observe, decide, act, report.
+
+        Not twice in one turn of the loop: no message could have come in between.
+        """
+        if not self.consumer.has_polled():
+            return
         consuming = self.consumer.is_consuming()
         free = consuming and self.consumer.is_free()
         waiting: dict[str, int] | None = None
