@@ -12,6 +12,10 @@ from celery import Celery, Task
 CONFIGURATION = "WORKER_GUARD_TEST_CONFIGURATION"
 UNGUARDED = "WORKER_GUARD_TEST_UNGUARDED"
 
+#: Seconds after which a sweep that was asked for answers before it has ended. Here more than
+#: anywhere else, so that no answer depends on how busy the machine is.
+ASKED = "WORKER_GUARD_TEST_ASKED_S"
+
 app = Celery("harness")
 app.conf.update(
     {
@@ -23,8 +27,10 @@ app.conf.update(
 
 if not os.environ.get(UNGUARDED):
     from worker_guard import WorkerGuard
+    from worker_guard.revoked import part
 
     app.steps["worker"].add(WorkerGuard)
+    vars(part)["_ASKED_S"] = float(os.environ.get(ASKED, "10"))
 
 
 @app.task(name="harness.add")

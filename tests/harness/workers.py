@@ -132,16 +132,6 @@ class Worker:
 
         return wait_for(reply, f"{self.name} to answer {command}")[0]
 
-    def sweep(self) -> None:
-        """Have the revoked set swept, to its end: a busy worker answers before."""
-
-        def asked_for() -> int:
-            return sum(e["trigger"] == "control" for e in self.events("cleanup_completed"))
-
-        before = asked_for()
-        self.ask("guard_sweep")
-        wait_for(lambda: asked_for() > before, f"{self.name} to have swept")
-
     def revoked(self) -> set[str]:
         """The ids in its revoked set."""
         return set(self.ask("revoked"))

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from tests.conftest import MakeFleet
+from tests.harness.app import ASKED
 from tests.harness.fronts import Front
 from tests.harness.guard_command import RESULTS, guard, guard_process
 from tests.harness.redis_server import RedisServer
@@ -261,12 +262,12 @@ QUIET = {"worker_guard_interval": 3600.0, "worker_guard_revoked_grace": 0.0}
 BOTH = ("--destination", "one@test,two@test", "--timeout", "60")
 
 
-def poisoned(fleet: Fleet, name: str, *options: str) -> Worker:
+def poisoned(fleet: Fleet, name: str, *options: str, **arguments: Any) -> Worker:
     """A worker whose set holds 12 ids that only expired, and one that an operator revoked."""
     for n in range(12):
         fleet.send("add", 1, 2, task_id=f"{name}-{n}", expires=0.05, queue=name)
     time.sleep(0.1)  # until they have expired
-    worker = fleet.start(name, "--without-mingle", "-Q", name, *options)
+    worker = fleet.start(name, "--without-mingle", "-Q", name, *options, **arguments)
     # A worker that starts later is not to know of it, by mingle or from the record.
     operators = f"operators-{name}"
     fleet.app.control.revoke(operators, destination=[worker.name])
@@ -396,7 +397,7 @@ def test_a_sweep_that_takes_long_is_waited_for(
         fleet = make_fleet(**QUIET)
         conf = {**fleet.app.conf["harness"], "result_backend": f"redis://127.0.0.1:{front.port}/1"}
         fleet.app.conf["harness"] = conf
-        worker = poisoned(fleet, "one")
+        worker = poisoned(fleet, "one", environ={ASKED: "0.05"})
         named = ("--only", "revoked", "--destination", "one@test", "--timeout", "60")
         would = guard(conf, "cleanup", *named, "--dry-run", "--json")
         told = valid(json.loads(would.stdout))["targets"]["revoked"]["one@test"]

@@ -163,7 +163,7 @@ def test_revoked_after_it_expired(make_fleet: MakeFleet) -> None:
     wait_for(lambda: worker.revoked() == {"plain", "both"}, "the messages to expire")
     fleet.app.control.revoke("both")
     wait_for(lambda: worker.ask("guard")["revoked"]["operator"] == 1, "the revoke to arrive")
-    worker.sweep()
+    worker.ask("guard_sweep")
     assert worker.revoked() == {"both"}
 
 

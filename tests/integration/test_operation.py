@@ -98,20 +98,14 @@ def test_remote_commands_on_the_command_line(
     assert shown["revoked"]["expired"] == len(EXPIRED)
     assert not any(task_id in json.dumps(shown) for task_id in EXPIRED)
 
-    def sweep(*arguments: str) -> dict[str, Any]:
-        """Its counts, by the answer; by the log where a busy worker needs more than one slice."""
-        before = len(worker.events("cleanup_completed"))
-        done = run_celery("control", *patiently, "guard_sweep", *arguments, conf=conf)
-        told = json.loads(done.stdout)[0][worker.name]["ok"]
-        events = wait_for(lambda: worker.events("cleanup_completed")[before:], "the sweep")
-        return dict(events[0] if isinstance(told, str) else told)
-
-    told = sweep("true")
+    preview = run_celery("control", *patiently, "guard_sweep", "true", conf=conf)
+    told = json.loads(preview.stdout)[0][worker.name]["ok"]
     assert (told["revoked_tasks_cleared"], told["dry_run"]) == (12, True)
     assert worker.revoked() == EXPIRED
     assert worker.events("cleanup_completed")[-1]["dry_run"] is True
 
-    told = sweep()
+    swept = run_celery("control", *patiently, "guard_sweep", conf=conf)
+    told = json.loads(swept.stdout)[0][worker.name]["ok"]
     assert (told["revoked_tasks_cleared"], told["dry_run"]) == (12, False)
     assert worker.revoked() == set()
     event = worker.events("cleanup_completed")[-1]

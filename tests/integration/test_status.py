@@ -102,7 +102,7 @@ def test_a_guard_says_when_the_last_cleanup_was(site: Site) -> None:
     """By the wall clock, and how long ago, whatever the reader's clock says."""
     (worker, *_) = site.fleet.workers
     before = time.time()
-    worker.sweep()
+    worker.ask("guard_sweep")
     last = worker.ask("guard")["last_cleanup"]
     assert abs(last["at"] - before) < 60
     assert 0 <= last["age_s"] < 60
@@ -287,7 +287,7 @@ def test_an_outage_as_it_is_seen_at_night(tmp_path: Path, server: RedisServer) -
         worker = workers.start("w", "--pool=solo")
 
         wait_for(lambda: len(worker.revoked()) == 12, "all to expire")
-        worker.sweep()
+        worker.ask("guard_sweep")
         state = worker.ask("guard")
         assert state["last_backfill"]["expired_tasks"] == 12
         assert state["last_backfill"]["tasks"] == {"harness.add": 12}
