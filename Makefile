@@ -36,7 +36,7 @@ type: ## check types
 check: lint type test ## lint, type and test
 
 bench: ## measure what the guard costs, as ratios within one run
-	@$(SETUP) redis test
+	@$(SETUP) redis test bench
 	@$(BIN)/python -m tests.bench
 
 soak: ## an hour of load on workers of each pool, and what has grown; MINUTES=60

@@ -33,6 +33,13 @@ _TRIGGERS: tuple[Trigger, ...] = ("timer", "schedule", "control")
 #: The values of ``child_killed.oom``, as labels.
 _OOM: dict[bool | None, str] = {True: "true", False: "false", None: "unknown"}
 
+_STATISTICS = (
+    "revoked_tasks_cleared",
+    "expired_results_deleted",
+    "task_states_cleaned",
+    "broker_keys_cleaned",
+)
+
 _CLEANUP_FIELDS = {f.name for f in fields(CleanupCompleted)} & {f.name for f in fields(PastCleanup)}
 
 
@@ -128,7 +135,7 @@ class Activity:
             self._last["last_results_cleanup"] = past
         self.cleanups[event.trigger] += 1
         done = asdict(self.totals)
-        for name in ("revoked_tasks_cleared", "expired_results_deleted", "task_states_cleaned"):
+        for name in _STATISTICS:
             done[name] += getattr(event, name)
         done["sweeps"] += event.target == "revoked"
         self.totals = Totals(**done)

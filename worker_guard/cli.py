@@ -185,8 +185,8 @@ def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | Non
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice(["revoked", "results"]),
-    help="Clean only the revoked sets, or only the result backend; can be given more than once.",
+    type=click.Choice(["revoked", "results", "broker"]),
+    help="Clean only this: the revoked sets, the result backend, the broker; can be repeated.",
 )
 @click.option("--dry-run", is_flag=True, help="Count what a cleanup would do, and change nothing.")
 @click.option(
@@ -206,7 +206,7 @@ def _above_zero(_ctx: click.Context, _param: click.Parameter, hours: float | Non
 @click.option("--yes", is_flag=True, help="Don't ask before --purge-queues.")
 @click.pass_context
 def cleanup(ctx: click.Context, /, **given: Any) -> None:
-    """Make the workers sweep their revoked sets, and clean the result backend."""
+    """Make the workers sweep their revoked sets; clean the result backend and the broker."""
     from worker_guard.commands.cleanup import Wanted, run_cleanup
 
     wanted = Wanted(**given)

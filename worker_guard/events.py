@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 Level = Literal["debug", "info", "warning", "error"]
 Trigger = Literal["timer", "schedule", "control", "task", "cli"]
 CleanupTarget = Literal["revoked", "results", "broker"]
-AlertName = Literal["revoked_tasks", "redis_memory", "recycles_per_hour"]
+AlertName = Literal["revoked_tasks", "redis_memory", "recycles_per_hour", "unacked_without_index"]
 LimitName = Literal["child", "total"]
 PutBackReason = Literal["set_full", "aged_out", "replaced"]
 StallAction = Literal["log", "reconnect", "shutdown", "wait", "unblock"]

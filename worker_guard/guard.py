@@ -16,6 +16,7 @@ from celery.worker import state
 from worker_guard import celery_internals
 from worker_guard.activity import Activity
 from worker_guard.alerts.part import AlertsPart
+from worker_guard.broker.part import BrokerPart
 from worker_guard.event_log import Reporter, open_log
 from worker_guard.events import Event, Started, Stopped
 from worker_guard.health.part import HealthPart
@@ -37,6 +38,7 @@ PARTS: tuple[type[Part], ...] = (
     HealthPart,
     RevokedPart,
     ResultsPart,
+    BrokerPart,
     MemoryPart,
     StallPart,
     AlertsPart,

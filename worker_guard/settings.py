@@ -251,6 +251,7 @@ class Settings:
     )
     results_max_age: float | None = _setting(None, _results_max_age)
     state_patterns: tuple[str, ...] = _setting((), _state_patterns)
+    broker_schedule: float | None = _setting(3600.0, _or_never("None (never), or seconds, above 0"))
     stall_after: float | None = _setting(120.0, _or_never("None (never), or seconds, above 0"))
     stall_action: str = _setting("log", _one_of(*STALL_ACTIONS))
     unblock_after: float | None = _setting(

@@ -167,12 +167,28 @@ class HealthStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BrokerStatus:
+    """What the last look at the broker found, ``looked_s`` ago; None if another worker looked last.
+
+    ``replies_unread`` are lists of control replies that are deleted if nobody reads them in time.
+    ``unacked_without_index`` are messages that the broker never delivers again, by whoever looked;
+    None before the first look that this worker knows of.
+    """
+
+    looked_s: float | None = None
+    replies_deleted: int | None = None
+    replies_unread: int | None = None
+    unacked_without_index: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Totals:
     """What was done since the start of the guard; in a dry run, what would have been done."""
 
     revoked_tasks_cleared: int = 0
     expired_results_deleted: int = 0
     task_states_cleaned: int = 0
+    broker_keys_cleaned: int = 0
     children_recycled: int = 0
     children_killed: int = 0
     sweeps: int = 0
@@ -250,6 +266,7 @@ class GuardStatus:
     memory: MemoryStatus | None = None
     stall: StallStatus | None = None
     health: HealthStatus | None = None
+    broker: BrokerStatus | None = None
     alerts: tuple[AlertStatus, ...] = ()
     alert_thresholds: Mapping[str, float] = field(default_factory=dict)
     redis_memory_share: float | None = None

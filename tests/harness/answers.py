@@ -9,6 +9,7 @@ from worker_guard.commands.status.view import Answers, Fleet, read_fleet
 from worker_guard.events import BackfillCauses, RevokedKept, Suspect
 from worker_guard.status_model import (
     AlertStatus,
+    BrokerStatus,
     ChildStatus,
     GuardStatus,
     HealthStatus,
@@ -186,6 +187,7 @@ FULL = GuardStatus(
         turned_s=4.5,
         task_s=5.5,
     ),
+    broker=BrokerStatus(looked_s=1.5, replies_deleted=2, replies_unread=3, unacked_without_index=4),
     alerts=(AlertStatus(alert="revoked_tasks", value=23.5, threshold=10.5, since_s=4.5),),
     alert_thresholds={"revoked_tasks": 10.5},
     redis_memory_share=0.5,
@@ -193,6 +195,7 @@ FULL = GuardStatus(
         revoked_tasks_cleared=1,
         expired_results_deleted=2,
         task_states_cleaned=3,
+        broker_keys_cleaned=7,
         children_recycled=4,
         children_killed=6,
         sweeps=5,

@@ -1,4 +1,4 @@
-"""Fronts to a Redis server: they refuse as some servers do, act in mid-cleanup, lose an answer."""
+"""Fronts to a Redis server: they act in mid-cleanup, or lose an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Front:
-    """Passes everything on; :meth:`refusal` looks at each call of a script without keys."""
+    """Passes everything on; :meth:`passes` sees each call of a script before the server does."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -19,9 +19,8 @@ class Front:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
-    def refusal(self) -> bytes:
-        """What to answer instead of the server; empty: let it answer."""
-        return b""
+    def passes(self) -> None:
+        """A script is called."""
 
     def loses(self, command: bytes) -> bool:
         """Whether the connection ends before this command, which was run, is answered."""
@@ -47,11 +46,8 @@ class Front:
         ):
             while raw := _read(requests):
                 parts = raw.split(b"\r\n")
-                of_a_script = parts[2].upper() in (b"EVAL", b"EVALSHA") and parts[6] == b"0"
-                refusal = self.refusal() if of_a_script else b""
-                if refusal:
-                    client.sendall(refusal)
-                    continue
+                if parts[2].upper() in (b"EVAL", b"EVALSHA"):
+                    self.passes()
                 server.sendall(raw)
                 answer = _read(answers)
                 if not answer or self.loses(parts[2].upper()):
@@ -127,24 +123,6 @@ def _shut(end: socket.socket) -> None:
         end.shutdown(socket.SHUT_RDWR)
 
 
-class UndeclaredKeysRefused(Front):
-    """Refuses a script that is called without keys.
-
-    That is what servers do that need to know a script's keys before they run it.
-    """
-
-    REFUSAL = b"-ERR script tried accessing undeclared key\r\n"
-
-    def __init__(self, port: int) -> None:
-        self.refused = 0
-        super().__init__(port)
-
-    def refusal(self) -> bytes:
-        """Each time."""
-        self.refused += 1
-        return self.REFUSAL
-
-
 class AnswerLost(Front):
     """Ends the connection once, when the server has run the second of these commands."""
 
@@ -165,7 +143,7 @@ class InMidCleanup(Front):
     However long the test is held up: the cleanup gets no further before that was done.
     """
 
-    CALLS = 4
+    CALLS = 6
 
     def __init__(self, port: int, act: Callable[[], object]) -> None:
         self._act = act
@@ -173,13 +151,12 @@ class InMidCleanup(Front):
         self.acted = False
         super().__init__(port)
 
-    def refusal(self) -> bytes:
-        """Never one."""
+    def passes(self) -> None:
+        """Act once."""
         self._calls += 1
         if self._calls == self.CALLS:
             self._act()
             self.acted = True
-        return b""
 
     def url(self, database: int = 0) -> str:
         """The server's URL by this front."""

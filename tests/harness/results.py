@@ -13,10 +13,16 @@ from typing import Any
 from celery import states
 
 from tests.harness.redis_server import RedisServer
-from worker_guard.results.cleanup_run import STRATEGIES, CleanupRun
+from worker_guard.results.cleanup_run import (
+    FULL_SPEED,
+    REAL,
+    CleanupCounts,
+    CleanupRun,
+    Pace,
+    ResultsActor,
+)
 from worker_guard.results.protected_keys import protected
 from worker_guard.results.selection import Policy
-from worker_guard.results.strategy import FULL_SPEED, REAL, CleanupCounts, Pace, ResultsActor
 from worker_guard.values.key_patterns import Glob
 
 TASK_PREFIX = b"celery-task-meta-"
@@ -93,13 +99,12 @@ def cleanup(
     rules: Policy | None = None,
     *,
     actor: ResultsActor = REAL,
-    strategy: str = STRATEGIES[0],
     pace: Pace = FULL_SPEED,
 ) -> CleanupCounts:
-    """Clean this database to the end, by this strategy and no other."""
-    one = CleanupRun(client, rules or policy(), actor=actor, pace=pace, first_strategy=strategy)
+    """Clean this database to the end; the server refuses nothing."""
+    one = CleanupRun(client, rules or policy(), actor=actor, pace=pace)
     counts = run(one)
-    assert (one.strategy, one.refused) == (strategy, None)
+    assert one.refused is None
     return counts
 
 
@@ -121,33 +126,52 @@ def contents(client: Any) -> dict[bytes, tuple[bytes, bool]]:
 #: it counts as one with a longer TTL.
 KINDS: dict[str, tuple[bytes, int | None, str]] = {
     "celery-task-meta-old": (encoded("old"), None, "delete"),
-    "celery-task-meta-old-with-the-backends-ttl": (encoded(), DAY_S, "delete"),
-    "celery-task-meta-old-with-a-ttl-of-its-own": (encoded(), 9999, "keep!"),
+    "celery-task-meta-with-the-backends-ttl": (
+        encoded("with-the-backends-ttl"),
+        DAY_S,
+        "delete",
+    ),
+    "celery-task-meta-with-its-own-ttl": (encoded("with-its-own-ttl"), 9999, "keep!"),
     "celery-task-meta-old-with-a-longer-ttl": (encoded(), 30 * DAY_S, "keep!"),
-    "celery-task-meta-old-failure": (encoded(status="FAILURE"), None, "delete"),
+    "celery-task-meta-old-failure": (encoded("old-failure", "FAILURE"), None, "delete"),
     "celery-task-meta-old-naive": (
         json.dumps({**record(), "date_done": date(2 * DAY_S, None)}).encode(),
         None,
         "delete",
     ),
     "celery-task-meta-old-extended": (
-        encoded(args=[1], kwargs={"date_done": date(0)}, worker="w", retries=0, queue="q"),
+        encoded(
+            "old-extended",
+            args=[1],
+            kwargs={"date_done": date(0)},
+            worker="w",
+            retries=0,
+            queue="q",
+        ),
         None,
         "delete",
     ),
     "celery-task-meta-old-nested": (encoded(result={"date_done": date(0)}), None, "delete"),
-    "celery-task-meta-young": (encoded(age_s=0), None, "keep"),
+    "celery-task-meta-young": (encoded("young", age_s=0), None, "keep"),
     "celery-task-meta-young-with-ttl": (encoded(age_s=0), 9999, "keep"),
     "celery-task-meta-young-nested": (
         encoded(age_s=0, result={"status": "SUCCESS", "date_done": date(2 * DAY_S)}),
         None,
         "keep",
     ),
-    "celery-task-meta-started": (encoded(status="STARTED", age_s=None), None, "expire"),
+    "celery-task-meta-started": (encoded("started", "STARTED", None), None, "expire"),
     "celery-task-meta-started-with-ttl": (encoded(status="STARTED", age_s=None), 9999, "keep"),
     "celery-task-meta-undated": (encoded(age_s=None), None, "expire?"),
-    "celery-task-meta-megabytes": (encoded(result="x" * 3_000_000), None, "expire?"),
-    "celery-task-meta-megabytes-with-ttl": (encoded(result="x" * 2_000_000), 9999, "keep?"),
+    "celery-task-meta-megabytes": (
+        encoded("megabytes", result="x" * 3_000_000),
+        None,
+        "delete",
+    ),
+    "celery-task-meta-megabytes-with-ttl": (
+        encoded("megabytes-with-ttl", result="x" * 2_000_000),
+        9999,
+        "keep!",
+    ),
     "celery-task-meta-zlib": (zlib.compress(encoded()), None, "expire?"),
     "celery-task-meta-pickle": (pickle.dumps(record()), None, "expire?"),
     "celery-task-meta-broken": (encoded()[:-9], None, "expire?"),

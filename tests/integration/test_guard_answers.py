@@ -59,14 +59,14 @@ def test_the_history_on_a_terminal(cleaned: dict[str, Any], columns: int, comple
     assert [row.split()[-1] for row in rows[:2]] == ["yes", "yes"]
     assert all(re.search(r" \d+\.\d\d ", row) for row in rows[:2])
     assert "50" in rows[1].split()
-    said = ["Not shown: by, scanned, unreadable, longer TTL, strategy; --json has them."]
+    said = ["Not shown: by, scanned, unreadable, longer TTL; --json has them."]
     assert rows[2:] == ([] if complete else said)
 
 
 def test_the_history_in_a_pipe(cleaned: dict[str, Any]) -> None:
     """All of it, however wide."""
     head, *rows = guard(cleaned, "history").stdout.splitlines()
-    assert {"by", "unreadable", "strategy"} <= set(head.split())
+    assert {"by", "unreadable", "longer"} <= set(head.split())
     assert len(rows) == 2
 
 

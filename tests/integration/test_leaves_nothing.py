@@ -51,9 +51,11 @@ def server_of(workers: Fleet) -> RedisServer:
 def held(server: RedisServer) -> dict[bytes, Any]:
     """Each key of the broker, with the members of those that are sets.
 
-    Without the lock that a worker takes from time to time, and that goes by itself.
+    Without what goes by itself: the lock that a worker takes from time to time, and the notes of
+    the last look at the broker.
     """
     keys = set(server.client.scan_iter()) - {b"unacked_mutex"}
+    keys = {key for key in keys if not key.startswith(b"worker-guard-broker-")}
     sets = {key for key in keys if server.client.type(key) == b"set"}
     return {key: server.client.smembers(key) if key in sets else None for key in keys}
 

@@ -19,22 +19,13 @@ from tests.harness.results import record
 from tests.harness.workers import Worker, fleet, wait_for
 from worker_guard.results.backend import ResultBackend, open_result_backend
 from worker_guard.results.cleanup import FullSpeedCleanup, open_history, open_lease
-from worker_guard.results.cleanup_run import CleanupImpossibleError
-from worker_guard.results.strategy import CleanupCounts
+from worker_guard.results.cleanup_run import CleanupCounts, CleanupImpossibleError
 from worker_guard.scheduler import run_to_end
 from worker_guard.settings import read_settings
 
 DAY_S = 86_400
 #: Celery 5.3 puts an underscore behind any prefix, later releases behind one that ends in no sign.
 GLOBAL, PREFIX = "shop", "shop_"
-
-#: What the user may run, by the strategy that a cleanup takes then.
-BY_SCRIPT, BY_WATCH = ("+@all",), ("+@all", "-@scripting")
-strategies = pytest.mark.parametrize(
-    ("allowed", "strategy"),
-    [(BY_SCRIPT, "scan-script"), (BY_WATCH, "watch")],
-    ids=["script", "watch"],
-)
 
 
 def result(task_id: str, age_s: float, **more: Any) -> bytes:
@@ -75,22 +66,12 @@ def cleanup(backend: ResultBackend, **values: Any) -> FullSpeedCleanup:
     )
 
 
-def came_to(job: FullSpeedCleanup, strategy: str) -> CleanupCounts:
-    outcome = job.outcome()
-    assert outcome is not None
-    assert outcome.strategy == strategy
-    return job.counts
-
-
 # -- a TTL of a result's own ---------------------------------------------------------------
 
 
-@strategies
-def test_a_result_with_a_ttl_of_its_own_is_left_alone(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
-) -> None:
+def test_a_result_with_a_ttl_of_its_own_is_left_alone(server: RedisServer, client: Any) -> None:
     """Stored by Celery for 3 s, and given 30 days by the application: not deleted after 10 s."""
-    app = application(server.port, user(client, *allowed), result_expires=3)
+    app = application(server.port, user(client, "+@all"), result_expires=3)
     for name in ("kept", "plain"):
         app.backend.store_result(name, 1, "SUCCESS")
         client.set(f"celery-task-meta-{name}", result(name, 10), keepttl=True)
@@ -98,24 +79,21 @@ def test_a_result_with_a_ttl_of_its_own_is_left_alone(
     client.persist("celery-task-meta-plain")
     job = cleanup(opened(app))
     job.run()
-    assert came_to(job, strategy) == CleanupCounts(
-        2, expired_results_deleted=1, keys_with_longer_ttl=1
-    )
+    assert job.counts == CleanupCounts(2, expired_results_deleted=1, keys_with_longer_ttl=1)
     assert client.ttl("celery-task-meta-kept") > 29 * DAY_S
     by_hand = cleanup(opened(app), ignore_ttl=True)
     by_hand.run()
-    assert came_to(by_hand, strategy) == CleanupCounts(1, expired_results_deleted=1)
+    assert by_hand.counts == CleanupCounts(1, expired_results_deleted=1)
     assert not client.dbsize()
 
 
-@strategies
 def test_an_age_below_result_expires_is_what_it_was_set_for(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
+    server: RedisServer, client: Any
 ) -> None:
     """What has the TTL that Celery gave it goes at the age; what the application keeps, stays."""
     app = application(
         server.port,
-        user(client, *allowed),
+        user(client, "+@all"),
         result_expires=DAY_S,
         worker_guard_results_max_age=3600,
     )
@@ -129,22 +107,19 @@ def test_an_age_below_result_expires_is_what_it_was_set_for(
     client.expire("celery-task-meta-shorter", 4 * 3600)
     job = cleanup(opened(app))
     job.run()
-    assert came_to(job, strategy) == CleanupCounts(
-        4, expired_results_deleted=1, keys_with_longer_ttl=2
-    )
+    assert job.counts == CleanupCounts(4, expired_results_deleted=1, keys_with_longer_ttl=2)
     assert not client.exists("celery-task-meta-celerys")
 
 
-@strategies
 def test_a_ttl_that_is_given_in_mid_cleanup_keeps_a_result(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
+    server: RedisServer, client: Any
 ) -> None:
     """Check and delete are one step: each moment of a cleanup is tried, one after the other."""
     key = "celery-task-meta-1"
     for moment in range(50):
         client.flushall()
         client.set(key, result("1", 2 * DAY_S))
-        app = application(server.port, user(client, *allowed), result_expires=DAY_S)
+        app = application(server.port, user(client, "+@all"), result_expires=DAY_S)
         job = cleanup(opened(app))
         there: list[bool] = []
 
@@ -159,7 +134,7 @@ def test_a_ttl_that_is_given_in_mid_cleanup_keeps_a_result(
         # It stays where it was there to be given a TTL.
         kept = moment > 0 and there[moment - 1]
         assert client.exists(key) == kept
-        assert came_to(job, strategy).expired_results_deleted == (not kept)
+        assert job.counts.expired_results_deleted == (not kept)
     raise AssertionError("the cleanup has no end")
 
 
@@ -192,15 +167,14 @@ def test_the_command_says_how_many_were_left_alone(server: RedisServer, client: 
 # -- a user with a prefix ------------------------------------------------------------------
 
 
-@strategies
 @pytest.mark.parametrize("info", ["+info", "-info"])
 def test_a_user_of_one_prefix_needs_no_other_key(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str, info: str
+    server: RedisServer, client: Any, info: str
 ) -> None:
     """Neither the cleanup, nor its probe for a cluster, its lease, its history."""
     fill(client, PREFIX)
     fill(client, "other:")
-    name = user(client, *allowed, info, keys=f"~{PREFIX}*")
+    name = user(client, "+@all", info, keys=f"~{PREFIX}*")
     app = application(
         server.port, name, result_backend_transport_options={"global_keyprefix": GLOBAL}
     )
@@ -211,9 +185,7 @@ def test_a_user_of_one_prefix_needs_no_other_key(
     job = cleanup(backend)
     job.run()
     run_to_end(lease.renew())
-    assert came_to(job, strategy) == CleanupCounts(
-        101, expired_results_deleted=40, task_states_cleaned=10
-    )
+    assert job.counts == CleanupCounts(101, expired_results_deleted=40, task_states_cleaned=10)
     assert job.refused is None
     run_to_end(lease.release())
     outcome = job.outcome()
@@ -242,7 +214,6 @@ def test_a_cluster_is_told_by_a_user_of_one_prefix_too() -> None:
 # -- a change that is refused --------------------------------------------------------------
 
 
-@strategies
 @pytest.mark.parametrize(
     ("refused", "counts"),
     [
@@ -253,16 +224,14 @@ def test_a_cluster_is_told_by_a_user_of_one_prefix_too() -> None:
 def test_what_is_refused_costs_no_count_of_what_is_not(
     server: RedisServer,
     client: Any,
-    allowed: tuple[str, ...],
-    strategy: str,
     refused: str,
     counts: CleanupCounts,
 ) -> None:
     """The cleanup goes on to its end, and says once what it may not do."""
     fill(client)
-    job = cleanup(opened(application(server.port, user(client, *allowed, f"-{refused}"))))
+    job = cleanup(opened(application(server.port, user(client, "+@all", f"-{refused}"))))
     job.run()
-    assert came_to(job, strategy) == counts
+    assert job.counts == counts
     assert isinstance(job.refused, redis.exceptions.NoPermissionError)
     assert f"'{refused}'" in str(job.refused)
     assert client.dbsize() == 50 - counts.expired_results_deleted
@@ -271,18 +240,17 @@ def test_what_is_refused_costs_no_count_of_what_is_not(
     assert outcome.complete
 
 
-@strategies
 def test_the_command_shows_what_was_done_and_what_was_refused(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
+    server: RedisServer, client: Any
 ) -> None:
     """With exit code 1."""
     fill(client)
-    name = user(client, *allowed, "-pexpire")
+    name = user(client, "+@all", "-pexpire")
     conf = {"broker_url": "memory://", "result_backend": f"redis://{name}127.0.0.1:{server.port}/0"}
     said = guard(conf, "cleanup", *RESULTS, "--json")
     assert said.returncode == 1
     told = json.loads(said.stdout)["targets"]["results"]
-    assert (told["expired_results_deleted"], told["strategy"]) == (40, strategy)
+    assert told["expired_results_deleted"] == 40
     assert len(said.stderr.splitlines()) == 1
     assert "refuses" in said.stderr
     assert "'pexpire'" in said.stderr
@@ -308,14 +276,11 @@ def failures(worker: Worker) -> list[dict[str, Any]]:
     return [event for event in worker.events("part_failed") if event["part"] == "results"]
 
 
-@strategies
-def test_a_worker_of_one_prefix_cleans(
-    server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], strategy: str
-) -> None:
+def test_a_worker_of_one_prefix_cleans(server: RedisServer, client: Any, tmp_path: Path) -> None:
     """Its lease, its history, its record and the results all bear the prefix; no part fails."""
     fill(client, PREFIX)
     due(client)
-    name = user(client, *allowed, "-info", keys=f"~{PREFIX}*")
+    name = user(client, "+@all", "-info", keys=f"~{PREFIX}*")
     with fleet(tmp_path, **conf_of(server, name, worker_guard_alert_redis_memory=None)) as workers:
         worker = workers.start("w")
         done = wait_for(
@@ -330,17 +295,16 @@ def test_a_worker_of_one_prefix_cleans(
         )
         assert not worker.events("part_failed")
         assert worker.stop() == 0
-    assert json.loads(client.lindex(f"{PREFIX}worker-guard-history", 0))["strategy"] == strategy
+    assert client.llen(f"{PREFIX}worker-guard-history") == 1
 
 
-@strategies
 def test_a_worker_says_once_what_it_may_not_do(
-    server: RedisServer, client: Any, tmp_path: Path, allowed: tuple[str, ...], strategy: str
+    server: RedisServer, client: Any, tmp_path: Path
 ) -> None:
     """After it has counted what it did; it cleans again when the schedule says so, not before."""
     fill(client, PREFIX)
     due(client)
-    name = user(client, *allowed, "-pexpire")
+    name = user(client, "+@all", "-pexpire")
     # The lease is renewed by that command after 20 s; this cleanup takes less.
     with fleet(tmp_path, **conf_of(server, name)) as workers:
         worker = workers.start("w")
@@ -358,27 +322,25 @@ def test_a_worker_says_once_what_it_may_not_do(
         assert worker.stop() == 0
         assert len(failures(worker)) == 1
         assert worker.events("stopped")[0]["expired_results_deleted"] == 40
-    assert json.loads(client.lindex(f"{PREFIX}worker-guard-history", 0))["strategy"] == strategy
+    assert client.llen(f"{PREFIX}worker-guard-history") == 1
 
 
 # -- an answer that is lost ----------------------------------------------------------------
 
 
-@strategies
 def test_what_a_lost_answer_told_is_not_counted_twice_and_not_kept_quiet(
-    server: RedisServer, client: Any, allowed: tuple[str, ...], strategy: str
+    server: RedisServer, client: Any
 ) -> None:
     """The connection ends when the server has deleted the second page: that much is not known."""
     fill(client, old=2000, forgotten=0)
-    changing = (b"EVALSHA", b"EVAL") if strategy != "watch" else (b"EXEC",)
-    with AnswerLost(server.port, *changing) as front:
-        backend = opened(application(front.port, user(client, *allowed)))
+    with AnswerLost(server.port, b"EVALSHA") as front:
+        backend = opened(application(front.port, user(client, "+@all")))
         job = cleanup(backend)
         with pytest.raises(redis.ConnectionError, match="what this last call changed, if anything"):
             job.run()
         # What redis-py opens for an UNWATCH after that.
         backend.changer.connection_pool.disconnect()
-    counted = came_to(job, strategy).expired_results_deleted
+    counted = job.counts.expired_results_deleted
     left = client.dbsize()
     # What was counted was done; a page was done that nobody counted.
     assert 0 < counted < 2000 - left

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import string
 import uuid
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,6 @@ from tests.harness.redis_server import RedisServer
 from tests.harness.results import cleanup, contents, encoded, policy
 from worker_guard.results.backend import open_result_backend
 from worker_guard.results.cleanup import FullSpeedCleanup
-from worker_guard.results.cleanup_run import STRATEGIES
 from worker_guard.settings import read_settings
 
 #: Together they fit every key: a pattern of wildcards alone is refused as a setting.
@@ -88,9 +89,8 @@ def test_another_apps_queues_are_left_alone(server: RedisServer, client: Any) ->
     other.close()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_queues_that_are_named_like_results_are_left_alone(
-    server: RedisServer, client: Any, strategy: str
+    server: RedisServer, client: Any
 ) -> None:
     """A ``task_keyprefix`` of one's own can be how the name of a queue begins."""
     app = application(server)
@@ -100,7 +100,7 @@ def test_queues_that_are_named_like_results_are_left_alone(
     client.set("mine-1", encoded(status="STARTED", age_s=None))
     rules = replace(policy(), task_prefix=b"mine-", state_prefixes=(b"mine-too-",))
     assert len(kept) == 2
-    counts = cleanup(client, rules, strategy=strategy)
+    counts = cleanup(client, rules)
     assert (counts.task_states_cleaned, counts.keys_unreadable) == (1, 0)
     assert kept <= forever(client)
     app.close()
@@ -138,3 +138,27 @@ def test_keys_in_use_live_for_at_least_the_configured_age(server: RedisServer, c
     client.set(keys[3], 1)
     cleaned(application(server))
     assert [86_300 < client.ttl(key) <= 86_400 for key in keys] == [True] * 4
+
+
+def test_results_of_an_earlier_prefix_get_a_ttl(server: RedisServer, client: Any) -> None:
+    """By the patterns that docs/results.md gives."""
+    docs = (Path(__file__).parents[2] / "docs/results.md").read_text()
+    (settings,) = re.findall(
+        r"## Results of an earlier key prefix.*?```python\n(.*?)```", docs, re.S
+    )
+    app = Celery("test", set_as_current=False, broker=server.url(), backend=server.url())
+    old = Celery("test", set_as_current=False, broker=server.url(), backend=server.url())
+    old.conf.result_backend_transport_options = {"global_keyprefix": "old-shop_"}
+    exec(settings, {"app": app})
+    prefixes = [
+        old.backend.task_keyprefix,
+        old.backend.group_keyprefix,
+        old.backend.chord_keyprefix,
+    ]
+    # Celery 5.3 puts one more "_" behind the prefix.
+    keys = [b"old-shop_" + prefix[-prefix[::-1].index(b"_") :] + b"1" for prefix in prefixes]
+    client.mset(dict.fromkeys(keys, encoded("1")))
+    client.set("another", 1)
+    cleaned(app)
+    assert forever(client) == {b"another"}
+    assert client.exists(*keys) == 3

@@ -16,22 +16,27 @@ from tests.harness.redis_server import RedisServer
 from tests.harness.results import (
     DAY_S,
     all_keys_kept,
-    check_filled,
     contents,
     encoded,
     fill,
     policy,
+    run,
 )
 from worker_guard.events import Event, PartFailed
+from worker_guard.lease import Lease, SeenLease
 from worker_guard.results.backend import open_result_backend
 from worker_guard.results.cleanup import FullSpeedCleanup
-from worker_guard.results.cleanup_run import STRATEGIES, CleanupRun, refuse_cluster
+from worker_guard.results.cleanup_run import (
+    DRY_RUN,
+    FULL_SPEED,
+    IN_WORKER,
+    REAL,
+    CleanupCounts,
+    CleanupRun,
+    check_server,
+)
 from worker_guard.results.history import History, PrivateHistory
-from worker_guard.results.lease import Lease, SeenLease
 from worker_guard.results.scheduled_cleanup import ScheduledCleanup
-from worker_guard.results.selection import VALUE_LIMIT_BYTES
-from worker_guard.results.strategy import DRY_RUN, IN_WORKER, REAL
-from worker_guard.results.watch_strategy import READ_BYTES
 from worker_guard.scheduler import Scheduler, run_to_end
 from worker_guard.settings import read_settings
 
@@ -76,18 +81,13 @@ def trips(wire: Wire, slices: Iterator[None]) -> list[int]:
             return found
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_each_step_of_a_cleanup_is_one_round_trip(
-    server: RedisServer, client: Any, strategy: str
-) -> None:
-    """By each strategy, though the server forgets the script and others write in between."""
+def test_each_step_of_a_cleanup_is_one_round_trip(server: RedisServer, client: Any) -> None:
+    """Though the server forgets the script, and others write in between."""
     wire = Wire()
     fill(client)
     for i in range(500):
         client.set(f"celery-task-meta-{i}", encoded())
-    one = CleanupRun(
-        wire.client(server), policy(), actor=REAL, pace=IN_WORKER, first_strategy=strategy
-    )
+    one = CleanupRun(wire.client(server), policy(), actor=REAL, pace=IN_WORKER)
     steps = 0
     while not one.finished:
         before = wire.trips
@@ -97,14 +97,12 @@ def test_each_step_of_a_cleanup_is_one_round_trip(
         if steps % 3 == 0:
             client.script_flush()
             client.set("celery-task-meta-old", encoded(age_s=0))
-    assert one.strategy == strategy
     assert one.counts.expired_results_deleted > 400
 
 
 @pytest.mark.parametrize("young", ["by itself", "among others"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_result_written_between_any_two_round_trips_stays(
-    server: RedisServer, client: Any, strategy: str, young: str
+    server: RedisServer, client: Any, young: str
 ) -> None:
     """Wherever a cleanup stands when a task finishes: each moment is tried, one after the other."""
     others = [] if young == "by itself" else [f"celery-task-meta-{i}" for i in range(3)]
@@ -112,9 +110,7 @@ def test_a_result_written_between_any_two_round_trips_stays(
     for moment in range(100):
         client.flushall()
         client.mset(dict.fromkeys([key, *others], encoded()))
-        one = CleanupRun(
-            server.client, policy(), actor=REAL, pace=IN_WORKER, first_strategy=strategy
-        )
+        one = CleanupRun(server.client, policy(), actor=REAL, pace=IN_WORKER)
         steps = 0
         while not one.finished:
             if steps == moment:
@@ -127,26 +123,24 @@ def test_a_result_written_between_any_two_round_trips_stays(
             break
         assert client.get(key) == value, f"gone, though it was written at {moment} of {steps}"
         assert one.counts.expired_results_deleted == len(others)
-    assert moment >= (7 if strategy == "watch" else 1)
+    assert moment >= 1
 
 
 class ResultBackend:
-    """A real server, cleaned by one strategy."""
+    """A real server, cleaned at the moment of the harness."""
 
-    def __init__(self, client: Any, strategy: str) -> None:
-        self._client, self._strategy = client, strategy
+    def __init__(self, client: Any) -> None:
+        self._client = client
 
     def check(self) -> None:
-        refuse_cluster(self._client, "worker-guard-")
+        check_server(self._client, "worker-guard-")
 
     def begin(self, *, max_age_s: float, actor: Any, pace: Any) -> CleanupRun:
-        return CleanupRun(
-            self._client, policy(), actor=actor, pace=pace, first_strategy=self._strategy
-        )
+        return CleanupRun(self._client, policy(), actor=actor, pace=pace)
 
 
 def scheduled_cleanup(
-    client: Any, strategy: str = STRATEGIES[0], *, dry_run: bool = False, **values: Any
+    client: Any, *, dry_run: bool = False, **values: Any
 ) -> tuple[ScheduledCleanup, list[Event]]:
     """One that is due each day, as a worker has it."""
     events: list[Event] = []
@@ -154,7 +148,7 @@ def scheduled_cleanup(
         "longest_wait_s": 30.0,
         "max_age_s": float(DAY_S),
         "schedule": lambda last_run: (last_run < time.time() - DAY_S, 60.0),
-        "backend": ResultBackend(client, strategy),
+        "backend": ResultBackend(client),
         "actor": DRY_RUN if dry_run else REAL,
         "dry_run": dry_run,
         "lease": SeenLease(client, "worker-guard-results-lease")
@@ -169,16 +163,13 @@ def scheduled_cleanup(
     return ScheduledCleanup(**{**ours, **values}), events
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_slow_server_costs_each_slice_one_answer(
-    server: RedisServer, client: Any, strategy: str
-) -> None:
+def test_a_slow_server_costs_each_slice_one_answer(server: RedisServer, client: Any) -> None:
     """From the first look at the schedule to the history, with a lease that is renewed."""
     wire = Wire()
     slow = wire.client(server)
     expected = fill(client)
     lease = Lease(slow, "worker-guard-results-lease", "w", monotonic=lambda: 50.0 * wire.trips)
-    part, events = scheduled_cleanup(slow, strategy, lease=lease, monotonic=wire.monotonic)
+    part, events = scheduled_cleanup(slow, lease=lease, monotonic=wire.monotonic)
     # The free time after a slow slice is not waited for.
     part._rest = lambda _started: iter([None])  # type: ignore[method-assign, assignment]
     assert max(trips(wire, part.run())) == 1
@@ -221,51 +212,33 @@ def test_a_dry_run_cleans_only_where_nobody_does(client: Any) -> None:
     assert len(before) == client.dbsize() + 1
 
 
-def test_watch_reads_a_bounded_amount_between_two_pauses(server: RedisServer, client: Any) -> None:
-    """However large the values are: to parse them holds the event loop."""
-    large = VALUE_LIMIT_BYTES - 300
-    for i in range(60):
-        client.set(f"celery-task-meta-{i}", encoded(result="x" * large))
-        client.set(f"celery-task-meta-small-{i}", encoded())
-        client.set(f"celery-task-meta-huge-{i}", encoded(result="x" * 200_000))
-    one = CleanupRun(server.client, policy(), actor=REAL, pace=IN_WORKER, first_strategy="watch")
+def test_a_worker_reads_a_bounded_amount_between_two_pauses(
+    server: RedisServer, client: Any
+) -> None:
+    """Of what the script does not know, however large it is: to parse it holds the event loop."""
+    for i in range(20):
+        client.set(f"celery-task-meta-{i}", encoded(result="x" * 60_000))
+        client.set(f"celery-task-meta-large-{i}", encoded(result="x" * 110_000))
+        client.set(f"celery-task-meta-huge-{i}", encoded(result="x" * 300_000))
+        client.set(f"celery-task-meta-known-{i}", encoded(f"known-{i}", result="x" * 900_000))
+    one = CleanupRun(server.client, policy(), actor=REAL, pace=IN_WORKER)
     sent, most = sent_bytes(client), 0
     while not one.finished:
         one.step()
         sent, before = sent_bytes(client), sent
         most = max(most, sent - before)
     # The rest is the answers' framing, and the INFO by which this test asks.
-    assert large < most < READ_BYTES + 16 * 1024
-    assert one.counts.expired_results_deleted == 120
-    assert one.counts.keys_unreadable == 60
+    assert 110_000 < most < IN_WORKER.largest_bytes + 16 * 1024
+    assert one.counts.expired_results_deleted == 60
+    assert (one.counts.keys_unreadable, one.counts.task_states_cleaned) == (20, 20)
+    assert run(CleanupRun(server.client, policy(ignore_ttl=True), actor=REAL, pace=FULL_SPEED)) == (
+        CleanupCounts(20, expired_results_deleted=20)
+    )
 
 
 def sent_bytes(client: Any) -> int:
     """What the server has sent to all of its clients."""
     return int(client.info("stats")["total_net_output_bytes"])
-
-
-def test_one_connection_as_a_limit_is_no_obstacle(server: RedisServer, client: Any) -> None:
-    """``redis_max_connections`` is for the backend; ``watch`` needs a second one of its own."""
-    expected = fill(client)
-    client.acl_setuser(
-        "plain", enabled=True, passwords=["+x"], keys=["*"], categories=["+@all", "-@scripting"]
-    )
-    app = Celery("test", set_as_current=False, broker="memory://")
-    app.conf.update(
-        result_backend=f"redis://plain:x@127.0.0.1:{server.port}/0",
-        redis_max_connections=1,
-        worker_guard_state_patterns=["app-state:*"],
-    )
-    backend = open_result_backend(app, read_settings(app.conf), timeout_s=10.0)
-    backend = at_the_harness_time(backend)
-    job = FullSpeedCleanup(backend, max_age_s=float(DAY_S), dry_run=False, by="test", trigger="cli")
-    job.run()
-    outcome = job.outcome()
-    assert outcome is not None
-    assert outcome.strategy == "watch"
-    assert job.counts == expected
-    check_filled(client)
 
 
 def test_the_duration_of_a_cleanup_is_that_of_its_run(server: RedisServer, client: Any) -> None:
@@ -281,12 +254,6 @@ def test_the_duration_of_a_cleanup_is_that_of_its_run(server: RedisServer, clien
     assert outcome.at >= built_at
     assert outcome.event.duration_s > 0
     assert job.outcome() == outcome
-
-
-def at_the_harness_time(backend: Any) -> Any:
-    """The backend with the policy of the harness, whose moment is fixed."""
-    object.__setattr__(backend, "_policy", lambda _now, _age, **_more: policy())
-    return backend
 
 
 def test_the_lease_is_retaken_by_its_holder_after_a_cleanup_that_failed(client: Any) -> None:
@@ -306,7 +273,7 @@ def test_the_lease_is_retaken_by_its_holder_after_a_cleanup_that_failed(client: 
         def fail(self) -> None:
             raise redis.ConnectionError("gone")
 
-    backend = Failing(client, STRATEGIES[0])
+    backend = Failing(client)
     part, events = scheduled_cleanup(client, backend=backend)
     other, _ = scheduled_cleanup(
         client,

@@ -30,7 +30,7 @@ from tests.harness.results import DAY_S, check_filled, cluster_node, contents, e
 from tests.harness.results import fill as fill_at_now
 from tests.harness.workers import ROOT, Fleet, Worker, fleet, wait_for
 from worker_guard.events import CleanupCompleted
-from worker_guard.results.strategy import CleanupCounts
+from worker_guard.results.cleanup_run import CleanupCounts
 
 #: Real cleanups go by the real time, at which everything in the harness is of the future but for
 #: what is made older by this.
@@ -136,9 +136,7 @@ def test_of_three_workers_one_cleans(tmp_path: Path, server: RedisServer) -> Non
         assert all(worker.events("started")[0]["parts"]["results"] == "on" for worker in three)
     check_filled(server.client)
     listed = json.loads(guard(server, "history", "--json").stdout)
-    assert [(done(entry), entry["by"], entry["strategy"]) for entry in listed] == [
-        (expected, event["worker"], "scan-script")
-    ]
+    assert [(done(entry), entry["by"]) for entry in listed] == [(expected, event["worker"])]
     table = guard(server, "history").stdout.splitlines()
     assert table[0].split()[:3] == ["started", "(UTC)", "target"]
     assert event["worker"] in table[1]
@@ -293,7 +291,7 @@ def crowd(server: RedisServer, count: int) -> None:
         now = time.time()
         for i in range(count):
             done_at = time.gmtime(now - (2 * DAY_S if i % 2 else 0))
-            value = json.loads(encoded())
+            value = json.loads(encoded(f"{i:x}"))
             value["date_done"] = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", done_at)
             pipe.set(f"celery-task-meta-{i:x}", json.dumps(value))
         pipe.execute()
@@ -386,7 +384,6 @@ def test_the_history_keeps_the_last_hundred(server: RedisServer) -> None:
             Outcome(
                 at=float(i),
                 by="w@test",
-                strategy="watch",
                 max_age_s=1.0,
                 event=CleanupCounts().event(trigger="schedule", duration_s=1.0),
             )

@@ -14,7 +14,7 @@ from tests.unit.test_activity import RECYCLED
 from worker_guard.alerts.part import AlertsPart
 from worker_guard.events import Event
 from worker_guard.settings import Settings
-from worker_guard.status_model import AlertStatus, GuardStatus, RevokedStatus
+from worker_guard.status_model import AlertStatus, BrokerStatus, GuardStatus, RevokedStatus
 
 
 def composed(app: Any, **settings: Any) -> AlertsPart:
@@ -96,6 +96,30 @@ def test_recycles_are_counted() -> None:
     assert [event.name for event in told] == [
         "worker_guard.alert_raised", "worker_guard.alert_cleared",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broker", "value"),
+    [(None, None), (BrokerStatus(), 0), (BrokerStatus(unacked_without_index=3), 3)],
+)
+def test_messages_without_an_index(broker: BrokerStatus | None, value: int | None) -> None:
+    """As the last look of this worker counted them; without that part there is no such alert."""
+    told = list[Event]()
+    context = make_context(
+        SimpleNamespace(app=redis_app()),
+        Settings(alert_revoked=None, alert_recycles_per_hour=None, alert_redis_memory=None),
+        heard=told.append,
+        status=lambda: GuardStatus(version="0", broker=broker),
+    )
+    alerts = AlertsPart(context)
+    assert ("unacked_without_index" in alerts.status(quick=True)["alert_thresholds"]) == (
+        value is not None
+    )
+    for job in alerts.jobs:
+        list(job.run())
+    assert [event.fields() for event in told] == (
+        [{"alert": "unacked_without_index", "value": value, "threshold": 0}] if value else []
+    )
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ METRICS_PORT = frozenset({"worker_guard_metrics_port"})
 METRICS_HOST = frozenset({"worker_guard_metrics_host"})
 HEARTBEAT_INTERVAL = frozenset({"worker_guard_heartbeat_interval"})
 HEARTBEAT_FILE = frozenset({"worker_guard_heartbeat_file"})
+BROKER_SCHEDULE = frozenset({"worker_guard_broker_schedule"})
 REDIS_MEMORY = frozenset({"worker_guard_alert_redis_memory"})
 
 #: Rule, level, and facts in which it finds that.
@@ -278,6 +279,7 @@ BAD: list[tuple[str, str, Facts]] = [
     ("guard-setting-without-effect", "warning", guard(given=MAX_AGE)),
     ("guard-setting-without-effect", "warning", guard(given=CHILD_LIMIT, pool="solo")),
     ("guard-setting-without-effect", "warning", guard(given=REDIS_MEMORY)),
+    ("guard-setting-without-effect", "warning", guard(given=BROKER_SCHEDULE)),
     ("guard-setting-without-effect", "warning", guard(parent_action="shutdown")),
     ("guard-setting-without-effect", "warning", guard(given=RECYCLING)),
     (

@@ -251,6 +251,19 @@ def test_an_outage_is_told_from_its_begin_to_its_end() -> None:
             ["revoked 1 id that an operator revoked stays; 1 stamped header revoked"],
         ),
         ({"last_backfill": {**BACKFILL, "age_s": 90_000}}, []),
+        ({"broker": {"looked_s": None}}, []),
+        ({"broker": {"looked_s": 60, "replies_deleted": 0, "replies_unread": 0}}, []),
+        (
+            {"broker": {"looked_s": 60, "replies_deleted": 1, "replies_unread": 0}},
+            ["broker 1 orphaned reply deleted, 1 min ago"],
+        ),
+        (
+            {
+                "dry_run": True,
+                "broker": {"looked_s": 60, "replies_deleted": 2, "replies_unread": 3},
+            },
+            ["broker 2 orphaned replies would be deleted, 3 not read so far, 1 min ago"],
+        ),
         (
             {"last_results_cleanup": {"age_s": 60, "expired_results_deleted": 0}},
             ["results nothing was old enough, 1 min ago"],

@@ -177,6 +177,19 @@ OVER_TEXT = "child 7 uses 130 MB, its limit is 100 MB"
             [("alert", "new is ?, the threshold is ?", "see the worker's log")],
         ),
         (
+            {**WELL, "alerts": [alert("unacked_without_index", 2, 0)]},
+            [
+                (
+                    "alert",
+                    (
+                        "2 unacknowledged messages in the broker have no index: if no worker holds "
+                        "them any more, they are never delivered again"
+                    ),
+                    "give each an index: the how-to page, “Put messages back into unacked_index”",
+                )
+            ],
+        ),
+        (
             {
                 **memory(suspects=[{"task": "mail.send", "runs": 2, "growth_bytes": MB}]),
                 "alerts": [{"alert": "recycles_per_hour", "value": 2, "threshold": 1}],

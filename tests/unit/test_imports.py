@@ -16,9 +16,9 @@ PACKAGE = ROOT / "worker_guard"
 LAYERS = (
     {"errors", "values", "events", "settings"},
     {"status_model", "activity", "backoff"},
-    {"scheduler", "celery_internals", "log_destination", "event_log"},
+    {"scheduler", "celery_internals", "log_destination", "event_log", "lease"},
     {"part"},
-    {"revoked", "memory", "results", "stall", "health", "alerts", "metrics"},
+    {"revoked", "memory", "results", "broker", "stall", "health", "alerts", "metrics"},
     {"guard"},
     {"bootstep"},
     {"remote"},

@@ -25,6 +25,7 @@ from worker_guard.metrics.catalogue import (
 from worker_guard.revoked.backfill import BackfillCounter, Expiry
 from worker_guard.status_model import (
     AlertStatus,
+    BrokerStatus,
     ChildStatus,
     GuardStatus,
     HealthStatus,
@@ -64,12 +65,14 @@ STATUS = GuardStatus(
         revoked_tasks_cleared=1,
         expired_results_deleted=2,
         task_states_cleaned=3,
+        broker_keys_cleaned=5,
         children_recycled=4,
         sweeps=6,
     ),
     alerts=(AlertStatus(alert="redis_memory", threshold=0.8, value=0.9, since_s=1.0),),
     alert_thresholds={"redis_memory": 0.8, "revoked_tasks": 10},
     stall=StallStatus(stalled=True, idle_s=130.5),
+    broker=BrokerStatus(replies_unread=7, unacked_without_index=8),
     redis_memory_share=0.9,
 )
 
@@ -122,6 +125,9 @@ def test_what_the_figures_come_to() -> None:
         "cleanups_total": {"control": 1, "timer": 2, "schedule": 0},
         "expired_results_deleted_total": {"": 2},
         "task_states_cleaned_total": {"": 3},
+        "broker_keys_cleaned_total": {"": 5},
+        "broker_replies_unread": {"": 7},
+        "broker_unacked_without_index": {"": 8},
         "children_recycled_total": {"": 4},
         # Each stands at 0 from the start, so that the first one is an increase.
         "children_killed_total": {"true": 0, "false": 0, "unknown": 0},
@@ -150,6 +156,8 @@ def test_what_is_not_known_has_no_sample() -> None:
     for name in ("parent_memory_bytes", "child_memory_max_bytes", "child_memory_limit_bytes"):
         assert found[name] == {}
     assert samples(figures(health=None))["ready"] == {}
+    for broker in (None, BrokerStatus()):
+        assert samples(figures(broker=broker))["broker_unacked_without_index"] == {}
     assert found["children"] == found["children_memory_bytes"] == {"": 0}
 
 

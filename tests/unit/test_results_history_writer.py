@@ -52,7 +52,6 @@ def test_a_sweep_that_cleared_something_is_written() -> None:
         "by": "w@test",
         "dry_run": False,
         "complete": True,
-        "strategy": None,
         "max_age_s": None,
     }
     assert list(job.run()) == []
@@ -64,17 +63,27 @@ def test_a_sweep_that_cleared_something_is_written() -> None:
     [
         sweep(0),
         CleanupCompleted(target="results", trigger="schedule", expired_results_deleted=3),
-        CleanupCompleted(target="broker", broker_keys_cleaned=3),
+        CleanupCompleted(target="broker", trigger="schedule"),
     ],
-    ids=["nothing cleared", "results", "broker"],
+    ids=["nothing cleared", "results", "nothing deleted"],
 )
 def test_nothing_else_is_written(event: CleanupCompleted) -> None:
-    """A sweep that cleared nothing is no news; whoever cleans Redis writes that itself."""
+    """What changed nothing is no news; the cleanup of the results writes that itself."""
     history = Kept()
     job = writer(history)
     job.note(event)
     assert list(job.run()) == []
     assert history.outcomes == []
+
+
+def test_a_cleanup_of_the_broker_that_deleted_something_is_written() -> None:
+    """The broker may be another server, so the broker part has no history."""
+    history = Kept()
+    job = writer(history)
+    event = CleanupCompleted(target="broker", trigger="schedule", broker_keys_cleaned=3)
+    job.note(event)
+    assert len(list(job.run())) == 1
+    assert history.outcomes[0].event == event
 
 
 def test_each_slice_writes_one() -> None:

@@ -10,10 +10,16 @@ import pytest
 
 from tests.harness.results import DAY_S
 from worker_guard.events import CleanupCompleted, Event
+from worker_guard.lease import LeaseLostError
+from worker_guard.results.cleanup_run import (
+    DRY_RUN,
+    REAL,
+    CleanupCounts,
+    Pace,
+    ResultsActor,
+)
 from worker_guard.results.history import History, Outcome, PrivateHistory
-from worker_guard.results.lease import LeaseLostError
 from worker_guard.results.scheduled_cleanup import ScheduledCleanup, spread
-from worker_guard.results.strategy import DRY_RUN, REAL, CleanupCounts, Pace, ResultsActor
 from worker_guard.scheduler import Scheduler
 
 
@@ -35,7 +41,6 @@ class FakeRun:
     steps: int = 3
     step_s: float = 0.002
     fails_at: int = -1
-    strategy: str = "scan-script"
     counts: CleanupCounts = field(default_factory=CleanupCounts)
     refused: Exception | None = None
 
@@ -149,7 +154,7 @@ def test_a_cleanup_that_is_due_is_done_reported_counted_and_remembered() -> None
     assert (event.expired_results_deleted, event.task_states_cleaned) == (6, 3)
     assert isinstance(job.history, Kept)
     (outcome,) = job.history.outcomes
-    assert (outcome.complete, outcome.by, outcome.strategy) == (True, "w@test", "scan-script")
+    assert (outcome.complete, outcome.by) == (True, "w@test")
     assert drive(job, clock) == 0
     assert 0 < job.interval_s <= 30.0
 
@@ -333,5 +338,6 @@ def test_a_dry_run_is_another_actor() -> None:
     drive(job, clock)
     assert job.backend.begun == [(DAY_S, DRY_RUN)]  # type: ignore[attr-defined]
     assert len(events) == 1
-    assert "PEXPIRE" not in DRY_RUN.script
-    assert "UNLINK" not in DRY_RUN.script
+    for script in (DRY_RUN.page, DRY_RUN.recheck):
+        assert "PEXPIRE" not in script.source
+        assert "UNLINK" not in script.source

@@ -39,6 +39,7 @@ class AlertsPart(Part):
                 settings.alert_recycles_per_hour,
                 context.activity.recycled_in_last_hour,
             ),
+            self._watched_broker(),
             off=f"{PREFIX}alert_revoked and {PREFIX}alert_recycles_per_hour are None",
         )
         self._watch_redis_memory()
@@ -66,6 +67,15 @@ class AlertsPart(Part):
         revoked = self.context.status_of("revoked").get("revoked")
         # Without that part nobody knows anything of the ids, and none is cleared.
         return len(state.revoked) if revoked is None else revoked.lingering or 0
+
+    def _watched_broker(self) -> WatchedValue | None:
+        # The broker part is made before this one.
+        is_off = self.context.status_of("broker").get("broker") is None
+        return self._watched("unacked_without_index", None if is_off else 0, self._without_index)
+
+    def _without_index(self, _now: float) -> float:
+        broker = self.context.status_of("broker").get("broker")
+        return 0 if broker is None else broker.unacked_without_index or 0
 
     def _watch_redis_memory(self) -> None:
         settings = self.context.settings

@@ -42,6 +42,7 @@ from worker_guard.celery_internals.loop import (
 )
 from worker_guard.celery_internals.mailbox import Mailbox, QuestionEndedError
 from worker_guard.celery_internals.queues import EmptyQueues
+from worker_guard.celery_internals.redis_broker import RedisBroker, redis_broker
 from worker_guard.celery_internals.revoked_hooks import has_just_arrived, watch_revoked_set
 from worker_guard.celery_internals.revoked_set import (
     STATEDB_KEY,
@@ -87,6 +88,7 @@ __all__ = [
     "PoolDeaths",
     "PoolStarts",
     "QuestionEndedError",
+    "RedisBroker",
     "ReplacedSetError",
     "RunningTask",
     "TaskConsumer",
@@ -112,6 +114,7 @@ __all__ = [
     "names_in_source",
     "outlive_the_forking_thread",
     "pool_name",
+    "redis_broker",
     "redis_client",
     "result_key_prefixes",
     "result_ttl_s",

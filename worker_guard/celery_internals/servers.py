@@ -33,7 +33,19 @@ def redis_client(backend: Any, timeout_s: float) -> Any:
     # Retry once, at once: after a restart of the server the pooled connection is stale.
     params["retry"] = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
     client = backend._create_client(**params)
-    # Each Sentinel has a client of its own, which waits for minutes too.
+    bound_sentinels(client, timeout_s)
+    return client
+
+
+def bound_sentinels(client: Any, timeout_s: float) -> None:
+    """Let this client wait at most ``timeout_s`` for all Sentinels together, if it has any.
+
+    Each Sentinel has a client of its own, which waits for minutes too. Relies on redis-py's
+    ``SentinelConnectionPool.sentinel_manager``.
+    """
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
     manager = getattr(client.connection_pool, "sentinel_manager", None)
     sentinels = manager.sentinels if manager is not None else ()
     if sentinels:
@@ -46,7 +58,6 @@ def redis_client(backend: Any, timeout_s: float) -> Any:
             socket_connect_timeout=share_s,
             retry=Retry(NoBackoff(), 0),
         )
-    return client
 
 
 def results_client(backend: Any, timeout_s: float, *, again: bool = True) -> Any:

@@ -15,6 +15,8 @@ import click
 from redis.exceptions import NoPermissionError, RedisError
 
 from worker_guard import celery_internals
+from worker_guard.broker.by_hand import LookByHand
+from worker_guard.broker.server import open_broker
 from worker_guard.commands.console import (
     EX_OK,
     EX_TROUBLE,
@@ -26,7 +28,9 @@ from worker_guard.commands.console import (
     set_up_django,
 )
 from worker_guard.commands.server_names import Server, broker, result_backend
+from worker_guard.commands.status.asking import BrokerUnusableError
 from worker_guard.commands.sweeps import Sweep, ask_for_sweeps, wait_for_sweeps
+from worker_guard.errors import WorkerGuardError
 from worker_guard.events import CleanupCompleted
 from worker_guard.results.backend import (
     TIMEOUT_S,
@@ -36,10 +40,12 @@ from worker_guard.results.backend import (
     this_process,
 )
 from worker_guard.results.cleanup import FullSpeedCleanup, NoAgeError, open_history
+from worker_guard.results.cleanup_run import CleanupCounts
 from worker_guard.results.history import Outcome
-from worker_guard.results.strategy import CleanupCounts
 from worker_guard.results.task_run import seconds_of
 from worker_guard.settings import Settings, read_settings
+from worker_guard.values.counts import count
+from worker_guard.values.moments import to_the_minute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,38 +90,60 @@ class _Command:
         self._hint = naming(app, "cleanup")
         self._sweeps: Mapping[str, Sweep] = {}
         self._outcome: Outcome | None = None
+        self._look: LookByHand | None = None
         self._messages_purged: int | None = None
-        self._a_step_failed = False
+        self._failed: set[Callable[[Any], Server]] = set()
         self.codes = [EX_OK]
 
     def run(self, settings: Settings) -> None:
         """Clean each target, print what was done, and add it to the history."""
         wanted = self._wanted
         job = self._open_results(settings) if wanted.wants("results") else None
-        if job is None and set(wanted.only) == {"results"}:
+        look = self._open_broker(settings) if wanted.wants("broker") else None
+        if job is None and look is None and wanted.only and not wanted.wants("revoked"):
             return
         if wanted.purge_queues and not (wanted.yes or wanted.dry_run) and not self._confirmed():
             return
         started = time.monotonic()
         try:
-            self._clean_all(job)
+            self._clean_all(job, look)
         except KeyboardInterrupt:
             say("Stopped; the counts are those up to here." if self._did_anything else "Stopped.")
             self.codes.append(EX_TROUBLE)
         if self._did_anything:
             self._show(took_s=time.monotonic() - started)
-        if job is not None and self._outcome is not None:
-            try:
-                open_history(job.backend, dry_run=wanted.dry_run).add(self._outcome)
-            except RedisError as exc:
-                say(f"This cleanup is not in the history: {reason(exc)}")
+        self._record(settings, job)
 
-    def _clean_all(self, job: FullSpeedCleanup | None) -> None:
+    def _record(self, settings: Settings, job: FullSpeedCleanup | None) -> None:
+        """Add what was cleaned to the history, if there is a result backend that holds one."""
+        outcomes = [] if self._outcome is None else [self._outcome]
+        if self._look is not None and self._look.found.deleted:
+            look = self._look
+            outcomes.append(
+                Outcome(at=look.at, by=this_process(), complete=look.complete, event=look.event)
+            )
+        if self._wanted.dry_run or not outcomes:
+            return
+        try:
+            backend = job.backend if job is not None else None
+            if backend is None:
+                backend = open_result_backend(self._app, settings, timeout_s=TIMEOUT_S)
+            history = open_history(backend, dry_run=False)
+            for outcome in outcomes:
+                history.add(outcome)
+        except NoRedisResultsError:
+            return
+        except (RedisError, WorkerGuardError) as exc:
+            say(f"This cleanup is not in the history: {reason(exc)}")
+
+    def _clean_all(self, job: FullSpeedCleanup | None, look: LookByHand | None) -> None:
         asked_mono = time.monotonic()
         if self._wanted.wants("revoked"):
             self._sweep()
         if job is not None:
             self._clean(job)
+        if look is not None and broker not in self._failed:
+            self._clean_broker(look)
         if not self._wanted.dry_run:
             # Meanwhile the workers went on with big sets.
             with self._reported(broker):
@@ -125,7 +153,7 @@ class _Command:
                     timeout_s=self._wanted.timeout,
                     asked_mono=asked_mono,
                 )
-        if self._wanted.purge_queues and self._a_step_failed:
+        if self._wanted.purge_queues and self._failed:
             say("The waiting messages were not dropped: an earlier step failed.")
         elif self._wanted.purge_queues:
             with self._reported(broker):
@@ -137,7 +165,8 @@ class _Command:
 
     @property
     def _did_anything(self) -> bool:
-        return bool(self._sweeps or self._outcome) or self._messages_purged is not None
+        done = self._sweeps or self._outcome or self._look
+        return bool(done) or self._messages_purged is not None
 
     @contextmanager
     def _reported(self, server: Callable[[Any], Server], hint: str = "") -> Iterator[None]:
@@ -145,7 +174,7 @@ class _Command:
         try:
             yield
         except Exception as exc:  # noqa: BLE001 - one line, and the exit code for its kind
-            self._a_step_failed = True
+            self._failed.add(server)
             self.codes.append(failed(exc, hint, server=server(self._app)))
 
     # -- the steps -----------------------------------------------------------------------------
@@ -168,6 +197,32 @@ class _Command:
                     raise
                 # There is nothing to clean, which is no failure.
                 say(f"The results are not cleaned: {reason(exc)}")
+        return None
+
+    def _open_broker(self, settings: Settings) -> LookByHand | None:
+        """The look at the broker; None if it can't run, after printing why."""
+        wanted = self._wanted
+        with self._reported(broker, self._hint):
+            try:
+                return LookByHand(
+                    open_broker(self._app, timeout_s=TIMEOUT_S),
+                    by=this_process(),
+                    dry_run=wanted.dry_run,
+                    schedule_s=settings.broker_schedule,
+                )
+            except celery_internals.MissingInternalError as exc:
+                if "broker" in wanted.only:
+                    raise
+                # There is nothing to clean, which is no failure.
+                say(f"The broker is not cleaned: {reason(exc)}")
+            except ValueError:
+                if wanted.wants("revoked"):
+                    return None  # the sweep says so
+                # Without its text, which may quote a part of a password.
+                raise BrokerUnusableError(
+                    f"The broker can't be used: {broker(self._app)}: it is not a URL that can be "
+                    "read, or an option is wrong"
+                ) from None
         return None
 
     def _confirmed(self) -> bool:
@@ -223,6 +278,14 @@ class _Command:
         if job.stopped:
             raise KeyboardInterrupt
 
+    def _clean_broker(self, look: LookByHand) -> None:
+        with self._reported(broker):
+            try:
+                look.run()
+            finally:
+                if look.complete or look.found.deleted:
+                    self._look = look
+
     # -- the answer ----------------------------------------------------------------------------
 
     def _show(self, *, took_s: float) -> None:
@@ -236,8 +299,8 @@ class _Command:
             ),
             "expired_results_deleted": event.expired_results_deleted,
             "task_states_cleaned": event.task_states_cleaned,
-            "broker_keys_cleaned": event.broker_keys_cleaned,
-            "keys_scanned": event.keys_scanned,
+            "broker_keys_cleaned": self._look.found.deleted if self._look else 0,
+            "keys_scanned": event.keys_scanned + (self._look.found.lists if self._look else 0),
             "keys_unreadable": event.keys_unreadable,
         }
         if self._wanted.as_json:
@@ -254,6 +317,8 @@ class _Command:
             targets["revoked"] = {name: sweep.document() for name, sweep in self._sweeps.items()}
         if self._outcome is not None:
             targets["results"] = self._outcome.statistics()
+        if self._look is not None:
+            targets["broker"] = self._look.document()
         return targets
 
     def _lines(self, totals: Mapping[str, int]) -> Iterator[str]:
@@ -265,6 +330,8 @@ class _Command:
                 yield f"  {name.ljust(width)}  {sweep.text()}"
         if self._outcome is not None:
             yield from _result_lines(self._outcome, would)
+        if self._look is not None:
+            yield from _broker_lines(self._look, would)
         if self._messages_purged is not None:
             yield "Queues"
             yield f"  {self._messages_purged} waiting messages {would}dropped"
@@ -272,7 +339,8 @@ class _Command:
         yield (
             f"Total: {at_least}{totals['revoked_tasks_cleared']} revoked tasks {would}cleared, "
             f"{totals['expired_results_deleted']} expired results {would}deleted, "
-            f"{totals['task_states_cleaned']} task states {would}cleaned"
+            f"{totals['task_states_cleaned']} task states {would}cleaned, "
+            f"{totals['broker_keys_cleaned']} orphaned replies {would}deleted"
         )
 
 
@@ -332,7 +400,7 @@ def _size(backend: ResultBackend) -> int | None:
 def _result_lines(outcome: Outcome, would: str) -> Iterator[str]:
     event, age_h = outcome.event, (outcome.max_age_s or 0.0) / 3600
     yield "Results"
-    yield f"  {event.keys_scanned} keys in {event.duration_s:.1f} s, by {outcome.strategy}"
+    yield f"  {event.keys_scanned} keys in {event.duration_s:.1f} s"
     yield f"  {event.expired_results_deleted} results {would}deleted, older than {age_h:g} h"
     yield f"  {event.task_states_cleaned} keys {would}given a TTL"
     yield f"  {event.keys_unreadable} results can't be read, and were not deleted"
@@ -341,3 +409,21 @@ def _result_lines(outcome: Outcome, would: str) -> Iterator[str]:
             f"  {event.keys_with_longer_ttl} old results have a longer TTL of their own, and were "
             "left alone; --ignore-ttl deletes them"
         )
+
+
+def _broker_lines(look: LookByHand, would: str) -> Iterator[str]:
+    event, found = look.event, look.found
+    yield "Broker"
+    yield f"  {count(found.lists, 'list')} of control replies in {event.duration_s:.1f} s"
+    yield f"  {found.deleted} orphaned replies {would}deleted"
+    if found.unread and look.dry_run:
+        yield f"  {found.unread} unread so far; a real cleanup notes that, and a later one deletes"
+    elif found.next_delete_at is not None:
+        # One that becomes orphaned within this minute is not deletable in its first second.
+        at = to_the_minute(found.next_delete_at + 60)
+        them = "it if it is" if found.unread == 1 else "those that are"
+        yield f"  {found.unread} unread so far; a look from {at} UTC on deletes {them} still unread"
+    if found.without_index:
+        messages = count(found.without_index, "unacknowledged message")
+        have = "has" if found.without_index == 1 else "have"
+        yield f"  {messages} {have} no index, and may never be delivered again; nothing was changed"

@@ -22,7 +22,6 @@ def run_history(app: Any, *, as_json: bool) -> int:
     try:
         set_up_django()
         backend = open_result_backend(app, read_settings(app.conf), timeout_s=TIMEOUT_S)
-        backend.check()
         entries = History(backend.client, backend.own_prefix).entries()
     except Exception as exc:  # noqa: BLE001 - one line, and the exit code for its kind
         return failed(exc, naming(app, "history"), server=result_backend(app))
@@ -37,6 +36,9 @@ def run_history(app: Any, *, as_json: bool) -> int:
     return EX_OK
 
 
+#: What the cleanup of another target than the results deletes.
+_DELETED = {"broker": "broker_keys_cleaned"}
+
 _COLUMNS = (
     ("started (UTC)", lambda e: _time(e.get("at"))),
     ("target", lambda e: _text(e.get("target"))),
@@ -44,18 +46,17 @@ _COLUMNS = (
     ("trigger", lambda e: _text(e.get("trigger"))),
     ("cleared", lambda e: _text(e.get("revoked_tasks_cleared"))),
     ("scanned", lambda e: _text(e.get("keys_scanned"))),
-    ("deleted", lambda e: _text(e.get("expired_results_deleted"))),
+    ("deleted", lambda e: _text(e.get(_DELETED.get(e.get("target"), "expired_results_deleted")))),
     ("given TTL", lambda e: _text(e.get("task_states_cleaned"))),
     ("unreadable", lambda e: _text(e.get("keys_unreadable"))),
     ("longer TTL", lambda e: _text(e.get("keys_with_longer_ttl"))),
     ("seconds", lambda e: _rounded(e.get("duration_s"))),
-    ("strategy", lambda e: _text(e.get("strategy"))),
     ("complete", lambda e: "yes" if e.get("complete") else "no"),
 )
 
 
 #: Columns that a narrow terminal has no room for.
-_WIDE_ONLY = ("by", "scanned", "unreadable", "longer TTL", "strategy")
+_WIDE_ONLY = ("by", "scanned", "unreadable", "longer TTL")
 
 
 def _table(entries: list[dict[str, Any]], columns: int | None) -> list[str]:

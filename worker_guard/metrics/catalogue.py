@@ -199,6 +199,19 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _total("expired_results_deleted", "Results that this worker deleted."),
     _total("task_states_cleaned", "Keys to which this worker gave a TTL."),
+    _total("broker_keys_cleaned", "Lists of control replies that this worker deleted."),
+    _one(
+        "gauge",
+        "broker_replies_unread",
+        "Lists of control replies that are deleted if nobody reads them.",
+        lambda f: None if f.status.broker is None else f.status.broker.replies_unread,
+    ),
+    _one(
+        "gauge",
+        "broker_unacked_without_index",
+        "Messages that the broker never delivers again.",
+        lambda f: None if f.status.broker is None else f.status.broker.unacked_without_index,
+    ),
     _total("children_recycled", "Children that were replaced."),
     _by(
         "oom",

@@ -12,10 +12,15 @@ from celery import states
 
 from worker_guard import celery_internals
 from worker_guard.errors import WorkerGuardError
-from worker_guard.results.cleanup_run import CleanupRun, refuse_cluster, server_time
+from worker_guard.results.cleanup_run import (
+    CleanupRun,
+    Pace,
+    ResultsActor,
+    check_server,
+    server_time,
+)
 from worker_guard.results.protected_keys import OWN_PREFIX, protected
 from worker_guard.results.selection import Policy
-from worker_guard.results.strategy import Pace, ResultsActor
 from worker_guard.settings import Settings
 from worker_guard.values.key_patterns import Glob
 
@@ -67,9 +72,9 @@ class ResultBackend:
 
         Raises:
             CleanupImpossibleError: the server is a node of a cluster.
-            redis.exceptions.RedisError: the server is away.
+            redis.exceptions.RedisError: the server is away, or refuses scripts.
         """
-        refuse_cluster(self.client, self.own_prefix)
+        check_server(self.client, self.own_prefix)
 
     def begin(
         self, *, max_age_s: float, actor: ResultsActor, pace: Pace, ignore_ttl: bool = False

@@ -8,11 +8,17 @@ from collections.abc import Callable
 
 from worker_guard.errors import WorkerGuardError
 from worker_guard.events import Trigger
+from worker_guard.lease import Lease, SeenLease
 from worker_guard.results.backend import ResultBackend
-from worker_guard.results.cleanup_run import CleanupRun
+from worker_guard.results.cleanup_run import (
+    DRY_RUN,
+    FULL_SPEED,
+    REAL,
+    CleanupCounts,
+    CleanupRun,
+    ResultsActor,
+)
 from worker_guard.results.history import History, Outcome, PrivateHistory
-from worker_guard.results.lease import Lease, SeenLease
-from worker_guard.results.strategy import DRY_RUN, FULL_SPEED, REAL, CleanupCounts, ResultsActor
 
 
 class NoAgeError(WorkerGuardError):
@@ -115,7 +121,6 @@ class FullSpeedCleanup:
             by=self._by,
             dry_run=self._dry_run,
             complete=run.finished,
-            strategy=run.strategy,
             max_age_s=self._max_age_s,
             event=run.counts.event(trigger=self._trigger, duration_s=self._duration_s),
         )

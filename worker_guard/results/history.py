@@ -20,15 +20,13 @@ CLOCKS_APART_S = 300.0
 class Outcome:
     """A sweep or cleanup, and who did it. ``at`` (epoch, s) is its start.
 
-    ``complete`` is False if it was cut short. A sweep of a revoked set has no ``max_age_s`` and no
-    ``strategy``, see :mod:`worker_guard.results.cleanup_run`.
+    ``complete`` is False if it was cut short. A sweep of a revoked set has no ``max_age_s``.
     """
 
     at: float
     by: str
     dry_run: bool = False
     complete: bool = True
-    strategy: str | None = None
     max_age_s: float | None = None
     event: CleanupCompleted
 
@@ -41,8 +39,8 @@ class Outcome:
 class History:
     """The sweeps and cleanups in Redis, the newest first. Errors are redis-py's.
 
-    Sweeps have a list of their own: each worker of a fleet adds some, and the daily cleanups of the
-    results would soon be gone.
+    Sweeps and cleanups of the broker have a list of their own: they are so many that the daily
+    cleanups of the results would soon be gone.
     """
 
     def __init__(self, client: Any, own_prefix: str) -> None:
@@ -53,7 +51,7 @@ class History:
 
     def add(self, outcome: Outcome) -> None:
         """Add one, and drop what is beyond :data:`KEPT`."""
-        key = self._list_of_sweeps if outcome.event.target == "revoked" else self._list
+        key = self._list if outcome.event.target == "results" else self._list_of_sweeps
         with self._client.pipeline() as pipe:
             pipe.lpush(key, json.dumps(outcome.statistics()))
             pipe.ltrim(key, 0, KEPT - 1)

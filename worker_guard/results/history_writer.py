@@ -1,4 +1,4 @@
-"""The job that adds the worker's sweeps to the history."""
+"""The job that adds the worker's sweeps, and its cleanups of the broker, to the history."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from worker_guard.results.history import KEPT, History, Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryWriter:
-    """Adds each sweep that cleared ids of this worker's revoked set to the history.
+    """Adds each sweep that cleared ids, and each cleanup of the broker that deleted something.
 
-    The caller tells it only of real sweeps, not of dry runs.
+    The caller tells it only of real ones, not of dry runs.
     """
 
     name: ClassVar[str] = "history"
@@ -29,10 +29,10 @@ class HistoryWriter:
     _pending: deque[Outcome] = field(default_factory=lambda: deque(maxlen=KEPT), init=False)
 
     def note(self, event: Event) -> None:
-        """Note a sweep that just ended. Asks no server."""
+        """Note what just ended. Asks no server."""
         if not isinstance(event, CleanupCompleted):
             return
-        if event.target == "revoked" and event.revoked_tasks_cleared:
+        if event.revoked_tasks_cleared or event.broker_keys_cleaned:
             at = self.now() - event.duration_s
             self._pending.append(Outcome(at=at, by=self.by, event=event))
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from worker_guard.events import Event, Trigger
+from worker_guard.lease import Lease, SeenLease
 from worker_guard.results.backend import ResultBackend
+from worker_guard.results.cleanup_run import IN_WORKER, CleanupCounts, Pace, ResultsActor
 from worker_guard.results.history import History, Outcome, PrivateHistory
-from worker_guard.results.lease import Lease, SeenLease
-from worker_guard.results.strategy import IN_WORKER, CleanupCounts, Pace, ResultsActor
 from worker_guard.scheduler import run_to_end
 
 #: For each second that a slice takes, the event loop gets this many for other work.
@@ -133,7 +133,6 @@ class ScheduledCleanup:
                 by=self.by,
                 dry_run=self.dry_run,
                 complete=cleanup.finished,
-                strategy=cleanup.strategy,
                 max_age_s=self.max_age_s,
                 event=counts.event(trigger="schedule", duration_s=duration_s),
             )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from worker_guard.event_log import Reporter, open_log, structlog_is_configured
+from worker_guard.lease import Lease, SeenLease
 from worker_guard.results.backend import TIMEOUT_S, open_result_backend
 from worker_guard.results.cleanup import FullSpeedCleanup, open_history, open_lease
-from worker_guard.results.lease import Lease, SeenLease
 from worker_guard.scheduler import run_to_end
 from worker_guard.settings import read_settings
 

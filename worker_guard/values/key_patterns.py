@@ -1,4 +1,4 @@
-"""Redis's key patterns in Python and in Lua, so both sides of a cleanup read them alike.
+"""Redis's key patterns in Python.
 
 The rules are those of ``stringmatchlen`` in Redis (``util.c``): ``*``, ``?``, ``[a-z]``,
 ``[^a-z]``, and a backslash before a character that stands for itself.
@@ -26,11 +26,7 @@ class Glob:
         tokens = list(_tokens(pattern.encode()))
         if not any(isinstance(token, frozenset) and len(token) == 1 for token in tokens):
             raise ValueError(f"{pattern!r} names no key: it has nothing but wildcards")
-        pieces = _pieces(tokens)
-        self._regex = re.compile(_to_regex(pieces), re.DOTALL)
-        #: The same for the scripts: one Lua 5.1 pattern for each piece, with a NUL between them.
-        #: Each piece has to match behind the one before it.
-        self.lua = _to_lua(pieces)
+        self._regex = re.compile(_to_regex(_pieces(tokens)), re.DOTALL)
 
     def matches(self, key: bytes) -> bool:
         """Whether the pattern matches this key."""
@@ -126,27 +122,3 @@ def _regex_of_one(token: Token) -> bytes:
     if isinstance(token, bytes):
         return b"."
     return b"[" + b"".join(b"\\x%02x" % byte for byte in sorted(token)) + b"]"
-
-
-def _to_lua(pieces: list[list[Token]]) -> bytes:
-    found = [b"".join(map(_lua_of_one, piece)) for piece in pieces]
-    # Only the first and the last piece can be empty: then the key may begin or end with anything.
-    if found[0] or len(found) == 1:
-        found[0] = b"^" + found[0]
-    if found[-1]:
-        found[-1] += b"$"
-    return b"\0".join(filter(None, found))
-
-
-def _lua_of_one(token: Token) -> bytes:
-    if isinstance(token, bytes):
-        return b"."
-    escaped = b"".join(map(_lua_byte, sorted(token)))
-    return escaped if len(token) == 1 else b"[" + escaped + b"]"
-
-
-def _lua_byte(byte: int) -> bytes:
-    char = bytes([byte])
-    if byte == 0:
-        return b"%z"
-    return b"%" + char if byte < 128 and not char.isalnum() else char

@@ -106,6 +106,7 @@ class DeliveryFacts:
     """How messages reach the workers, and when they are acknowledged."""
 
     transport: str = "amqp"
+    broker_is_redis: bool = False
     #: None: this transport does not redeliver messages after a timeout.
     visibility_timeout_s: float | None = None
     prefetch_multiplier: int = 4

@@ -149,15 +149,16 @@ def _longest_backoff_s(task: Any) -> float | None:
     return min(limit_s, float(first_s * 2 ** min(max(retries - 1, 0), 64)))
 
 
-def _transport(app: Any) -> tuple[str, dict[str, Any]]:
+def _transport(app: Any) -> tuple[str, str, dict[str, Any]]:
     with app.connection_for_read() as connection:
-        return str(connection.transport_cls), dict(connection.transport_options or {})
+        options = dict(connection.transport_options or {})
+        return str(connection.transport_cls), str(connection.transport.driver_type), options
 
 
 def _delivery(app: Any, reading: SettingsReading) -> DeliveryFacts:
     conf = app.conf
-    no_transport: tuple[str, dict[str, Any]] = ("", {})
-    transport, options = reading.of(
+    no_transport: tuple[str, str, dict[str, Any]] = ("", "", {})
+    transport, driver, options = reading.of(
         "broker_url, broker_transport_options", lambda: _transport(app), no_transport
     )
     visibility_s = _VISIBILITY_S.get(transport.lower())
@@ -166,6 +167,7 @@ def _delivery(app: Any, reading: SettingsReading) -> DeliveryFacts:
     offset = datetime.now().astimezone().utcoffset()
     return DeliveryFacts(
         transport=transport,
+        broker_is_redis=driver == "redis",
         visibility_timeout_s=visibility_s,
         prefetch_multiplier=reading.of(
             "worker_prefetch_multiplier",

@@ -316,6 +316,12 @@ def _done(guard: GuardStatus, old_s: float) -> Iterator[tuple[str, Text]]:
             facts.append(f"{count(results.task_states_cleaned, 'key')} {would}given a TTL")
         what = ", ".join(facts) or "nothing was old enough"
         yield "results", Text(f"{what}, {_ago(results.age_s, old_s)} ago")
+    broker = guard.broker
+    if broker is not None and (broker.replies_deleted or broker.replies_unread):
+        deleted = count(broker.replies_deleted, "orphaned reply", "orphaned replies")
+        unread = f", {broker.replies_unread} not read so far" if broker.replies_unread else ""
+        what = f"{deleted} {would}deleted{unread}"
+        yield "broker", Text(f"{what}, {_ago(broker.looked_s, old_s)} ago")
     if guard.stall is not None and (reconnects := guard.stall.reconnects):
         times = count(reconnects, "time")
         yield f"{would}reconnected", Text(f"{times} in the last hour: the consumer had stalled")

@@ -155,7 +155,19 @@ def _alert(alert: AlertStatus, guard: GuardStatus) -> Trouble:
         suspects = (guard.memory and guard.memory.suspects) or ()
         named = f": {some((s.task for s in suspects), _NAMED)}" if suspects else ""
         to_do = f"fix the task whose memory grows{named}"
+    elif alert.alert == "unacked_without_index":
+        text, to_do = _lost_messages(int(alert.value or 0))
     return Trouble(kind="alert", text=f"{text}{since}", to_do=to_do)
+
+
+def _lost_messages(messages: int) -> tuple[str, str]:
+    """Entries of ``unacked`` without an index: what that means, and what to do."""
+    have, them, they = ("has", "it", "it is") if messages == 1 else ("have", "them", "they are")
+    text = (
+        f"{count(messages, 'unacknowledged message')} in the broker {have} no index: if no worker "
+        f"holds {them} any more, {they} never delivered again"
+    )
+    return text, "give each an index: the how-to page, “Put messages back into unacked_index”"
 
 
 def leave(guard: GuardStatus) -> str:

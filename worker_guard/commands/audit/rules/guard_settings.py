@@ -21,6 +21,7 @@ _OF_RESULTS = {
     "worker_guard_results_max_age",
     "worker_guard_state_patterns",
 }
+_OF_BROKER = {"worker_guard_broker_schedule"}
 _OF_REDIS_MEMORY = {"worker_guard_alert_redis_memory"}
 _OF_CHILDREN = {
     _CHILD_LIMIT,
@@ -111,6 +112,14 @@ def guard_setting_without_effect(facts: Facts) -> Iterator[Finding]:
             "the results part is off, because it needs a Redis result backend",
             {"result_backend": facts.results.backend},
             spelling.line("result_backend", '"redis://…"'),
+        )
+    of_broker = sorted(guard.given & _OF_BROKER)
+    if of_broker and not facts.delivery.broker_is_redis:
+        yield _no_effect(
+            of_broker,
+            "the broker part is off, because it needs a Redis broker",
+            {"transport": facts.delivery.transport},
+            spelling.line("worker_guard_broker_schedule", "None"),
         )
     of_redis_memory = sorted(guard.given & _OF_REDIS_MEMORY)
     if of_redis_memory and not facts.results.is_redis:

@@ -1,8 +1,8 @@
-"""The lease that lets one of many workers clean the results."""
+"""A lease in Redis: one of many workers does a thing. It is redis-py's ``Lock``, used in slices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from worker_guard.errors import WorkerGuardError
@@ -22,73 +22,80 @@ class LeaseLostError(WorkerGuardError):
 class Lease:
     """A key that one process holds at a time. Errors are redis-py's.
 
-    Each method makes one call to Redis between two yields. It uses no script, since a server may
-    refuse scripts.
+    Each method makes one call to Redis between two yields. A lease is extended and given back by
+    scripts, so the server has to allow them.
     """
 
     def __init__(
         self, client: Any, key: str, holder: str, *, monotonic: Callable[[], float]
     ) -> None:
-        self._client, self._key, self._holder = client, key, holder.encode()
-        self._monotonic = monotonic
+        from redis.lock import Lock
+
+        self._client, self._holder, self._monotonic = client, holder, monotonic
+        # The job that holds it may be stopped by another thread.
+        self._lock = Lock(client, key, timeout=LEASE_S, blocking=False, thread_local=False)
         self._renew_mono = 0.0
         self.held = False
 
     def take(self) -> Iterator[None]:
         """Take it if nobody else holds it; :attr:`held` says whether that worked.
 
-        This holder may have it already: from a cleanup that failed, or from a try whose answer was
-        lost.
+        This holder may have it already, from a run that failed.
         """
-        lease_ms = int(LEASE_S * 1000)
-        self.held = bool(self._client.set(self._key, self._holder, nx=True, px=lease_ms))
+        self.held = self._acquired()
         if not self.held:
             yield
-            self.held = yield from self._if_mine(lambda pipe: pipe.pexpire(self._key, lease_ms))
-        self._renew_mono = self._monotonic() + LEASE_S / 3
+            self.held = self._extended()
+            return
+        # So that each later call is one round trip.
+        for script in (self._lock.LUA_EXTEND_SCRIPT, self._lock.LUA_RELEASE_SCRIPT):
+            yield
+            self._client.script_load(script)
 
     def renew(self) -> Iterator[None]:
         """Renew it when a third of its time is over; until then it asks Redis nothing.
 
         If it ran out and nobody else took it, take it again: a solo worker's task can outlast the
-        lease, and the server checks and deletes each key in one step anyway.
+        lease, and what is cleaned is checked and deleted in one step anyway.
 
         Raises:
             LeaseLostError: another process holds it now.
         """
         if self._monotonic() < self._renew_mono:
             return
-        lease_ms = int(LEASE_S * 1000)
-        if not (yield from self._if_mine(lambda pipe: pipe.pexpire(self._key, lease_ms))):
+        if not self._extended():
             yield
-            self.held = bool(self._client.set(self._key, self._holder, nx=True, px=lease_ms))
+            self.held = self._acquired()
         if not self.held:
-            raise LeaseLostError("the lease on the result backend's cleanup is lost")
-        self._renew_mono = self._monotonic() + LEASE_S / 3
+            raise LeaseLostError("the lease is lost: another process cleans now")
         yield
 
     def release(self) -> Iterator[None]:
         """Give it back, if it is held."""
-        if self.held:
-            self.held = False
-            yield from self._if_mine(lambda pipe: pipe.delete(self._key))
+        from redis.exceptions import LockNotOwnedError
 
-    def _if_mine(self, change: Callable[[Any], Any]) -> Generator[None, None, bool]:
-        from redis.exceptions import WatchError
+        if not self.held:
+            return
+        self.held = False
+        try:
+            self._lock.release()
+        except LockNotOwnedError:
+            return
+        yield
 
-        with self._client.pipeline() as pipe:
-            pipe.watch(self._key)
-            yield
-            mine = pipe.get(self._key) == self._holder
-            yield
-            if not mine:
-                return False
-            pipe.multi()
-            change(pipe)
-            try:
-                return bool(pipe.execute()[0])
-            except WatchError:
-                return False
+    def _acquired(self) -> bool:
+        self._renew_mono = self._monotonic() + LEASE_S / 3
+        return bool(self._lock.acquire(blocking=False, token=self._holder))
+
+    def _extended(self) -> bool:
+        """Whether this holder still had it, and has it for its whole time now."""
+        from redis.exceptions import LockError
+
+        self._renew_mono = self._monotonic() + LEASE_S / 3
+        try:
+            return bool(self._lock.extend(LEASE_S, replace_ttl=True))
+        except LockError:
+            return False
 
 
 class SeenLease:
